@@ -1,0 +1,85 @@
+# Every job of the project by name. `make` alone lists them.
+#
+# The environment (.venv) is made by the first job that needs it, once, and made again when the pins change: its stamp
+# carries a checksum of constraints.txt and of the dependencies in pyproject.toml (everything above its [tool] tables).
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
+PROFILE ?=
+DATASET ?=
+MODEL ?=
+PORT ?= 8000
+
+VENV := .venv
+BIN := $(VENV)/bin
+EXTRAS := book,lab,test,dev
+PINS := $(shell sed '/^\[tool/,$$d' pyproject.toml | cat - constraints.txt | cksum | cut -d' ' -f1)
+STAMP := $(VENV)/.pins-$(PINS)
+OPTIONS = $(if $(DATASET),--dataset $(DATASET)) $(if $(MODEL),--model $(MODEL)) $(if $(PROFILE),--profile $(PROFILE))
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
+
+.DEFAULT_GOAL := help
+.PHONY: help install reproduce book serve lab test test-all check links bench address pins clean distclean
+
+help: ## this list
+	@echo "make TARGET, where TARGET is one of:"
+	@sed -n 's/^\([a-z-]*\):.*## /  \1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 14
+	@echo "Settings: PROFILE=quick|full|scratch DATASET=cifar100|flowers102|flowers102-kaggle|demo|folder:PATH MODEL=NAME PYTHON=python3.11"
+
+install: $(STAMP) ## the environment alone: .venv with everything that is pinned
+
+$(STAMP):
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "make: $(PYTHON) is older than Python 3.11; name a newer one: make PYTHON=/path/to/python3.11" >&2; exit 2; }
+	@echo "Making $(VENV) (once; a few minutes, most of it the download of torch) ..."
+	@$(PYTHON) -m venv --clear $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[$(EXTRAS)]'
+	@touch $@
+
+reproduce: $(STAMP) ## measure, run the notebooks, build the book; only what changed is done again
+	@$(BIN)/cctlib reproduce $(OPTIONS)
+
+book: $(STAMP) ## build the book from the notebooks that were run last
+	@$(BIN)/python -m cctlib.book make
+
+serve: $(STAMP) ## show the built book at http://localhost:PORT (8000)
+	@test -f _build/html/index.html || { echo "make: there is no book yet; run: make reproduce" >&2; exit 2; }
+	@$(BIN)/python -m http.server $(PORT) --bind 127.0.0.1 --directory _build/html
+
+lab: $(STAMP) ## the notebooks in JupyterLab
+	@$(BIN)/jupyter lab notebooks
+
+test: $(STAMP) ## all tests but the slow ones; says at the end what was left out
+	@$(PYTEST) -m "not slow"
+	@echo "Left out: tests marked slow (make test-all runs them), and those listed above as SKIPPED, each with its reason."
+
+test-all: $(STAMP) ## all tests, the slow ones too
+	@$(PYTEST)
+
+check: $(STAMP) ## lint, types, notebooks without outputs, workflows, links inside the project
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@$(BIN)/nbstripout --verify notebooks/*.ipynb
+	@if command -v actionlint >/dev/null; then actionlint; else echo "actionlint is not installed here: the workflows were not linted"; fi
+	@$(BIN)/pytest -q tests/test_project.py
+
+links: $(STAMP) ## try every link of the book that leaves it (needs the network)
+	@$(BIN)/python -m cctlib.book links
+
+bench: $(STAMP) ## speed, against other people's code in the same run
+	@for script in benchmarks/bench_*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+
+address: $(STAMP) ## write the repository's address from pyproject.toml into notebooks, README and CITATION.cff
+	@$(BIN)/python -m cctlib.book address
+
+pins: ## resolve the newest versions in a fresh environment and write them to constraints.txt
+	@rm -rf .venv-pins && $(PYTHON) -m venv .venv-pins
+	@.venv-pins/bin/python -m pip install --quiet --editable '.[$(EXTRAS)]'
+	@{ sed -n '/^#/p' constraints.txt; .venv-pins/bin/python -m pip freeze --all --exclude-editable --exclude pip; } > constraints.new
+	@mv constraints.new constraints.txt && rm -rf .venv-pins && git diff --stat constraints.txt
+
+clean: ## remove the built book and caches; results in runs/ and the environment stay
+	@rm -rf _build .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	@find cctlib tests benchmarks -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
+
+distclean: clean ## remove results (runs/) and the environment (.venv) as well
+	@rm -rf runs $(VENV) *.egg-info

@@ -1,0 +1,5 @@
+"""`python -m cctlib`: the command line."""
+
+from cctlib.cli import main
+
+main()

@@ -1,0 +1,127 @@
+"""The project's own files: pins held together, notebooks clean, pages there, one address."""
+
+import hashlib
+import json
+import re
+import shutil
+import subprocess
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+
+ROOT = Path(__file__).resolve().parent.parent
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+PROJECT = PYPROJECT["project"]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+
+
+def pins():
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    return {Requirement(line).name.lower().replace("_", "-"): Requirement(line) for line in lines if line and line[0] not in "#-"}
+
+
+def test_every_direct_dependency_is_pinned_within_its_bounds():
+    wanted = [*PROJECT["dependencies"], *(line for extra in PROJECT["optional-dependencies"].values() for line in extra)]
+    pinned = pins()
+    for requirement in map(Requirement, wanted):
+        pin = pinned[requirement.name.lower().replace("_", "-")]
+        version = next(iter(pin.specifier)).version
+        assert requirement.specifier.contains(version), f"{pin} is outside {requirement}"
+
+
+def test_conda_takes_the_same_pins():
+    listed = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
+    by_pip = next(entry["pip"] for entry in listed if isinstance(entry, dict))
+    assert "--constraint constraints.txt" in by_pip
+    extras = re.search(r"--editable \.\[(.+)\]", " ".join(by_pip))[1].split(",")
+    assert set(extras) == set(PROJECT["optional-dependencies"])
+    assert set(extras) == set(re.search(r"^EXTRAS := (.+)$", (ROOT / "Makefile").read_text(), re.M)[1].split(","))
+
+
+def test_every_page_of_the_book_is_there():
+    pages = re.findall(r"(?:root|file):\s*(\S+)", (ROOT / "_toc.yml").read_text())
+    assert len(pages) > 5
+    for page in pages:
+        assert any((ROOT / f"{page}{suffix}").is_file() for suffix in (".md", ".ipynb")), page
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_is_stored_as_source(path):
+    cells = json.loads(path.read_text())["cells"]
+    code = [cell for cell in cells if cell["cell_type"] == "code"]
+    assert not any(cell["outputs"] or cell["execution_count"] for cell in code)
+    assert [cell for cell in code if "parameters" in cell["metadata"].get("tags", [])] == [code[1]]
+    assert PROJECT["urls"]["Repository"] in "".join(code[0]["source"]), "run: make address"
+    assert all(len("".join(cell["source"]).splitlines()) <= 30 for cell in code)
+
+
+def test_the_address_of_the_repository_is_the_same_everywhere():
+    address = PROJECT["urls"]["Repository"]
+    for name in ("README.md", "CITATION.cff", *(str(path.relative_to(ROOT)) for path in NOTEBOOKS)):
+        found = set(re.findall(r"https://github\.com/[\w.-]+/cctlib\b", (ROOT / name).read_text()))
+        assert found == {address}, f"{name}: {found}"
+
+
+def test_the_readme_opens_with_the_two_commands():
+    opening = (ROOT / "README.md").read_text()[:400]
+    assert "make reproduce" in opening and "make test" in opening
+
+
+def test_no_file_in_git_is_too_large():
+    files = [path for path in (ROOT / "artifacts").rglob("*") if path.is_file()]
+    assert all(path.stat().st_size < 20_000_000 for path in files)
+    assert sum(path.stat().st_size for path in files) < 150_000_000
+
+
+def test_the_address_can_be_changed_in_one_place(tmp_path, monkeypatch):
+    from cctlib import book
+
+    for name in ("README.md", "CITATION.cff", "pyproject.toml"):
+        shutil.copy(ROOT / name, tmp_path)
+    shutil.copytree(ROOT / "notebooks", tmp_path / "notebooks", ignore=shutil.ignore_patterns(".*"))
+    monkeypatch.setattr(book, "ROOT", tmp_path)
+    assert book.write_address() == []
+    project = tmp_path / "pyproject.toml"
+    project.write_text(project.read_text().replace(PROJECT["urls"]["Repository"], "https://github.com/someone-else/cctlib"))
+    assert len(book.write_address()) == 2 + len(NOTEBOOKS)
+    assert "someone-else/cctlib" in (tmp_path / "README.md").read_text()
+    assert json.loads((tmp_path / "notebooks" / NOTEBOOKS[0].name).read_text())
+
+
+@pytest.mark.parametrize("path", [ROOT / "README.md", *sorted((ROOT / "book").glob("*.md"))], ids=lambda path: path.stem)
+def test_links_inside_the_project_lead_somewhere(path):
+    for target in re.findall(r"\]\(([^)#\s]+)\)", path.read_text()):
+        if "://" not in target and target != "choices":  # the latter is a label
+            assert (path.parent / target).is_file(), target
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / ".github" / "workflows").glob("*.yml")), ids=lambda path: path.stem)
+def test_a_workflow_pins_its_actions_and_is_given_no_more_than_it_needs(path):
+    workflow = yaml.safe_load(path.read_text())
+    assert workflow["permissions"] == {"contents": "read"}
+    for job in workflow["jobs"].values():
+        for step in job["steps"]:
+            assert re.search(r"@[0-9a-f]{40}$|^docker://\S+:[\d.]+$", step.get("uses", "@" + "0" * 40)), step
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
+    assert set(re.findall(r"make ([a-z-]+)", path.read_text())) <= targets
+
+
+def test_everything_is_installed():
+    folders = {path.parent for path in (ROOT / "cctlib").rglob("__init__.py")}
+    packages = {".".join(folder.relative_to(ROOT).parts) for folder in folders}
+    assert set(PYPROJECT["tool"]["setuptools"]["packages"]) == packages | {"cctlib_artifacts"}
+
+
+def test_make_alone_lists_every_target():
+    listed = subprocess.run(["make", "-C", str(ROOT)], capture_output=True, text=True, check=True).stdout
+    phony = re.search(r"^\.PHONY: (.+)$", (ROOT / "Makefile").read_text(), re.M)[1].split()
+    assert all(re.search(rf"^  {target} +\S", listed, re.M) for target in phony)
+
+
+def test_mathjax_is_the_published_file():
+    script = ROOT / "book" / "_static" / "mathjax" / "tex-svg-full.js"  # of mathjax 3.2.2
+    assert hashlib.sha256(script.read_bytes()).hexdigest() == "a4354ff94fd868aea0cc6eaaa79a57fda0588646fc46ee3700a349ee0a11cbe6"
+    assert (script.parent / "LICENSE").is_file()
