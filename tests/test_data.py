@@ -1,0 +1,745 @@
+"""Data sets: order, held-out rows, fingerprints, cache, refusals, batches. Real data where it is at hand."""
+
+import csv
+import dataclasses
+import hashlib
+import io
+import json
+import logging
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import requests
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from scipy.io import savemat
+from tiny_data import (
+    encoded,
+    forget_published,
+    pictures,
+    tiny_cifar100,
+    write_folder,
+    write_parquet,
+    write_python,
+)
+
+from cctlib import data, demo, imagecache, labels, sources
+from cctlib.errors import UserError
+
+REAL = os.environ.get("CCTLIB_DATA", "")
+needs_cifar100 = pytest.mark.skipif(not (Path(REAL) / "cifar100").is_dir() or not REAL, reason="no cifar100/ in the folder CCTLIB_DATA")
+needs_flowers = pytest.mark.skipif(
+    not (Path(REAL) / "flowers-102").is_dir() or not REAL, reason="no flowers-102/ in the folder CCTLIB_DATA"
+)
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path, monkeypatch):
+    """No data and an empty cache, whatever the machine has; and no network."""
+    monkeypatch.delenv("CCTLIB_DATA", raising=False)
+    monkeypatch.setenv("CCTLIB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("CCTLIB_OFFLINE", "1")
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def real_cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("arrays")
+
+
+@pytest.fixture
+def real(monkeypatch, real_cache):
+    """The real data, decoded once for the tests of this file."""
+    monkeypatch.setenv("CCTLIB_DATA", REAL)
+    monkeypatch.setenv("CCTLIB_CACHE", str(real_cache))
+
+
+@pytest.fixture(scope="module")
+def tiny_files(tmp_path_factory):
+    """CIFAR-100 with 10 training images and 1 test image a label, as parquet files; and its rows."""
+    folder, rows = tmp_path_factory.mktemp("tiny"), tiny_cifar100({"train": 10, "test": 1})
+    for part, (pixels, chosen) in rows.items():
+        write_parquet(folder, part, pixels, chosen)
+    return folder, rows
+
+
+@pytest.fixture
+def tiny(home, monkeypatch, tiny_files):
+    """The small CIFAR-100 in a folder of the test's own; its rows."""
+    folder, rows = tiny_files
+    shutil.copytree(folder, home, dirs_exist_ok=True)
+    forget_published(monkeypatch, "cifar100", train=1000, test=100)
+    monkeypatch.setenv("CCTLIB_DATA", str(home))
+    return rows
+
+
+def nhwc(images: data.Images) -> np.ndarray:
+    return images.pixels.permute(0, 2, 3, 1).contiguous().numpy()
+
+
+def pixel_hashes(images: data.Images) -> list[str]:
+    return [hashlib.sha256(row.tobytes()).hexdigest() for row in nhwc(images)]
+
+
+def refused(match: str, name: str, split: str = "train", **options) -> None:
+    """`load` refuses with one line that says `match`, and leaves nothing behind."""
+    with pytest.raises(UserError, match=match) as caught:
+        data.load(name, split, **options)
+    assert "\n" not in str(caught.value)
+    cache = Path(os.environ["CCTLIB_CACHE"])
+    assert not cache.exists() or list(cache.rglob("*")) == []
+
+
+# --- the real data --------------------------------------------------------------------------------
+
+
+@needs_cifar100
+@pytest.mark.data
+def test_cifar100_is_the_published_data_in_canonical_order(real):
+    train, held_out, test = (data.load("cifar100", split) for split in data.SPLITS)
+    for images, per_label in ((train, 450), (held_out, 50), (test, 100)):
+        assert images.labels.bincount().tolist() == [per_label] * 100
+        assert images.fingerprint == data.DATASETS["cifar100"].fingerprints[images.split]
+        assert images.pixels.shape[1:] == (3, 32, 32) and images.pixels.dtype == torch.uint8
+    # The means of the 50,000 training images as they are widely published.
+    total = nhwc(train).sum((0, 1, 2), dtype=np.int64) + nhwc(held_out).sum((0, 1, 2), dtype=np.int64)
+    published = (0.5070751592371323, 0.48654887331495095, 0.4409178433670343)
+    assert np.allclose(total / (50_000 * 1024 * 255), published, atol=1e-15)
+    # Held-out comes first in the order of the hashes of each label.
+    first, then = pixel_hashes(held_out), pixel_hashes(train)
+    for label in range(100):
+        ordered = first[label * 50 : label * 50 + 50] + then[label * 450 : label * 450 + 450]
+        assert ordered == sorted(ordered)
+
+
+@needs_cifar100
+@pytest.mark.data
+def test_both_layouts_of_cifar100_give_the_same_arrays(real, home, monkeypatch):
+    test = data.load("cifar100", "test")
+    shuffled = np.random.default_rng(0).permutation(len(test))
+    write_python(home, "test", nhwc(test)[shuffled], test.labels.numpy()[shuffled])
+    monkeypatch.setenv("CCTLIB_DATA", str(home))
+    again = data.load("cifar100", "test", cache=home / "other")  # accepted by the published fingerprint
+    assert again.fingerprint == test.fingerprint and torch.equal(again.pixels, test.pixels)
+
+
+@needs_cifar100
+@pytest.mark.data
+def test_names_and_superclasses_are_those_of_the_published_files():
+    file = Path(REAL) / "cifar100" / "test-00000-of-00001.parquet"
+    features = json.loads(pq.read_schema(file).metadata[b"huggingface"])["info"]["features"]
+    assert list(labels.CIFAR100) == features["fine_label"]["names"]
+    assert list(labels.CIFAR100_GROUP_NAMES) == features["coarse_label"]["names"]
+    columns = pq.read_table(file, columns=["fine_label", "coarse_label"]).to_pydict()
+    pairs = set(zip(columns["fine_label"], columns["coarse_label"], strict=True))
+    assert pairs == set(enumerate(labels.CIFAR100_GROUPS))
+
+
+@needs_flowers
+@pytest.mark.data
+def test_flowers_splits_are_the_published_ones():
+    from scipy.io import loadmat
+
+    folder = Path(REAL) / "flowers-102"
+    official = loadmat(folder / "setid.mat", squeeze_me=True)
+    with (folder / "splits.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    numbers = np.array([int(row["image"][6:11]) for row in rows])
+    for name, column, parts in (
+        ("flowers102", "official", {"train": ("train", "val"), "test": ("test",)}),
+        ("flowers102-kaggle", "kaggle_6552", {"train": ("train",), "test": ("test",)}),
+    ):
+        for part, values in parts.items():
+            expected = numbers[[row[column] in values for row in rows]]
+            found = sources.flowers102_numbers(name, part, official)
+            assert found.tolist() == expected.tolist()
+            assert len(found) == data.DATASETS[name].rows[part]
+
+
+@needs_flowers
+@pytest.mark.data
+def test_flowers_hold_out_the_same_images_at_every_size(real):
+    small, large = (data.load("flowers102", "held-out", image_size=size) for size in (16, 32))
+    assert small.labels.bincount(minlength=102).tolist() == [2] * 102
+    train = data.load("flowers102", "train", image_size=16)
+    assert train.labels.bincount(minlength=102).tolist() == [18] * 102
+    assert small.fingerprint != large.fingerprint
+    pooled = torch.nn.functional.avg_pool2d(large.pixels.float(), 2)
+    distance = torch.cdist(pooled.flatten(1), small.pixels.float().flatten(1))
+    assert distance.argmin(1).tolist() == list(range(204))  # each the same picture
+    assert len(small.names) == 102 and small.names[76] == "passion flower"
+    assert train.dataset == "flowers102" and train.groups is None
+
+
+# --- order, splits, fingerprints ------------------------------------------------------------------
+
+
+def test_canonical_order_does_not_depend_on_the_files(tiny, home, monkeypatch):
+    train = data.load("cifar100", "train")
+    pixels, chosen = tiny["train"]
+    write_python(home / "elsewhere", "train", pixels[::-1], chosen[::-1])
+    monkeypatch.setenv("CCTLIB_DATA", str(home / "elsewhere"))
+    again = data.load("cifar100", "train", cache=home / "other")
+    assert torch.equal(train.pixels, again.pixels) and train.fingerprint == again.fingerprint
+    # Written out once more, plainly.
+    ordered = sorted((int(y), hashlib.sha256(x.tobytes()).digest(), x) for x, y in zip(pixels, chosen, strict=True))
+    expected = np.stack([x for row, (_, _, x) in enumerate(ordered) if row % 10 >= 1])
+    assert np.array_equal(nhwc(train), expected)
+    digest = hashlib.sha256(b"900x32x32x3" + expected.tobytes() + np.repeat(np.arange(100), 9).astype("<i8").tobytes())
+    assert train.fingerprint == digest.hexdigest()
+    assert train.split == "train" and data.load("cifar100", "held-out").labels.tolist() == list(range(100))
+
+
+def test_equal_images_with_two_labels_keep_their_labels():
+    keys = [b"same", b"other", b"same", b"same"]
+    order = imagecache.canonical_order(np.array([1, 0, 0, 1]), keys)
+    assert order.tolist() == [1, 2, 0, 3]
+
+
+@given(st.lists(st.integers(1, 60), min_size=1, max_size=8))
+def test_a_tenth_of_each_label_is_held_out(counts):
+    chosen = np.repeat(np.arange(len(counts)), counts)
+    parts = imagecache.divide(chosen)
+    assert sorted([*parts["train"], *parts["held-out"]]) == list(range(len(chosen)))
+    for label, count in enumerate(counts):
+        rows = np.flatnonzero(chosen == label)
+        held_out = [row for row in parts["held-out"] if chosen[row] == label]
+        assert held_out == rows[: round(count / 10)].tolist()
+
+
+def test_fingerprint_sees_shape_pixels_and_labels():
+    pixels, chosen = pictures(4, side=8), np.arange(4)
+    changed = pixels.copy()
+    changed[3, 7, 7, 2] ^= 1
+    seen = {
+        imagecache.fingerprint(pixels, chosen),
+        imagecache.fingerprint(pixels.reshape(4, 4, 16, 3), chosen),
+        imagecache.fingerprint(changed, chosen),
+        imagecache.fingerprint(pixels, chosen[::-1]),
+        imagecache.fingerprint(pixels[:3], chosen[:3]),
+    }
+    assert len(seen) == 5
+
+
+# --- subsets --------------------------------------------------------------------------------------
+
+
+def unequal(home: Path) -> data.Images:
+    root = write_folder(home / "set", {"train": {"a": 20, "b": 10, "c": 4}, "test": {"a": 4, "c": 2}})
+    return data.load(f"folder:{root}", "train")  # 18, 9 and 4 rows
+
+
+def test_subsets_take_the_first_rows_of_each_label(home):
+    images = unequal(home)
+    part = images.subset(per_label=5)
+    assert part.labels.bincount().tolist() == [5, 5, 4]
+    assert torch.equal(part.pixels[:5], images.pixels[:5]) and torch.equal(part.pixels[5:10], images.pixels[18:23])
+    assert part.fingerprint == imagecache.fingerprint(nhwc(part), part.labels.numpy()) != images.fingerprint
+    assert part.pixels.is_contiguous(memory_format=torch.channels_last)
+    assert images.subset(per_label=100) is images and images.subset(count=1000) is images
+
+
+def test_a_subset_by_count_is_stratified_and_nested(home):
+    images = unequal(home)
+    assert images.subset(count=31) is images
+    halves = images.subset(count=15).labels.bincount().tolist()
+    assert sum(halves) == 15 and np.abs(np.array(halves) - np.array([18, 9, 4]) * 15 / 31).max() < 1
+    for count in range(1, 31):
+        smaller, larger = (set(pixel_hashes(images.subset(count=number))) for number in (count, count + 1))
+        assert smaller < larger and len(smaller) == count
+
+
+@pytest.mark.parametrize("options", [{}, {"per_label": 0}, {"count": -1}, {"per_label": 1, "count": 1}])
+def test_a_bad_subset_is_refused(options):
+    with pytest.raises(UserError, match="a subset needs"):
+        data.load("demo", "test").subset(**options)
+
+
+# --- the cache ------------------------------------------------------------------------------------
+
+
+def test_images_are_decoded_once_and_mapped(tiny, monkeypatch):
+    first = data.load("cifar100", "train")
+    monkeypatch.setattr(sources, "decode", None)  # would fail if called
+    again = data.load("cifar100", "train")
+    held_out = data.load("cifar100", "held-out")  # same entry
+    assert torch.equal(first.pixels, again.pixels) and len(held_out) == 100
+    assert again.pixels.permute(0, 2, 3, 1).is_contiguous()
+
+
+def test_writing_to_images_does_not_reach_the_cache(tiny):
+    images = data.load("cifar100", "train")
+    images.pixels.zero_()
+    assert data.load("cifar100", "train").fingerprint == images.fingerprint
+    assert data.load("cifar100", "train").pixels.any()
+
+
+def flip_byte(entry: Path) -> None:
+    content = bytearray((entry / "train.npy").read_bytes())
+    content[-5] ^= 1
+    (entry / "train.npy").write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        flip_byte,
+        lambda entry: (entry / "train.npy").write_bytes((entry / "train.npy").read_bytes()[:-1000]),
+        lambda entry: (entry / "train.npy").write_bytes(b""),
+        lambda entry: (entry / "train.labels.npy").unlink(),
+        lambda entry: np.save(entry / "train.labels.npy", np.zeros(900, np.int64)),
+        lambda entry: (entry / "manifest.json").write_text("{"),
+        lambda entry: (entry / "manifest.json").write_text("[]"),
+    ],
+)
+def test_a_damaged_cache_is_made_again(tiny, home, damage):
+    before = data.load("cifar100", "train").fingerprint
+    damage(home / "cache" / "cifar100-32-train")
+    assert data.load("cifar100", "train").fingerprint == before
+    assert sorted(path.name for path in (home / "cache").iterdir()) == [
+        "cifar100-32-train",
+        "cifar100-32-train.lock",
+    ]
+
+
+def test_a_rewritten_cache_with_other_images_is_not_believed(tiny, home, monkeypatch, caplog):
+    before = data.load("cifar100", "test")
+    pixels = nhwc(before).copy()
+    spec = data.DATASETS["cifar100"]
+    monkeypatch.setitem(data.DATASETS, "cifar100", dataclasses.replace(spec, fingerprints={"test": before.fingerprint}))
+    entry = home / "cache" / "cifar100-32-test"
+    np.save(entry / "test.npy", pixels // 2)
+    manifest = json.loads((entry / "manifest.json").read_text())
+    manifest["splits"]["test"]["fingerprint"] = imagecache.fingerprint(pixels // 2, before.labels.numpy())
+    (entry / "manifest.json").write_text(json.dumps(manifest))
+    with caplog.at_level(logging.WARNING):
+        assert np.array_equal(nhwc(data.load("cifar100", "test")), pixels)
+    assert caplog.text.count("is made again") == 1
+
+
+def test_what_a_killed_run_left_is_no_obstacle(tiny, home):
+    partial = home / "cache" / "cifar100-32-test.partial"
+    partial.mkdir(parents=True)
+    (partial / "decoded.npy").write_bytes(b"half")
+    assert len(data.load("cifar100", "test")) == 100
+    assert not partial.exists()
+
+
+def test_killed_while_decoding_it_starts_again_and_ends_the_same(tiny, home):
+    """A process that is killed in the middle leaves no entry; the next one makes the same arrays."""
+    code = (
+        "import os, signal, dataclasses\n"
+        "from cctlib import data, sources\n"
+        "spec = dataclasses.replace(data.DATASETS['cifar100'], rows={}, fingerprints={})\n"
+        "data.DATASETS['cifar100'] = spec\n"
+        "decode, seen = sources.decode, []\n"
+        "def dying(*arguments, **options):\n"
+        "    seen.append(0)\n"
+        "    if len(seen) == 700: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    return decode(*arguments, **options)\n"
+        "sources.decode = dying\n"
+        "data.load('cifar100', 'train')\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": str(Path(data.__file__).parents[1])})
+    assert ended.returncode == -9
+    assert not (home / "cache" / "cifar100-32-train").exists()
+    images = data.load("cifar100", "train")
+    fresh = data.load("cifar100", "train", cache=home / "fresh")
+    assert images.fingerprint == fresh.fingerprint
+    files = [sorted((folder / "cifar100-32-train").iterdir()) for folder in (home / "cache", home / "fresh")]
+    for one, other in zip(*files, strict=True):
+        assert one.name == other.name and one.read_bytes() == other.read_bytes()
+
+
+def test_of_two_that_miss_the_cache_one_decodes(tiny, monkeypatch):
+    calls, decode = [], sources.decode
+
+    def counted(*arguments, **options):
+        calls.append(0)
+        return decode(*arguments, **options)
+
+    monkeypatch.setattr(sources, "decode", counted)
+    found: list[str] = []
+    threads = [threading.Thread(target=lambda: found.append(data.load("cifar100", "test").fingerprint)) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 4 and len(set(found)) == 1
+    assert len(calls) == 100
+
+
+def test_a_cache_is_enough_when_the_files_are_gone(tiny, home, monkeypatch):
+    before = data.load("cifar100", "test")
+    assert data.available("cifar100")  # both files are there
+    monkeypatch.delenv("CCTLIB_DATA")
+    assert data.load("cifar100", "test").fingerprint == before.fingerprint
+    assert not data.available("cifar100")  # no training images
+    monkeypatch.setenv("CCTLIB_DATA", str(home))
+    data.load("cifar100", "train")
+    monkeypatch.delenv("CCTLIB_DATA")
+    assert data.available("cifar100")
+
+
+# --- refusals -------------------------------------------------------------------------------------
+
+
+def test_unknown_names_and_splits_are_refused(home):
+    refused(r"no data set is called 'cifar10'; there are cifar100, .* and folder:PATH", "cifar10")
+    refused("no split is called 'val'", "cifar100", "val")
+    refused(r"nowhere is no folder", f"folder:{home / 'nowhere'}")
+    refused(r"no data set is called 'folder:'", "folder:")
+    refused("image size 224 is not possible for cifar100: expected 32", "cifar100", image_size=224)
+    refused("image size 0 is not possible for flowers102", "flowers102", image_size=0)
+
+
+def test_a_missing_data_folder_is_refused(home, monkeypatch):
+    monkeypatch.setenv("CCTLIB_DATA", str(home / "gone"))
+    refused("CCTLIB_DATA is .*gone, which is no folder", "cifar100")
+
+
+def test_without_data_and_network_the_message_says_what_to_do(home, monkeypatch):
+    monkeypatch.setattr(requests, "get", None)  # would fail if called
+    for name, layout in (("cifar100", "cifar100/train-"), ("flowers102", "flowers-102/")):
+        with pytest.raises(data.DataUnavailable, match=r"CCTLIB_OFFLINE is set.*Set CCTLIB_DATA to a folder that") as caught:
+            data.load(name, "train")
+        assert layout in str(caught.value)
+        refused("cannot be downloaded: that was not asked for", name, download=False)
+        assert not data.available(name)
+
+
+def rewrite(home, tiny, **columns):
+    write_parquet(home, "train", *tiny["train"], **columns)
+
+
+def test_a_damaged_parquet_is_refused(tiny, home):
+    file = home / "cifar100" / "train-00000-of-00001.parquet"
+    whole = file.read_bytes()
+    for content in (b"", b"<html>not found</html>", whole[:-100], whole[:2000] + bytes(3000) + whole[5000:]):
+        file.write_bytes(content)
+        refused(r"train-00000-of-00001\.parquet", "cifar100")
+    rewrite(home, tiny, fine_label=None)
+    refused("cannot be read as the CIFAR-100 parquet file: .*fine_label", "cifar100")
+
+
+def test_bad_rows_are_refused(tiny, home):
+    pixels, chosen = tiny["train"]
+    images = [{"bytes": encoded(image), "path": ""} for image in pixels]
+    rewrite(home, tiny, fine_label=[100, *chosen[1:].tolist()])
+    refused("image 0 has label 100, out of range 0 to 99", "cifar100")
+    rewrite(home, tiny, fine_label=[-1, *chosen[1:].tolist()])
+    refused("image 0 has label -1, out of range", "cifar100")
+    rewrite(home, tiny, fine_label=np.where(chosen == 3, 4, chosen).tolist())
+    refused("no image of class 'bear' \\(label 3\\)", "cifar100")
+    rewrite(home, tiny, img=[{"bytes": encoded(pictures(1, side=31)[0]), "path": ""}, *images[1:]])
+    refused("row 0 of .*parquet has size 31x31, expected 32x32", "cifar100")
+    rewrite(home, tiny, img=[*images[:7], {"bytes": images[7]["bytes"][:900], "path": ""}, *images[8:]])
+    refused("row 7 of .*parquet is no readable image", "cifar100")
+    rewrite(home, tiny, img=[*images[:7], {"bytes": None, "path": ""}, *images[8:]])
+    refused("row 7 of .*parquet is no readable image", "cifar100")
+    write_parquet(home, "train", pixels[:-1], chosen[:-1])
+    refused("has 999 images, expected 1,000", "cifar100")
+
+
+def test_other_images_than_the_published_ones_are_refused(tiny, monkeypatch):
+    spec = data.DATASETS["cifar100"]
+    monkeypatch.setitem(data.DATASETS, "cifar100", dataclasses.replace(spec, fingerprints={"held-out": "0" * 64}))
+    refused("does not hold the published images: fingerprint of held-out .*, expected 0000", "cifar100")
+
+
+def test_a_full_disk_is_refused(tiny, monkeypatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 1_000_000})())
+    refused("no disk space: .* has 1 MB; free some", "cifar100")
+
+
+def test_a_disk_that_fills_up_is_refused(tiny, monkeypatch):
+    def full(*arguments):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    refused("cannot write the cache .*No space left on device", "cifar100")
+
+
+def test_a_cache_that_cannot_be_written_is_refused(tiny, home):
+    (home / "file").write_text("")
+    with pytest.raises(UserError, match=r"cannot be written.*set CCTLIB_CACHE"):
+        data.load("cifar100", "train", cache=home / "file")
+
+
+def test_a_damaged_pickle_is_refused(tiny, home, monkeypatch):
+    file = write_python(home / "other", "train", *tiny["train"])
+    monkeypatch.setenv("CCTLIB_DATA", str(home / "other"))
+    file.write_bytes(file.read_bytes()[:-500])
+    refused("cannot be read as CIFAR-100's pickle", "cifar100")
+    file.write_bytes(pickle.dumps({"data": np.zeros((2, 3072), np.float32), "fine_labels": [0, 1]}, 2))
+    refused("pixels are float32, expected uint8", "cifar100")
+
+
+def test_a_pickle_that_calls_functions_is_refused_and_does_not_run(home, monkeypatch):
+    class Trap:
+        def __reduce__(self):
+            return os.mkdir, (str(home / "ran"),)
+
+    folder = home / "other" / "cifar-100-python"
+    folder.mkdir(parents=True)
+    (folder / "train").write_bytes(pickle.dumps({"data": Trap()}, 2))
+    monkeypatch.setenv("CCTLIB_DATA", str(home / "other"))
+    refused(r"it calls \w+\.mkdir", "cifar100")
+    assert not (home / "ran").exists()
+
+
+# --- image folders --------------------------------------------------------------------------------
+
+
+def test_an_image_folder_with_unequal_labels(home):
+    images = unequal(home)
+    assert images.names == ("a", "b", "c") and images.dataset == "folder" and images.num_labels == 3
+    assert images.labels.bincount().tolist() == [18, 9, 4]
+    root = f"folder:{home / 'set'}"
+    assert data.load(root, "held-out").labels.bincount(minlength=3).tolist() == [2, 1, 0]
+    test = data.load(root, "test")  # without an image of b
+    assert test.labels.bincount(minlength=3).tolist() == [4, 0, 2] and test.num_labels == 3
+    assert tuple(test.pixels.shape[1:]) == (3, 8, 8)
+    assert data.available(root)
+
+
+def test_an_image_folder_may_have_its_own_held_out_images(home):
+    counts = {"train": {"a": 20, "b": 20}, "test": {"a": 1, "b": 1}}
+    root = write_folder(home / "set", counts)
+    assert len(data.load(f"folder:{root}", "train")) == 36
+    write_folder(root, {"held-out": {"a": 3, "b": 2}})
+    assert len(data.load(f"folder:{root}", "train")) == 40
+    assert data.load(f"folder:{root}", "held-out").labels.tolist() == [0, 0, 0, 1, 1]
+
+
+def test_an_image_folder_that_changed_is_read_again(home):
+    images = unequal(home)
+    file = home / "set" / "train" / "a" / "7.png"
+    file.write_bytes(encoded(pictures(1, 99, 8)[0]))
+    assert data.load(f"folder:{home / 'set'}", "train").fingerprint != images.fingerprint
+    (home / "set" / "train" / "a" / "notes.txt").write_text("not an image, and no obstacle")
+    assert len(data.load(f"folder:{home / 'set'}", "train")) == 31
+
+
+def test_an_image_folder_can_be_resized(home):
+    root = write_folder(home / "set", {"train": {"a": 2, "b": 2}, "test": {"a": 1, "b": 1}}, side=20)
+    (root / "test" / "a" / "wide.png").write_bytes(encoded(np.zeros((20, 50, 3), np.uint8)))
+    assert data.load(f"folder:{root}", "test", image_size=10).pixels.shape == (3, 3, 10, 10)
+    assert data.load(f"folder:{root}", "train").pixels.shape == (4, 3, 20, 20)
+    refuse_in(root, "wide.png has size 50x20, expected 20x20; give an image size", "test")
+    refuse_in(root, "too few images for a split 'held-out'", "held-out")
+
+
+def refuse_in(root: Path, match: str, split: str = "train") -> None:
+    with pytest.raises(UserError, match=match) as caught:
+        data.load(f"folder:{root}", split)
+    assert "\n" not in str(caught.value)
+
+
+def test_bad_image_folders_are_refused(home):
+    root = home / "set"
+    root.mkdir()
+    refuse_in(root, "train is no folder; an image folder is laid out as")
+    write_folder(root, {"train": {"a": 2, "b": 2}})
+    refuse_in(root, "test is no folder", "test")
+    write_folder(root, {"test": {"c": 1}})
+    refuse_in(root, "c is a class that .*train does not have", "test")
+    (root / "train" / "empty").mkdir()
+    refuse_in(root, "no image of class 'empty'")
+    (root / "train" / "empty" / "broken.jpg").write_bytes(b"")
+    refuse_in(root, "broken.jpg is no readable image")
+    assert not list((home / "cache").rglob("*"))
+
+
+# --- kinds of images, and Flowers-102 -------------------------------------------------------------
+
+
+def scene() -> Image.Image:
+    """64x48: red on the left, a blue square in the lower right corner, smooth enough for JPEG."""
+    pixels = np.full((48, 64, 3), 200, np.uint8)
+    pixels[:, :32] = (200, 40, 40)
+    pixels[32:, 48:] = (30, 30, 180)
+    return Image.fromarray(pixels)
+
+
+def decoded(image: Image.Image, kind: str = "JPEG", **options) -> np.ndarray:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return sources.decode(buffer, "an image", 48, resize=True)
+
+
+def test_colour_models_become_rgb():
+    expected = np.asarray(scene().crop((8, 0, 56, 48))).astype(int)
+    for image, kind, tolerance in (
+        (scene(), "JPEG", 3),
+        (scene().convert("CMYK"), "JPEG", 8),
+        (scene().convert("RGBA"), "PNG", 0),
+        (scene().convert("P", palette=Image.Palette.ADAPTIVE), "PNG", 0),
+    ):
+        found = decoded(image, kind)
+        assert found.shape == (48, 48, 3) and found.dtype == np.uint8
+        assert np.abs(found - expected).mean() <= tolerance, image.mode
+    grey = decoded(scene().convert("L"))
+    assert (grey == grey[..., :1]).all() and np.abs(grey[..., 0] - np.asarray(scene().convert("L"))[:, 8:56]).mean() < 3
+    deep = Image.fromarray((np.asarray(scene().convert("L")).astype(np.uint16) << 8) + 7)
+    assert np.array_equal(decoded(deep, "PNG")[..., 0], np.asarray(scene().convert("L"))[:, 8:56])
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_images_are_turned_upright(orientation):
+    from PIL import ImageOps
+
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    buffer = io.BytesIO()
+    scene().save(buffer, "PNG", exif=exif)
+    upright = ImageOps.exif_transpose(Image.open(buffer))
+    assert (upright.size == (48, 64)) == (orientation > 4)
+    left, top = (upright.width - 48) // 2, (upright.height - 48) // 2
+    expected = np.asarray(upright.crop((left, top, left + 48, top + 48)))
+    assert np.array_equal(sources.decode(buffer, "an image", 48, resize=True), expected)
+
+
+def test_resizing_keeps_the_centre_and_never_touches_images_of_the_right_size():
+    square = pictures(1, side=48)[0]
+    assert np.array_equal(decoded(Image.fromarray(square), "PNG"), square)
+    small = sources.decode(io.BytesIO(encoded(np.asarray(scene()))), "an image", 24, resize=True)
+    assert small.shape == (24, 24, 3)
+    assert abs(int(small[2, 2, 0]) - 200) < 6 and abs(int(small[2, 2, 1]) - 40) < 6  # red is on the left
+    thin = sources.decode(io.BytesIO(encoded(np.zeros((1, 999, 3), np.uint8))), "an image", 7, resize=True)
+    assert thin.shape == (7, 7, 3)
+
+
+@pytest.fixture
+def flowers(home, monkeypatch):
+    """Three JPEGs of each of the 102 labels, in torchvision's layout: train, val and test."""
+    folder = home / "flowers-102"
+    (folder / "jpg").mkdir(parents=True)
+    numbers = np.arange(1, 307)
+    savemat(folder / "imagelabels.mat", {"labels": (numbers - 1)[None] % 102 + 1})
+    savemat(
+        folder / "setid.mat",
+        {"trnid": numbers[None, :102], "valid": numbers[None, 102:204], "tstid": numbers[None, 204:]},
+    )
+    for number in numbers:
+        image = encoded(pictures(1, int(number), 20)[0], "JPEG")
+        (folder / "jpg" / f"image_{number:05d}.jpg").write_bytes(image)
+    digests = {name: hashlib.md5((folder / name).read_bytes()).hexdigest() for name in sources.FLOWERS102_MD5}
+    monkeypatch.setattr(sources, "FLOWERS102_MD5", digests)
+    forget_published(monkeypatch, "flowers102", train=204, test=102)
+    monkeypatch.setenv("CCTLIB_DATA", str(home))
+    return folder
+
+
+def test_flowers_train_on_training_and_validation_images(flowers):
+    train = data.load("flowers102", "train", image_size=16)
+    assert train.labels.tolist() == [label for label in range(102) for _ in range(2)]
+    test = data.load("flowers102", "test", image_size=16)
+    assert test.labels.tolist() == list(range(102)) and test.names == labels.FLOWERS102
+    assert train.pixels.shape == (204, 3, 16, 16)
+    by_name = sorted(("image_00001.jpg", "image_00103.jpg"), key=lambda name: hashlib.sha256(name.encode()).digest())
+    first = sources.decode(flowers / "jpg" / by_name[0], "", 16, resize=True)
+    assert np.array_equal(nhwc(train)[0], first)
+
+
+def test_a_corrupt_flower_is_named(flowers):
+    file = flowers / "jpg" / "image_00205.jpg"
+    file.write_bytes(file.read_bytes()[:-100])
+    refused(
+        r"image_00205\.jpg is no readable image: .*truncated.*; replace or remove it",
+        "flowers102",
+        "test",
+        image_size=16,
+    )
+    file.unlink()
+    refused(r"image_00205\.jpg is missing, and 0 other images", "flowers102", "test", image_size=16)
+
+
+def test_other_labels_of_flowers_are_refused(flowers):
+    (flowers / "setid.mat").write_bytes(b"else")
+    refused(r"setid\.mat is not the published file: MD5 [0-9a-f]{32}, expected", "flowers102", image_size=16)
+    (flowers / "setid.mat").unlink()
+    refused(r"setid\.mat is not the published file: MD5 missing", "flowers102", image_size=16)
+
+
+def test_another_copy_of_flowers_is_decoded_again(flowers):
+    before = data.load("flowers102", "test", image_size=16)
+    file = flowers / "jpg" / "image_00205.jpg"
+    file.write_bytes(encoded(pictures(1, 7, 24)[0], "JPEG"))
+    assert data.load("flowers102", "test", image_size=16).fingerprint != before.fingerprint
+
+
+# --- the demo set ---------------------------------------------------------------------------------
+
+
+def test_the_demo_set_is_the_same_everywhere_and_needs_no_file(home):
+    total = 0
+    for split, per_label in (("train", 270), ("held-out", 30), ("test", 100)):
+        images = data.load("demo", split)
+        assert images.fingerprint == data.DATASETS["demo"].fingerprints[split]
+        assert images.labels.bincount().tolist() == [per_label] * 10
+        assert images.names == demo.NAMES and images.pixels.shape[1:] == (3, 32, 32)
+        total += len(set(pixel_hashes(images)))
+    assert total == 4000  # all images differ
+    assert data.available("demo") and not (home / "cache").exists()
+
+
+def test_demo_colours_say_nothing_about_the_label():
+    """What is to be learnt is shape and texture: the mean colour does not give the label away."""
+    pixels, chosen = demo.draw("train")
+    colour = pixels.mean((1, 2))
+    means = np.stack([colour[chosen == label].mean(0) for label in range(10)])
+    nearest = ((colour[:, None] - means) ** 2).sum(-1).argmin(1)
+    assert (nearest == chosen).mean() < 0.3
+
+
+# --- what a network reads -------------------------------------------------------------------------
+
+
+def test_normalise_is_the_formula():
+    images, spec = data.load("demo", "test"), data.DATASETS["cifar100"]
+    found = data.normalise(images.pixels[:8], spec.mean, spec.std)
+    mean, std = (np.array(values)[:, None, None] for values in (spec.mean, spec.std))
+    expected = (images.pixels[:8].numpy() / 255 - mean) / std
+    assert found.dtype == torch.float32 and np.allclose(found.numpy(), expected, atol=1e-6)
+    assert found.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_batches_in_order_cover_everything_once():
+    images = data.load("demo", "test")
+    parts = list(data.batches(images, 300, device="cpu"))
+    assert [len(chosen) for _, chosen in parts] == [300, 300, 300, 100]
+    assert torch.equal(torch.cat([pixels for pixels, _ in parts]), images.pixels)
+    assert torch.equal(torch.cat([chosen for _, chosen in parts]), images.labels)
+    assert parts[0][0].dtype == torch.uint8
+
+
+def test_shuffled_batches_are_a_permutation_and_can_be_taken_up_again():
+    images = data.load("demo", "test")
+
+    def run(seed: int, skip: int = 0):
+        return list(data.batches(images, 64, device="cpu", generator=torch.Generator().manual_seed(seed), skip=skip))
+
+    one, again, other, rest = run(0), run(0), run(1), run(0, skip=5)
+    assert all(torch.equal(a[0], b[0]) for a, b in zip(one, again, strict=True))
+    assert not torch.equal(one[0][1], other[0][1])
+    assert all(torch.equal(a[0], b[0]) and torch.equal(a[1], b[1]) for a, b in zip(one[5:], rest, strict=True))
+    seen = torch.cat([pixels for pixels, _ in one]).flatten(1)
+    assert torch.equal(seen.long().sum(1).sort().values, images.pixels.flatten(1).long().sum(1).sort().values)
+    assert run(0, skip=99) == []
+
+
+def test_images_on_a_device_stay_there():
+    images = data.load("demo", "test").to("meta")
+    pixels, chosen = next(iter(data.batches(images, 10, device="meta", generator=torch.Generator())))
+    assert pixels.device.type == chosen.device.type == "meta" and pixels.shape == (10, 3, 32, 32)

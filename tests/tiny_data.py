@@ -1,0 +1,89 @@
+"""Small data sets in the layouts of the real ones, for tests: random pixels, all labels."""
+
+import dataclasses
+import io
+import pickle
+import struct
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from cctlib.datasets import DATASETS
+
+
+def pictures(count: int, seed: int = 0, side: int = 32) -> np.ndarray:
+    """Random images `[image, side, side, 3]`."""
+    return np.random.default_rng(seed).integers(0, 256, (count, side, side, 3), dtype=np.uint8)
+
+
+def encoded(pixels: np.ndarray, kind: str = "PNG", **options) -> bytes:
+    """One image as a file's bytes."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, kind, compress_level=0, **options)  # random pixels: no use in trying
+    return buffer.getvalue()
+
+
+def tiny_cifar100(per_label: dict[str, int]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Pixels and labels of `train` and `test`, shuffled."""
+    made = {}
+    for seed, (part, count) in enumerate(per_label.items()):
+        labels = np.random.default_rng(seed).permutation(np.repeat(np.arange(100), count))
+        made[part] = (pictures(len(labels), seed), labels)
+    return made
+
+
+def forget_published(monkeypatch, name: str, **rows: int) -> None:
+    """Make the loader accept a small stand-in for a data set: other counts, no known fingerprints."""
+    spec = dataclasses.replace(DATASETS[name], rows=rows, fingerprints={})
+    monkeypatch.setitem(DATASETS, name, spec)
+
+
+def write_parquet(folder: Path, part: str, pixels, labels, **columns) -> Path:
+    """`folder/cifar100/<part>-00000-of-00001.parquet`; `columns` replaces columns (None leaves one out)."""
+    images = [{"bytes": encoded(image), "path": f"{row}.png"} for row, image in enumerate(pixels)]
+    table = {"img": images, "fine_label": labels.tolist(), "coarse_label": [0] * len(labels)} | columns
+    file = folder / "cifar100" / f"{part}-00000-of-00001.parquet"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table({name: column for name, column in table.items() if column is not None}), file)
+    return file
+
+
+class Python2Pickler(pickle._Pickler):
+    """Writes strings and bytes the way Python 2 did: the published pickles are of that kind."""
+
+    dispatch: ClassVar = dict(pickle._Pickler.dispatch)
+
+    def save_string(self, text):
+        raw = text if isinstance(text, bytes) else text.encode()
+        self.write(pickle.BINSTRING + struct.pack("<i", len(raw)) + raw)
+        self.memoize(text)
+
+    dispatch[str] = dispatch[bytes] = save_string
+
+
+def write_python(folder: Path, part: str, pixels, labels) -> Path:
+    """`folder/cifar-100-python/<part>`: what torchvision unpacks."""
+    flat = np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)).reshape(len(labels), 3072)
+    buffer = io.BytesIO()
+    content = {"data": flat, "fine_labels": labels.tolist(), "coarse_labels": [0] * len(labels)}
+    Python2Pickler(buffer, protocol=2).dump(content)
+    file = folder / "cifar-100-python" / part
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(buffer.getvalue().replace(b"numpy._core", b"numpy.core"))
+    return file
+
+
+def write_folder(root: Path, counts: dict[str, dict[str, int]], side: int = 8) -> Path:
+    """An image folder: counts[split][class] PNG images."""
+    seed = 0
+    for split, classes in counts.items():
+        for name, count in classes.items():
+            (root / split / name).mkdir(parents=True)
+            for number in range(count):
+                seed += 1
+                (root / split / name / f"{number}.png").write_bytes(encoded(pictures(1, seed, side)[0]))
+    return root
