@@ -1,0 +1,106 @@
+"""Stages: whole or absent, keyed by what went in, and never lost to a kill."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import pytest
+
+from cctlib import artifacts
+from cctlib.errors import UserError
+
+
+def run(runs, calls, inputs=None):
+    def compute(work):
+        calls.append(work)
+        (work / "result.txt").write_text("42")
+        (work / "checkpoint.pt").write_text("half")
+
+    return artifacts.stage(runs, "probe", inputs or {"seed": 0}, compute, device="cpu")
+
+
+def test_a_finished_stage_is_not_computed_again(tmp_path):
+    calls = []
+    first, second = run(tmp_path, calls), run(tmp_path, calls)
+    assert first == second and len(calls) == 1
+    assert not (first / "checkpoint.pt").exists() and artifacts.is_whole(first)
+
+
+def test_other_inputs_are_another_stage(tmp_path):
+    calls = []
+    assert run(tmp_path, calls) != run(tmp_path, calls, {"seed": 1}) and len(calls) == 2
+
+
+@pytest.mark.parametrize("damage", ["truncate", "remove"])
+def test_a_damaged_stage_is_made_again(tmp_path, damage):
+    calls = []
+    result = run(tmp_path, calls) / "result.txt"
+    result.unlink() if damage == "remove" else result.write_text("4")
+    assert (run(tmp_path, calls) / "result.txt").read_text() == "42" and len(calls) == 2
+
+
+def test_the_record_says_what_made_the_result(tmp_path):
+    folder = run(tmp_path, [])
+    record, provenance = (artifacts.read_json(folder / name) for name in (artifacts.RECORD, artifacts.PROVENANCE))
+    assert record["inputs"] == {"seed": 0}
+    assert record["outputs"] == {"result.txt": artifacts.sha256_file(folder / "result.txt")}
+    assert {"made", "seconds", "torch", "device", "commit"} <= set(provenance)
+
+
+SLOW_STAGE = """
+    import sys, time
+    from pathlib import Path
+    from cctlib import artifacts
+
+    def compute(work):
+        checkpoint = work / "checkpoint.txt"
+        done = int(checkpoint.read_text()) if checkpoint.exists() else 0
+        for step in range(done, 40):
+            with artifacts.replacing(checkpoint) as temporary:
+                temporary.write_text(str(step + 1))
+            time.sleep(0.02)
+        (work / "resumed.txt").write_text("yes" if done else "no")
+        (work / "result.txt").write_text("".join(map(str, range(40))))
+
+    print(artifacts.stage(Path(sys.argv[1]), "slow", {}, compute, device="cpu"))
+"""
+
+
+def test_a_stage_killed_at_any_moment_goes_on(tmp_path):
+    command = [sys.executable, "-c", textwrap.dedent(SLOW_STAGE), str(tmp_path)]
+    for _ in range(2):
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        deadline = time.monotonic() + 60
+        while not list(tmp_path.glob("*.partial/checkpoint.txt")) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        time.sleep(0.1)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        assert not [path for path in tmp_path.glob("slow-*") if path.is_dir() and path.suffix != ".partial"]
+    folder = artifacts.Path(subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip())
+    assert (folder / "resumed.txt").read_text() == "yes"
+    assert (folder / "result.txt").read_text() == "".join(map(str, range(40)))
+    assert sorted(path.name for path in folder.iterdir()) == ["provenance.json", "result.txt", "resumed.txt", "stage.json"]
+
+
+def test_replacing_leaves_the_old_file_when_the_block_fails(tmp_path):
+    path = tmp_path / "table.csv"
+    path.write_text("old")
+    with pytest.raises(RuntimeError), artifacts.replacing(path) as temporary:
+        temporary.write_text("half of the n")
+        raise RuntimeError("no space")
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_broken_json_is_one_line(tmp_path):
+    (tmp_path / "manifest.json").write_text("{")
+    with pytest.raises(UserError, match=r"manifest.json is not valid JSON") as caught:
+        artifacts.read_json(tmp_path / "manifest.json")
+    assert "\n" not in str(caught.value)
+
+
+def test_code_hash_changes_with_the_module():
+    assert artifacts.code_hash("probe") != artifacts.code_hash("probe", "artifacts")
