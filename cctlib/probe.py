@@ -1,0 +1,253 @@
+"""Probes: what a site of the frozen network says about the labels (Method, section 4).
+
+A probe is [LayerNorm without weights, at `ff` only] -> SeqPool -> Linear without bias. The probes of all sites are trained
+in the same pass: the frozen trunk runs once a batch and hands out the sites' tokens, and each probe has its own loss, its own
+early stopping, and parameters that no other probe shares, so their gradients never mix.
+"""
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import pandas as pd
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from tqdm.auto import tqdm
+
+from cctlib import artifacts, sites
+from cctlib.data import Images, batches
+from cctlib.errors import UserError
+from cctlib.precision import Precision, autocast
+
+
+@dataclass(frozen=True)
+class ProbeSettings:
+    """How probes are trained: AdamW without weight decay, the learning rate falling along a cosine to zero over all epochs."""
+
+    epochs: int = 2  # passes over the training images, at most
+    batch: int = 128
+    learning_rate: float = 3e-3
+    patience: int = 1  # a probe stops after so many passes without a better held-out accuracy
+    normalised: tuple[str, ...] = ("ff",)  # kinds of site that get a LayerNorm without weights in front
+    seed: int = 0
+    precision: Precision = "auto"  # of the frozen trunk; probes are fp32
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1 or self.batch < 1 or not self.learning_rate > 0:
+            raise UserError(
+                f"probe settings need epochs >= 1, batch >= 1 and a positive learning rate; got {self.epochs}, "
+                f"{self.batch}, {self.learning_rate}"
+            )
+
+
+class Probe(nn.Module):
+    """Reader of one site with `width` nodes. `fc.weight` is W of the method: [label, node]."""
+
+    def __init__(self, width: int, num_labels: int, normalised: bool):
+        super().__init__()
+        self.norm = nn.LayerNorm(width, elementwise_affine=False) if normalised else nn.Identity()
+        self.attention_pool = nn.Linear(width, 1)
+        self.fc = nn.Linear(width, num_labels, bias=False)
+
+    def pool(self, tokens: Float[Tensor, "image token node"]) -> Float[Tensor, "image node"]:
+        """SeqPool: p = sum_t softmax_t(a . x_t + b) x_t."""
+        tokens = self.norm(tokens.float())
+        weights = self.attention_pool(tokens).softmax(dim=1)
+        return (weights.transpose(1, 2) @ tokens).squeeze(1)
+
+    def forward(self, tokens: Float[Tensor, "image token node"]) -> Float[Tensor, "image label"]:
+        """Logits of the site."""
+        return self.fc(self.pool(tokens))
+
+
+class Probes(nn.ModuleDict):
+    """The probes of a network by site name, as `probes["enc3/mha"]`."""
+
+    def __getitem__(self, site: str) -> Probe:
+        return cast(Probe, super().__getitem__(site))
+
+    @property
+    def sites(self) -> tuple[str, ...]:
+        """Names of the probed sites, in the order of the network."""
+        return tuple(self.keys())
+
+
+def make_probes(widths: Mapping[str, int], num_labels: int, settings: ProbeSettings) -> Probes:
+    """Fresh probes for sites of the given widths. The seed alone decides their initial weights, whatever the device."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.seed)
+        kinds = {site: sites.parse(site)[1] for site in widths}
+        return Probes(
+            {
+                site: Probe(width, num_labels, kinds[site] in settings.normalised)
+                for site, width in widths.items()
+            }
+        )
+
+
+def train_probes(
+    network: nn.Module,
+    normalise: Callable[[Tensor], Tensor],
+    probes: Probes,
+    train: Images,
+    held_out: Images,
+    settings: ProbeSettings,
+    *,
+    device: torch.device | str,
+    checkpoint: Path | None = None,
+    checkpoint_steps: int = 50,
+) -> pd.DataFrame:
+    """Train `probes` in place on the sites of the frozen `network`; each ends with the weights of its best pass.
+
+    `network(images, taps=...)` returns logits and tokens by site. With `checkpoint`, the state is saved there every
+    `checkpoint_steps` batches, and a run that was killed goes on from it to the same weights, bit for bit on a CPU.
+    Returns the history: one row per pass and site, with columns epoch, site, held_out_accuracy, stopped.
+    Raises `UserError` when a probe's loss stops being finite.
+    """
+    if len(held_out) == 0:
+        raise UserError(
+            "no held-out images: early stopping of probes decides on them; check the held-out split of the data set"
+        )
+    run = _Run(
+        network, normalise, probes.to(device), settings, steps_per_epoch=-(-len(train) // settings.batch)
+    )
+    if checkpoint is not None and checkpoint.exists():
+        run.load(checkpoint)
+    total = settings.epochs * run.steps_per_epoch
+    with tqdm(total=total, initial=run.step, desc="probes", unit="batch") as bar:
+        while run.step < total and run.active:
+            epoch, done = divmod(run.step, run.steps_per_epoch)
+            order = torch.Generator().manual_seed(settings.seed * 1_000_003 + epoch)
+            for pixels, labels in batches(train, settings.batch, device=device, generator=order, skip=done):
+                run.learn(pixels, labels)
+                bar.update()
+                within = run.step % run.steps_per_epoch
+                if checkpoint is not None and within and run.step % checkpoint_steps == 0:
+                    run.save(checkpoint)
+            run.finish_epoch(
+                epoch, accuracies(network, normalise, probes, held_out, run.active, settings, device=device)
+            )
+            bar.set_postfix_str(run.summary())
+            if checkpoint is not None:
+                run.save(checkpoint)
+    run.restore_best()
+    return pd.DataFrame(run.history)
+
+
+class _Run:
+    """State of a training run: what a checkpoint holds."""
+
+    def __init__(
+        self,
+        network: nn.Module,
+        normalise: Callable,
+        probes: Probes,
+        settings: ProbeSettings,
+        steps_per_epoch: int,
+    ):
+        self.network, self.normalise, self.probes, self.settings = network, normalise, probes, settings
+        self.steps_per_epoch = steps_per_epoch
+        self.optimizer = torch.optim.AdamW(probes.parameters(), lr=settings.learning_rate, weight_decay=0.0)
+        total = settings.epochs * steps_per_epoch
+        self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, total)
+        self.step = 0
+        self.active = list(probes.sites)
+        self.best: dict[str, dict[str, Any]] = {
+            site: {"accuracy": -1.0, "epoch": -1, "state": copy.deepcopy(probes[site].state_dict())}
+            for site in self.active
+        }
+        self.history: list[dict] = []
+
+    def learn(self, pixels: Tensor, labels: Tensor) -> None:
+        """One batch: the trunk once, all active probes, one optimizer step."""
+        tokens = tap(self.network, self.normalise(pixels), self.active, self.settings.precision)
+        loss = torch.stack([cross_entropy(self.probes[site](tokens[site]), labels) for site in self.active]).sum()
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+        self.schedule.step()
+        self.step += 1
+
+    def finish_epoch(self, epoch: int, accuracy: Mapping[str, float]) -> None:
+        """Keep the best weights of each probe, and stop those that no longer improve."""
+        for site, value in accuracy.items():
+            if not all(bool(weight.isfinite().all()) for weight in self.probes[site].parameters()):
+                raise UserError(
+                    f"the probe of {site} diverged in pass {epoch + 1}; lower learning_rate ({self.settings.learning_rate})"
+                )
+            if value > self.best[site]["accuracy"]:
+                self.best[site] = {
+                    "accuracy": value,
+                    "epoch": epoch,
+                    "state": copy.deepcopy(self.probes[site].state_dict()),
+                }
+            stopped = epoch - self.best[site]["epoch"] >= self.settings.patience
+            self.history.append(
+                {"epoch": epoch + 1, "site": site, "held_out_accuracy": value, "stopped": stopped}
+            )
+            if stopped:
+                self.active.remove(site)
+
+    def summary(self) -> str:
+        """Held-out accuracy of the first and the last site, for the progress bar."""
+        first, last = self.probes.sites[0], self.probes.sites[-1]
+        return (
+            f"held-out {first} {self.best[first]['accuracy']:.1%}, {last} {self.best[last]['accuracy']:.1%}"
+        )
+
+    def restore_best(self) -> None:
+        """Give each probe the weights of its best pass."""
+        for site, best in self.best.items():
+            self.probes[site].load_state_dict(best["state"])
+
+    def save(self, path: Path) -> None:
+        """Write the checkpoint, atomically."""
+        state = {
+            "probes": self.probes.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            **{name: getattr(self, name) for name in ("step", "active", "best", "history")},
+        }
+        with artifacts.replacing(path) as temporary:
+            torch.save(state, temporary)
+
+    def load(self, path: Path) -> None:
+        """Go on from a checkpoint of the same run (the stage's key guarantees that it is the same)."""
+        state = torch.load(path, weights_only=True, map_location=next(self.probes.parameters()).device)
+        self.probes.load_state_dict(state["probes"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        self.step, self.active, self.best, self.history = (
+            state[name] for name in ("step", "active", "best", "history")
+        )
+
+
+def tap(
+    network: nn.Module, images: Tensor, names: Sequence[str], precision: Precision = "auto"
+) -> dict[str, Tensor]:
+    """Tokens of the named sites for a batch of normalised images, without gradients."""
+    with torch.no_grad(), autocast(images.device, precision):
+        return network(images, taps=tuple(names))[1]
+
+
+@torch.no_grad()
+def accuracies(
+    network: nn.Module,
+    normalise: Callable[[Tensor], Tensor],
+    probes: Probes,
+    images: Images,
+    names: Sequence[str],
+    settings: ProbeSettings,
+    *,
+    device: torch.device | str,
+) -> dict[str, float]:
+    """Accuracy of the named sites' probes on `images`, as shares of 1. One pass; the device is synchronised once, at the end."""
+    correct = torch.zeros(len(names), device=device)
+    for pixels, labels in batches(images, settings.batch, device=device):
+        tokens = tap(network, normalise(pixels), names, settings.precision)
+        correct += torch.stack([(probes[site](tokens[site]).argmax(1) == labels).sum() for site in names])
+    return dict(zip(names, (correct / len(images)).tolist(), strict=True))

@@ -1,0 +1,405 @@
+"""Single-nodal performance (SNP): what one node, alone, says about every label.
+
+Everything here is a pure function of two arrays of a site with K labels and N nodes, on the device where
+they are:
+
+- ``W[j, n]``, the probe's weight from node n to output j, and
+- ``mu[i, n]``, the probe's pooled value of node n, averaged over the images of label i.
+
+Silence every weight of the probe but node n's, and what is left of output j, averaged over the images of
+label i, is ``M_n[i, j] = mu[i, n] * W[j, n]`` (row = true label, column = output). The field matrix of a
+node is an outer product, and a whole site is measured without another forward pass (Method, section 5).
+
+In the order of reading: `FieldSums` gathers ``mu`` over batches and machines, `boolean` thresholds the
+fields, `clusters` finds the groups of labels that a node recognises, `measure` turns them into numbers.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from cctlib.errors import UserError
+
+THETA = 0.3  # Method, section 5
+BLOCK = 2**19  # entries of one block of float64 fields: 4 MiB, which stays in a CPU's cache
+CHUNK = 2**23  # entries of one chunk of Boolean matrices: 8 MiB, all nodes of a usual site at once
+
+
+def wide(device: torch.device) -> torch.dtype:
+    """float64, in which a product of two float32 is exact and sums do not drift; float32 on MPS."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+# mu: the mean pooled value of every node for every label, gathered in a stream -----------------------------
+
+
+@dataclass
+class FieldSums:
+    """Running sums behind ``mu``: `add` batches, `all_reduce` over processes, then take the `mean`.
+
+    With `repeats` (the leading axis) the same images are summed under R labellings at once: the null of
+    claim C2 (Method, section 8). `shuffled` draws the labellings beforehand.
+    """
+
+    sums: Float[Tensor, "*repeat label node"]
+    counts: Int[Tensor, "*repeat label"]
+    strays: Int[Tensor, ""]  # labels seen outside 0 .. K-1: `mean` complains, for `add` must not wait
+
+    @classmethod
+    def zeros(
+        cls, num_labels: int, num_nodes: int, repeats: int | None = None, device: torch.device | str = "cpu"
+    ) -> "FieldSums":
+        """Sums of nothing, for K labels and N nodes, under R labellings if `repeats` is given."""
+        lead, device = () if repeats is None else (repeats,), torch.device(device)
+        return cls(
+            sums=torch.zeros(*lead, num_labels, num_nodes, dtype=wide(device), device=device),
+            counts=torch.zeros(*lead, num_labels, dtype=torch.int64, device=device),
+            strays=torch.zeros((), dtype=torch.int64, device=device),
+        )
+
+    def add(self, pooled: Float[Tensor, "image node"], labels: Int[Tensor, "*repeat image"]) -> None:
+        """Add a batch, in place: pooled probe values and the images' labels, a row of them for each repeat.
+
+        Raises UserError when the shapes are not those of the sums. CUDA adds in no fixed order, which moves
+        the last bit of the float64 sums; the float32 `mean` hides it but for rare roundings
+        (``torch.use_deterministic_algorithms(True)`` fixes the order).
+        """
+        *repeats, num_labels, num_nodes = self.sums.shape
+        if pooled.shape[1:] != (num_nodes,) or labels.shape != (*repeats, len(pooled)):
+            raise UserError(
+                f"pooled has shape {tuple(pooled.shape)} and labels {tuple(labels.shape)}: expected "
+                f"[image, {num_nodes}] and {[*repeats, 'image']}"
+            )
+        self.strays += ((labels < 0) | (labels >= num_labels)).sum()
+        values = pooled.detach().to(self.sums.dtype)
+        rows = torch.atleast_2d(labels.long().clamp(0, num_labels - 1))
+        sums, counts = self.sums.view(-1, num_labels, num_nodes), self.counts.view(-1, num_labels)
+        counts.scatter_add_(1, rows, torch.ones_like(rows))
+        for repeat, row in enumerate(rows):
+            sums[repeat].index_add_(0, row, values)
+
+    def merge(self, other: "FieldSums") -> "FieldSums":
+        """The sums of both, as new sums. Raises UserError when they are of different sites or label sets."""
+        if self.sums.shape != other.sums.shape:
+            raise UserError(
+                f"cannot merge field sums of shapes {tuple(self.sums.shape)} and {tuple(other.sums.shape)}: "
+                "both must come from the same site and the same labels"
+            )
+        return FieldSums(self.sums + other.sums, self.counts + other.counts, self.strays + other.strays)
+
+    def all_reduce(self) -> "FieldSums":
+        """The sums over all processes, as new sums; a copy where torch.distributed is not initialised.
+
+        Every process must call it. They may hold different numbers of images, of a label or altogether.
+        """
+        totals = FieldSums(self.sums.clone(), self.counts.clone(), self.strays.clone())
+        if dist.is_available() and dist.is_initialized():
+            for total in (totals.sums, totals.counts, totals.strays):
+                dist.all_reduce(total)
+        return totals
+
+    def mean(self) -> Float[Tensor, "*repeat label node"]:
+        """``mu``, in float32: the precision in which it is stored, so that a stored one measures the same.
+
+        Raises UserError for labels outside 0 .. K-1, a label without images, or values that are not finite.
+        """
+        num_labels = self.sums.shape[-2]
+        if strays := int(self.strays):
+            raise UserError(
+                f"{strays} labels are outside 0 .. {num_labels - 1}: make sums for all labels there are"
+            )
+        empty = (self.counts.view(-1, num_labels) == 0).any(0).nonzero().flatten().tolist()
+        if empty:
+            raise UserError(
+                f"no image of label {', '.join(map(str, empty[:5]))}{', ...' if len(empty) > 5 else ''}: "
+                f"a field needs images of each of the {num_labels} labels; measure more images"
+            )
+        mu = (self.sums / self.counts[..., None]).float()
+        if not is_finite(mu):
+            raise UserError("pooled values hold NaN or infinity: check the weights, or measure in float32")
+        return mu
+
+
+def shuffled(
+    values: Int[Tensor, "item"], repeats: int, generator: torch.Generator
+) -> Int[Tensor, "repeat item"]:
+    """R random permutations of `values`, one a row, on the device of `values`.
+
+    Of the images' labels, this is the null of claim C2 (Method, section 8): drawn once for a whole data set
+    and indexed by image position, it makes one pass over the images in batches enough; every label keeps
+    its number of images; and the processes of a distributed run agree when their generators start from the
+    same seed. Of ``torch.arange(K)``, it is random label orders for `clusters`.
+    """
+    device = generator.device
+    rows = [torch.randperm(len(values), generator=generator, device=device) for _ in range(repeats)]
+    return values[torch.stack(rows).to(values.device)]
+
+
+# From mu and W to fields and Boolean matrices --------------------------------------------------------------
+
+
+def is_finite(values: Tensor) -> bool:
+    """Whether no entry is NaN or infinite; waits for the device."""
+    return bool(values.isfinite().all())
+
+
+def check_inputs(mu: Tensor, W: Tensor, theta: float) -> None:
+    """Raise UserError unless mu and W are finite floats [K >= 2, N >= 1] on one device, and 0 < theta < 1."""
+    if mu.ndim != 2 or mu.shape != W.shape or mu.shape[0] < 2 or mu.shape[1] < 1:
+        raise UserError(
+            f"mu has shape {tuple(mu.shape)} and W {tuple(W.shape)}: both must be [label, node] of one site, "
+            "with 2 labels and 1 node at least"
+        )
+    if not (mu.is_floating_point() and W.is_floating_point()):
+        raise UserError(f"mu is {mu.dtype} and W is {W.dtype}: convert both to floating point with .float()")
+    if mu.device != W.device:
+        raise UserError(f"mu is on {mu.device} and W on {W.device}: move both to one device")
+    if not 0 < theta < 1:
+        raise UserError(f"theta is {theta}: choose a share of the largest entry, between 0 and 1, exclusive")
+    if not (is_finite(mu) and is_finite(W)):
+        raise UserError("mu or W holds NaN or infinity: the measurement is broken; measure the site again")
+
+
+def field(mu: Float[Tensor, "true_label"], W: Float[Tensor, "output"]) -> Float[Tensor, "true_label output"]:
+    """``M_n`` of one node, from its columns ``mu[:, n]`` and ``W[:, n]`` (Method, section 5)."""
+    return torch.outer(mu, W)
+
+
+def head_fields(
+    mu: Float[Tensor, "true_label node"], W: Float[Tensor, "output node"], heads: int
+) -> Float[Tensor, "head true_label output"]:
+    """``M_h = mu[:, h] @ W[:, h].T``, the summed fields of head h's nodes (Method, section 5, SHP).
+
+    Heads own nodes in equal runs: of 256 nodes and 4 heads, head 0 has 0 .. 63. Raises UserError when that
+    is uneven.
+    """
+    if heads < 1 or mu.shape[1] % heads:
+        raise UserError(
+            f"{mu.shape[1]} nodes do not divide into {heads} heads: give the number of heads of the site"
+        )
+    split = (heads, mu.shape[1] // heads)
+    dtype = wide(mu.device)
+    return torch.einsum("ihd,jhd->hij", mu.to(dtype).unflatten(1, split), W.to(dtype).unflatten(1, split))
+
+
+def peaks(mu: Float[Tensor, "true_label node"], W: Float[Tensor, "output node"]) -> Float[Tensor, "node"]:
+    """The largest entry of every node's field, in `wide`; a node is silent where it is not positive.
+
+    The largest entry of an outer product is a product of extremes, so that no field needs to be written
+    out.
+    """
+    ends_mu, ends_W = (torch.stack(array.to(wide(mu.device)).aminmax(dim=0)) for array in (mu, W))
+    return (ends_mu[:, None] * ends_W[None, :]).amax(dim=(0, 1))
+
+
+def divisor(peak: Float[Tensor, "node"]) -> Float[Tensor, "node"]:
+    """What normalises a field: its peak, or infinity for a silent node, whose normalised field is then 0."""
+    return torch.where(peak > 0, peak, torch.inf)
+
+
+def threshold(
+    fields: Float[Tensor, "node true_label output"], peak: Float[Tensor, "node"], theta: float
+) -> Bool[Tensor, "node true_label output"]:
+    """``M / max M > theta``, strictly; all False for a silent node (Method, section 5)."""
+    # A division, not theta * peak: 6 / 20 rounds to what the literal 0.3 is, so that a decimal tie is a tie.
+    return fields / divisor(peak)[:, None, None] > theta
+
+
+def blocks(num_nodes: int, num_labels: int, entries: int) -> list[slice]:
+    """Slices of nodes whose K x K matrices hold at most `entries` entries together, one node at least."""
+    step = max(1, entries // num_labels**2)
+    return [slice(start, min(start + step, num_nodes)) for start in range(0, num_nodes, step)]
+
+
+def boolean(
+    mu: Float[Tensor, "true_label node"], W: Float[Tensor, "output node"], theta: float = THETA
+) -> Bool[Tensor, "node true_label output"]:
+    """``B_n`` of all nodes of a site: where the normalised field exceeds theta, strictly (Method, section 5).
+
+    Computed in `wide`, so that CPU and GPU agree. A silent node is all False. Raises UserError as
+    `check_inputs`. The result takes N x K x K bytes; `measure` never holds more than `CHUNK` of them.
+    """
+    check_inputs(mu, W, theta)
+    (num_labels, num_nodes), dtype = mu.shape, wide(mu.device)
+    peak, rows, columns = peaks(mu, W), mu.T.to(dtype), W.T.to(dtype)
+    B = torch.empty(num_nodes, num_labels, num_labels, dtype=torch.bool, device=mu.device)
+    for nodes in blocks(num_nodes, num_labels, BLOCK):
+        B[nodes] = threshold(rows[nodes, :, None] * columns[nodes, None, :], peak[nodes], theta)
+    return B
+
+
+# From Boolean matrices to clusters and their statistics -----------------------------------------------------
+
+
+def most(counts: Int[Tensor, "node"]) -> int:
+    """The largest count, at least 1; the one place where `clusters` waits for the device."""
+    return max(1, int(counts.max()))
+
+
+def clusters(
+    B: Bool[Tensor, "node label label"], order: Int[Tensor, "label"] | None = None
+) -> Int[Tensor, "node label"]:
+    """Index of each label's cluster in each node, in order of opening; -1 for a label off the diagonal.
+
+    The definition (Method, section 5) walks ``D_n`` in label order: the first unassigned label opens a
+    cluster, every later unassigned label joins if the block stays all ones in both directions; close;
+    repeat. This is first fit: a label joins the first cluster that takes it, for whether a cluster does
+    depends only on its members so far. First fit meets each label once, in all nodes at the same time.
+
+    `order`, a permutation of the labels, is the order of the walk: clusters depend on it, ``D_n`` does not.
+    Raises UserError when it is no permutation.
+    """
+    num_nodes, num_labels, _ = B.shape
+    diagonal = B.diagonal(dim1=1, dim2=2)
+    in_order = torch.arange(num_labels, device=B.device)
+    if order is None:
+        order = in_order
+    elif not torch.equal(order.sort().values, in_order):
+        raise UserError(f"order is no permutation of the {num_labels} labels 0 .. {num_labels - 1}")
+    counts = diagonal.sum(1)
+    longest = most(counts)
+
+    # D_n in the order of the walk, padded to the longest; steps beyond |D_n| are not `inside`.
+    labels = order[(~diagonal[:, order]).byte().argsort(dim=1, stable=True)[:, :longest]]
+    inside = torch.arange(longest, device=B.device) < counts[:, None]
+
+    # together[n, s, t]: the labels of steps s and t fit in one block. Padding fits all, and closes nothing.
+    pairs = labels[:, :, None] * num_labels + labels[:, None, :]
+    ones = B.flatten(1).gather(1, pairs.flatten(1)).view_as(pairs)
+    together = ((ones & ones.mT) | ~inside[:, :, None]).byte()
+
+    # takes[n, c, t]: cluster c of node n takes the label of step t. An unopened cluster takes any label, so
+    # the first to take it is the one to join or, where none of the opened does, the next to open.
+    takes = torch.ones_like(together)
+    rows, first_row = takes.view(-1, longest), longest * torch.arange(num_nodes, device=B.device)
+    joined = []
+    for step in range(longest):
+        joined.append(takes[:, : step + 1, step].argmax(1))
+        row = first_row + joined[-1]
+        rows.index_copy_(0, row, rows.index_select(0, row) & together[:, step])
+    found = torch.stack(joined, dim=1).masked_fill(~inside, -1)
+    return torch.full((num_nodes, num_labels), -1, device=B.device).scatter_(1, labels, found)
+
+
+@dataclass(frozen=True)
+class SiteStatistics:
+    """The SNP of a site: counts of every node, and by `summary` the numbers of the site (Method, section 5).
+
+    A node is silent (empty) when its field's largest entry is not positive. From `measure_heads`, nodes are
+    heads.
+    """
+
+    theta: float
+    silent: Bool[Tensor, "node"]
+    ones: Int[Tensor, "node"]  # |B_n|
+    labels: Int[Tensor, "node"]  # |D_n|
+    clusters: Int[Tensor, "node"]  # N_c
+    signal: Int[Tensor, "node"]  # sum of C^2: the ones inside the blocks of the clusters
+    noise: Int[Tensor, "node"]  # the ones outside
+    column_noise: Int[Tensor, "node"]  # of these, in columns of D_n: wrong images light up the node's labels
+    foreign_noise: Int[Tensor, "node"]  # the rest of them
+    assignment: Int[Tensor, "node label"]  # what `clusters` returns
+    sizes: Int[Tensor, "node cluster"]  # C of each cluster, padded with 0 to K
+    snr_field: Float[Tensor, ""]  # mean diagonal / mean |off-diagonal| of the summed normalised fields
+
+    def summary(self, weights: Tensor | None = None) -> dict[str, Tensor]:
+        """The site's numbers, each [*sample]; `weights` [*sample, node] counts each node so often, else once.
+
+        - ``nodes``, ``silent``: how many there are.
+        - ``clusters``, ``labels``, ``noise``, ``column_noise``, ``foreign_noise``: means over the non-empty
+          nodes, and with ``_all`` over all nodes. ``cluster_size``: mean over all clusters of the site,
+          pooled.
+        - ``snr``: mean(diag A) / mean(off-diag A) of A, the sum of all B_n.
+        - ``snr_blocks`` (S/E): the same, counting of the off-diagonal ones only those outside every block
+          of their node, over the same K(K-1) places; equal to ``snr`` where all clusters hold one label,
+          larger otherwise.
+        - ``snr_node``: mean of signal / noise over the non-empty nodes. A node without noise counts as if
+          it had one wrong entry, the least that can be seen: the best nodes stay in, and the mean stays
+          finite.
+
+        A ratio is infinite where only its denominator is 0, and NaN where both are: of nothing, nothing is
+        said.
+        """
+        dtype, num_labels = wide(self.ones.device), self.assignment.shape[1]
+        weights = torch.ones_like(self.ones) if weights is None else weights
+
+        def total(values: Tensor) -> Tensor:
+            return weights.to(dtype) @ values.to(dtype)
+
+        nodes, filled = total(torch.ones_like(self.ones)), total(~self.silent)
+        result = {"nodes": nodes, "silent": nodes - filled}
+        for name in ("clusters", "labels", "noise", "column_noise", "foreign_noise"):
+            result[name] = total(getattr(self, name)) / filled
+            result[f"{name}_all"] = total(getattr(self, name)) / nodes
+        # The K diagonal places of A hold sum |D_n| ones, the K(K-1) others the rest of sum |B_n|.
+        diagonal = total(self.labels)
+        result["cluster_size"] = diagonal / total(self.clusters)
+        result["snr"] = (num_labels - 1) * diagonal / total(self.ones - self.labels)
+        result["snr_blocks"] = (num_labels - 1) * diagonal / total(self.noise)
+        result["snr_node"] = total(self.signal / self.noise.clamp(min=1)) / filled
+        return result
+
+
+def node_statistics(
+    B: Bool[Tensor, "node label label"], order: Int[Tensor, "label"] | None = None
+) -> dict[str, Tensor]:
+    """Counts of every node, by their names in `SiteStatistics`; `order` as in `clusters`."""
+    assignment = clusters(B, order)
+    on_diagonal = assignment >= 0
+    sizes = torch.zeros_like(assignment).scatter_add_(1, assignment.clamp(min=0), on_diagonal.long())
+    per_output = B.view(torch.uint8).sum(1, dtype=torch.int32)  # as bytes: half the time of summing booleans
+    ones, own_columns, signal = per_output.sum(1), (per_output * on_diagonal).sum(1), sizes.square().sum(1)
+    return {
+        "silent": ones == 0,
+        "ones": ones,
+        "labels": on_diagonal.sum(1),
+        "clusters": (sizes > 0).sum(1),
+        "signal": signal,
+        "noise": ones - signal,
+        "column_noise": own_columns - signal,
+        "foreign_noise": ones - own_columns,
+        "assignment": assignment,
+        "sizes": sizes,
+    }
+
+
+def field_ratio(total: Float[Tensor, "label label"]) -> Float[Tensor, ""]:
+    """Mean diagonal over mean absolute off-diagonal of a matrix; infinite or NaN where the latter is 0."""
+    diagonal = total.diagonal()
+    return (len(total) - 1) * diagonal.sum() / (total - torch.diag(diagonal)).abs().sum()
+
+
+def measure(
+    mu: Float[Tensor, "label node"],
+    W: Float[Tensor, "label node"],
+    theta: float = THETA,
+    order: Int[Tensor, "label"] | None = None,
+) -> SiteStatistics:
+    """SNP of a site (Method, section 5), on the device of mu and W; `order` as in `clusters`.
+
+    Raises UserError for shapes, values or a theta that make no sense (`check_inputs`).
+    """
+    check_inputs(mu, W, theta)
+    (num_labels, num_nodes), dtype = mu.shape, wide(mu.device)
+    chunks = [
+        node_statistics(boolean(mu[:, nodes], W[:, nodes], theta), order)
+        for nodes in blocks(num_nodes, num_labels, CHUNK)
+    ]
+    total = mu.to(dtype) / divisor(peaks(mu, W)) @ W.to(dtype).T
+    counts = {name: torch.cat([chunk[name] for chunk in chunks]) for name in chunks[0]}
+    return SiteStatistics(theta=theta, snr_field=field_ratio(total), **counts)
+
+
+def measure_heads(
+    mu: Float[Tensor, "label node"], W: Float[Tensor, "label node"], heads: int, theta: float = THETA
+) -> SiteStatistics:
+    """Whole-head performance (Method, section 5, SHP): the same statistics, of each head's summed fields."""
+    check_inputs(mu, W, theta)
+    M = head_fields(mu, W, heads)
+    peak = M.amax(dim=(1, 2))
+    total = (M / divisor(peak)[:, None, None]).sum(0)
+    counts = node_statistics(threshold(M, peak, theta))
+    return SiteStatistics(theta=theta, snr_field=field_ratio(total), **counts)

@@ -1,0 +1,150 @@
+"""The tables of SNP: what figures, claims and the command line read (Method, section 5).
+
+accuracy      one row a site: progressive accuracy on test images, with a 95% bootstrap interval
+nodes         one row a node and threshold: silent, ones, labels |D|, clusters N_c, signal, noise and its two parts
+clusters      one row a cluster at threshold 0.3: site, node, size
+by_theta      one row a site and threshold: means over nodes, under both conventions, and every signal-to-noise ratio
+null          the same at 0.3, with the labels shuffled across images; one row a site and draw
+orders        the same at 0.3, with the clusters walked in random label orders; one row a site and order
+alternatives  the same at 0.3, with a choice of the method made otherwise; one row a site and alternative
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+from cctlib import artifacts, bootstrap, measure, sites, snp
+from cctlib.errors import UserError
+from cctlib.measure import Measurement
+
+NAMES = ("accuracy", "nodes", "clusters", "by_theta", "null", "orders", "alternatives")
+ALTERNATIVES = {
+    "as chosen": "test",
+    "silenced before SeqPool": measure.NODEWISE,
+    "averaged over held-out images": "held-out",
+}
+COUNTS = ("ones", "labels", "clusters", "signal", "noise", "column_noise", "foreign_noise")
+RESAMPLES = 1000
+
+
+def compute(
+    result: Measurement,
+    null: pd.DataFrame,
+    thetas: Sequence[float],
+    label_orders: int,
+    folder: Path,
+    device: torch.device,
+) -> None:
+    """Write all tables into `folder`, as Parquet. Raises `UserError` when 0.3 is not among the thresholds."""
+    if snp.THETA not in thetas:
+        raise UserError(f"thresholds {thetas} lack {snp.THETA}, at which claims are judged; add it")
+    by_theta, nodes, clusters = [], [], []
+    for site in result.sites:
+        mu, W = (array.to(device) for array in result[site].tensors())
+        for theta in thetas:
+            found = snp.measure(mu, W, theta)
+            by_theta.append(site_row(site, found))
+            nodes.append(nodes_table(site, found))
+            if theta == snp.THETA:
+                clusters.append(clusters_table(site, found))
+    made = {
+        "accuracy": accuracy_table(result),
+        "nodes": pd.concat(nodes, ignore_index=True),
+        "clusters": pd.concat(clusters, ignore_index=True),
+        "by_theta": pd.DataFrame(by_theta),
+        "null": null,
+        "orders": orders_table(result, label_orders, device),
+        "alternatives": alternatives_table(result, device),
+    }
+    for name, table in made.items():
+        with artifacts.replacing(folder / f"{name}.parquet") as temporary:
+            table.to_parquet(temporary, index=False)
+
+
+def load(folder: Path) -> dict[str, pd.DataFrame]:
+    """The tables by name. Raises `UserError` for a missing one."""
+    missing = [name for name in NAMES if not (folder / f"{name}.parquet").is_file()]
+    if missing:
+        raise UserError(f"{folder} lacks the tables {', '.join(missing)}; remove the folder and run again")
+    return {name: pd.read_parquet(folder / f"{name}.parquet") for name in NAMES}
+
+
+def site_row(site: str, found: snp.SiteStatistics) -> dict[str, object]:
+    """One row of `by_theta`: the site's name, encoder and kind, the threshold, and its summary."""
+    encoder, kind = sites.parse(site)
+    numbers = {name: value.item() for name, value in found.summary().items()}
+    return {
+        "site": site,
+        "encoder": encoder,
+        "kind": kind,
+        "theta": found.theta,
+        **numbers,
+        "snr_field": found.snr_field.item(),
+    }
+
+
+def nodes_table(site: str, found: snp.SiteStatistics) -> pd.DataFrame:
+    """Rows of `nodes` for one site and threshold."""
+    encoder, kind = sites.parse(site)
+    counts = {name: getattr(found, name).cpu().numpy().astype(np.int32) for name in COUNTS}
+    silent = found.silent.cpu().numpy()
+    where = {
+        "site": site,
+        "encoder": encoder,
+        "kind": kind,
+        "theta": found.theta,
+        "node": np.arange(len(silent)),
+        "silent": silent,
+    }
+    return pd.DataFrame(where | counts)
+
+
+def clusters_table(site: str, found: snp.SiteStatistics) -> pd.DataFrame:
+    """Rows of `clusters` for one site."""
+    encoder, kind = sites.parse(site)
+    sizes = found.sizes.cpu().numpy()
+    node, cluster = np.nonzero(sizes)
+    return pd.DataFrame(
+        {"site": site, "encoder": encoder, "kind": kind, "node": node, "size": sizes[node, cluster]}
+    )
+
+
+def accuracy_table(result: Measurement) -> pd.DataFrame:
+    """Progressive accuracy: site, encoder, kind, accuracy, low, high, as shares of 1."""
+    labels = torch.from_numpy(result.labels["test"]).long()
+    weights = bootstrap.resample(labels, RESAMPLES, torch.Generator().manual_seed(0))
+    correct = np.stack(
+        [values.predictions["test"] == result.labels["test"] for values in result.sites.values()], axis=1
+    )
+    accuracy, low, high = bootstrap.estimate(torch.from_numpy(correct) / len(labels), weights).numpy()
+    where = pd.DataFrame([sites.parse(site) for site in result.sites], columns=["encoder", "kind"])
+    where.insert(0, "site", list(result.sites))
+    return where.assign(accuracy=accuracy, low=low, high=high)
+
+
+def orders_table(result: Measurement, label_orders: int, device: torch.device) -> pd.DataFrame:
+    """How far the clusters depend on the label order: rows as `by_theta`, with the number of the random `order`."""
+    orders = snp.shuffled(torch.arange(len(result.names)), label_orders, torch.Generator().manual_seed(0)).to(
+        device
+    )
+    rows = []
+    for site in result.sites:
+        mu, W = (array.to(device) for array in result[site].tensors())
+        rows += [
+            site_row(site, snp.measure(mu, W, order=order)) | {"order": number}
+            for number, order in enumerate(orders)
+        ]
+    return pd.DataFrame(rows)
+
+
+def alternatives_table(result: Measurement, device: torch.device) -> pd.DataFrame:
+    """What the numbers would be, had a choice been made otherwise: rows as `by_theta`, with the `alternative`."""
+    rows = []
+    for site in result.sites:
+        for alternative, split in ALTERNATIVES.items():
+            mu, W = (array.to(device) for array in result[site].tensors(split))
+            rows.append(site_row(site, snp.measure(mu, W)) | {"alternative": alternative})
+    return pd.DataFrame(rows)
