@@ -1,0 +1,206 @@
+"""Experts: is a head better at the labels it owns (Method, section 6)?
+
+Two measurements of the same question. *Alone*: in the probe, silence the fields of all other heads, and
+compare the head's accuracy on images of its own labels with its accuracy on images of the other heads'
+labels. *Ablation*: in the real network, silence the head, and compare the loss of accuracy on its own labels
+with the loss on the others'. Own labels are designated on held-out images (`heads.designate`), accuracy is
+measured on test images.
+
+Both differences have a null that is not zero: labels are given to the group of nodes that holds most of them,
+so a random group of nodes is an "expert" too. Hence the comparison with dealt nodes, and with 64 silenced
+random nodes.
+
+Every number is a sum over images, bootstrapped with the weights of `bootstrap.resample`; images of labels
+that no head owns take no part.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Bool, Float, Int64, Integer, UInt8
+from torch import Tensor
+from torch.nn.functional import one_hot
+
+from cctlib.bootstrap import estimate
+from cctlib.errors import UserError
+from cctlib.heads import NOBODY, count_dealt, deal, designate, p_value
+from cctlib.sites import parse
+
+Array = Tensor | np.ndarray
+
+
+def alone(
+    pooled: Float[Tensor, "image node"],
+    W: Float[Tensor, "label node"],
+    owner: Int64[Tensor, "node"],
+    heads: int,
+) -> Int64[Tensor, "head image"]:
+    """Predictions of each head alone: the label with the largest field when all nodes of other owners are
+    silenced."""
+    by_node = pooled.T  # whole rows are taken, which is quick where the nodes lie together in memory
+    fields = [W[:, owner == head] @ by_node[owner == head] for head in range(heads)]
+    return torch.stack([of_head.argmax(dim=0) for of_head in fields])
+
+
+def expert_accuracy(
+    site: str,
+    predictions: UInt8[Array, "head image"] | Int64[Array, "head image"],
+    labels: Integer[Array, "image"],
+    designation: Int64[Tensor, "label"],
+    weights: Float[Tensor, "resample image"],
+    dealt: Float[Tensor, "deal"] | None = None,
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Accuracy of each head alone, as shares of 1, with 95% bootstrap intervals (columns *_low and *_high).
+
+    heads, one row a head: site, encoder, head, labels, images (of its own labels), own (accuracy on these),
+    others (on images of the other heads' labels), gap (own - others), rivals (mean accuracy of the *other*
+    heads on this head's own images), advantage (own - rivals: the same images, so that easy labels cannot
+    make an expert). A head that owns no label has NaN.
+    sites, one row: site, encoder, heads (that own labels), images, and the mean over these heads of the same
+    quantities; then dealt_mean, dealt_95, deals, p: the gap of dealt nodes (`dealt`, from `dealt_gaps`) and
+    the share of it that reaches this one; NaN without.
+    Raises `UserError` when no image has a designated label.
+    """
+    own, others, correct = _roles(predictions, labels, designation)
+    heads = own.shape[1]
+    rivals = own * (correct.sum(dim=1, keepdim=True) - correct) / max(heads - 1, 1)
+    parts = {
+        "own": own * correct, "others": others * correct, "gap": (own - others) * correct,
+        "rivals": rivals, "advantage": own * correct - rivals,
+    }  # fmt: skip
+    per_head, mean = _tables(site, parts, designation, own, weights)
+    nan = float("nan")
+    if dealt is None:
+        return per_head, mean.assign(dealt_mean=nan, dealt_95=nan, deals=0, p=nan)
+    dealt = dealt.cpu().double()
+    null = {
+        "dealt_mean": dealt.nanmean().item(),
+        "dealt_95": dealt.nanquantile(0.95).item(),
+        "deals": len(dealt),
+    }
+    return per_head, mean.assign(**null, p=p_value(torch.tensor(mean.gap[0]), dealt).item())
+
+
+def dealt_gaps(
+    pooled: Float[Tensor, "image node"],
+    W: Float[Tensor, "label node"],
+    diagonal: Bool[Tensor, "node label"],
+    labels: Integer[Tensor, "image"],
+    heads: int,
+    generator: torch.Generator,
+    deals: int = 100,
+) -> Float[Tensor, "deal"]:
+    """The expert gap (mean over heads of own - others) when the nodes are dealt at random into heads.
+
+    `diagonal` is of the held-out images, `pooled` (p of the probe) and `labels` of the test images, as for
+    the real heads. Each deal designates the labels anew; NaN for one in which every label is tied. Costs as
+    much as the predictions of `deals` probes.
+    """
+    pooled = pooled.T.contiguous().T
+    dealt = deal(len(diagonal), heads, deals, generator).to(pooled.device)
+    designations = designate(count_dealt(diagonal, dealt, heads)).to(pooled.device)
+    gaps = []
+    for owner, designation in zip(dealt, designations, strict=True):
+        own, others, correct = _roles(alone(pooled, W, owner, heads), labels, designation)
+        gaps.append(((own - others) * correct).sum(dim=0).nanmean())
+    return torch.stack(gaps)
+
+
+def ablation(
+    site: str,
+    baseline: UInt8[Array, "image"] | Int64[Array, "image"],
+    silenced: UInt8[Array, "head image"] | Int64[Array, "head image"],
+    random: UInt8[Array, "draw image"] | Int64[Array, "draw image"],
+    labels: Integer[Array, "image"],
+    designation: Int64[Tensor, "label"],
+    weights: Float[Tensor, "resample image"],
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Accuracy that the network loses when a head is silenced in it, as shares of 1, with 95% bootstrap
+    intervals (*_low, *_high).
+
+    Predictions of the network as it is, with each head silenced, and with as many random nodes of the site
+    silenced (one row a draw).
+    heads, one row a head: site, encoder, head, labels, images (of its own labels), drop_own (accuracy lost on
+    these), drop_others (lost on the other heads' labels), difference (drop_own - drop_others), random_own,
+    random_others, random_difference (the same for the random nodes, mean over draws), excess (difference -
+    random_difference), random_sd (of random_difference over the draws), draws.
+    sites, one row: site, encoder, heads, images, and the means over heads of the same quantities; random_sd
+    is that of the mean. The interval of `excess` is that of the images; how far it depends on the draw of
+    nodes is what random_sd says.
+    Raises `UserError` without random draws, and when no image has a designated label.
+    """
+    if len(random) == 0:
+        raise UserError(
+            f"ablation of {site} has no predictions with random nodes silenced to compare with; "
+            "silence at least one random draw of nodes"
+        )
+    own, others, wrong = _roles(silenced, labels, designation, than=baseline)
+    lost = _lost(baseline, random, labels)  # [image, draw]
+    draws = (own - others).T @ lost  # [head, draw]: each draw's difference on each head's labels
+    by_random = lost.mean(dim=1, keepdim=True)
+    parts = {
+        "drop_own": own * wrong, "drop_others": others * wrong, "difference": (own - others) * wrong,
+        "random_own": own * by_random, "random_others": others * by_random,
+        "random_difference": (own - others) * by_random, "excess": (own - others) * (wrong - by_random),
+    }  # fmt: skip
+    per_head, mean = _tables(site, parts, designation, own, weights)
+    per_head = per_head.assign(random_sd=_spread(draws), draws=len(random))
+    return per_head, mean.assign(random_sd=_spread(draws.nanmean(dim=0, keepdim=True)), draws=len(random))
+
+
+def _spread(draws: Float[Tensor, "head draw"]) -> list[float]:
+    """Standard deviation over draws; NaN for a single draw."""
+    return draws.std(dim=1).tolist() if draws.shape[1] > 1 else [float("nan")] * len(draws)
+
+
+def _lost(baseline: Array, changed: Array, labels: Array) -> Float[Tensor, "image change"]:
+    """1 where the changed network errs and the baseline did not, -1 where it is the other way round, else
+    0."""
+    baseline, changed, labels = (torch.as_tensor(array) for array in (baseline, changed, labels))
+    return ((baseline == labels).float() - (changed == labels).float()).T
+
+
+def _roles(
+    predictions: Array, labels: Array, designation: Int64[Tensor, "label"], than: Array | None = None
+) -> tuple[Float[Tensor, "image head"], Float[Tensor, "image head"], Float[Tensor, "image head"]]:
+    """Averaging weights of each head's own images and of the other heads' images, and what is averaged:
+    correct predictions (or, with `than`, those lost against it). A head without own images has NaN
+    weights."""
+    predictions, labels = torch.as_tensor(predictions), torch.as_tensor(labels).long()
+    owner = designation.to(labels.device)[labels]
+    own = one_hot(owner + 1, len(predictions) + 1)[:, 1:].float()  # NOBODY is dropped
+    others = (owner != NOBODY).float()[:, None] - own
+    value = (predictions == labels).float().T if than is None else _lost(than, predictions, labels)
+    return own / own.sum(dim=0), others / others.sum(dim=0), value
+
+
+def _tables(
+    site: str,
+    parts: Mapping[str, Float[Tensor, "image head"]],
+    designation: Int64[Tensor, "label"],
+    own: Float[Tensor, "image head"],
+    weights: Float[Tensor, "resample image"],
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Per-head estimates of the parts (each a sum over images), and the estimates of their means over heads
+    that own labels."""
+    heads = own.shape[1]
+    owns = own.sum(dim=0).isfinite()
+    if not owns.any():
+        raise UserError(
+            f"no image has a label that is designated to a head of {site}; "
+            "designate the labels from held-out images of the same data set"
+        )
+    labels = one_hot(designation + 1, heads + 1)[:, 1:].sum(dim=0)
+    images = (own > 0).sum(dim=0)
+    per_head = {"head": range(heads), "labels": labels.tolist(), "images": images.tolist()}
+    mean = {"heads": int(owns.sum()), "images": int(images.sum())}
+    for name, part in parts.items():
+        both = torch.cat([part, part[:, owns].mean(dim=1, keepdim=True)], dim=1)
+        for suffix, row in zip(
+            ("", "_low", "_high"), estimate(both, weights.to(both.device)).tolist(), strict=True
+        ):
+            per_head[name + suffix], mean[name + suffix] = row[:heads], row[heads]
+    where = {"site": site, "encoder": parse(site)[0]}
+    return pd.DataFrame({**where, **per_head}), pd.DataFrame([{**where, **mean}])

@@ -1,0 +1,318 @@
+"""Heads: which head owns which label, and whether that could be chance (Method, section 6).
+
+Everything starts from the diagonal sets of the nodes of an `mha` site, as a Boolean array [node, label]:
+entry (n, i) says that label i is on the diagonal of node n's Boolean matrix. Head h owns a contiguous block
+of nodes. The null hypothesis is that the nodes don't care about heads: the same nodes, *dealt* at random into
+groups of the same size. Counting is all there is:
+
+    diagonal [node, label] -> counts d_h(i) [head, label] -> designation [label], concentration [label]
+
+Whether a head is any good at its labels is asked in `experts.py`.
+"""
+
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Bool, Float, Int64
+from scipy.stats import hypergeom
+from statsmodels.stats.multitest import multipletests
+from torch import Tensor
+from torch.nn.functional import one_hot
+
+from cctlib.errors import UserError
+from cctlib.sites import parse
+
+NOBODY = -1  # the designation of a label that no node has, or that several heads share
+SAME = 1e-9  # two means of the same counts may differ by rounding; the null must not lose a tie to that
+
+
+def owners(nodes: int, heads: int) -> Int64[Tensor, "node"]:
+    """The head of each node: head h owns nodes h*N/H .. (h+1)*N/H - 1. Raises `UserError` when N is no
+    multiple of H."""
+    if heads < 1 or nodes % heads:
+        raise UserError(
+            f"{nodes} nodes cannot be shared equally by {heads} heads; give the network's number of heads"
+        )
+    return torch.arange(heads).repeat_interleave(nodes // heads)
+
+
+def count(diagonal: Bool[Tensor, "node label"], heads: int) -> Int64[Tensor, "head label"]:
+    """d_h(i): the number of head h's nodes that have label i on their diagonal."""
+    owners(len(diagonal), heads)  # refuses a number of heads that does not divide
+    return diagonal.unflatten(0, (heads, -1)).sum(dim=1)
+
+
+def designate(counts: Int64[Tensor, "*deal head label"]) -> Int64[Tensor, "*deal label"]:
+    """The head with the largest d_h(i), for each label.
+
+    A label that no node has, and a label whose largest count several heads share, go to NOBODY: giving ties
+    to the first head would make its set larger than the others', and would make models agree about labels
+    that none of them has decided.
+    """
+    most = counts.amax(dim=-2)
+    decided = ((counts == most.unsqueeze(-2)).sum(dim=-2) == 1) & (most > 0)
+    return torch.where(decided, counts.argmax(dim=-2), NOBODY)
+
+
+def concentration(counts: Int64[Tensor, "*deal head label"]) -> Float[Tensor, "*deal label"]:
+    """c_i = max_h d_h(i) / sum_h d_h(i), from 1/H (evenly spread) to 1 (one head only); NaN for a label that
+    no node has.
+
+    Misleading alone: a label on few diagonals is concentrated by chance (one node gives 1). Compare with
+    dealt nodes.
+    """
+    return counts.amax(dim=-2) / counts.sum(dim=-2, dtype=torch.float64)
+
+
+def deal(nodes: int, heads: int, deals: int, generator: torch.Generator) -> Int64[Tensor, "deal node"]:
+    """Heads of the nodes when these are dealt at random into groups of N/H; one row a deal, on the
+    generator's device."""
+    order = torch.rand(deals, nodes, generator=generator, device=generator.device).argsort(dim=1)
+    return owners(nodes, heads).to(order.device)[order]
+
+
+def count_dealt(
+    diagonal: Bool[Tensor, "node label"], dealt: Int64[Tensor, "deal node"], heads: int, chunk: int = 250
+) -> Int64[Tensor, "deal head label"]:
+    """d_h(i) for heads that own the nodes as dealt. Computed `chunk` deals at a time, to bound the memory."""
+    has = diagonal.float()
+    parts = [
+        one_hot(part.to(diagonal.device), heads).float().transpose(1, 2) @ has for part in dealt.split(chunk)
+    ]
+    return torch.cat(parts).long()
+
+
+def null_counts(
+    diagonals: Mapping[str, Bool[Tensor, "node label"]],
+    heads: int,
+    generator: torch.Generator,
+    deals: int = 1000,
+) -> dict[str, Int64[Tensor, "deal head label"]]:
+    """Counts of the null for each site: its nodes dealt `deals` times."""
+    return {
+        site: count_dealt(diagonal, deal(len(diagonal), heads, deals, generator), heads)
+        for site, diagonal in diagonals.items()
+    }
+
+
+def p_value(
+    observed: Tensor, null: Float[Tensor, "deal *value"] | Int64[Tensor, "deal *value"]
+) -> Float[Tensor, "*value"]:
+    """Share of the null that is at least as large as what was observed, the observation itself counted in:
+    never 0.
+
+    Where either is not a number there is no evidence, and it counts as reached.
+    """
+    return (1 + (~(null < observed - SAME)).sum(dim=0)).double() / (1 + len(null))
+
+
+def symmetry(
+    counts: Mapping[str, Int64[Tensor, "head label"]], null: Mapping[str, Int64[Tensor, "deal head label"]]
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Is the symmetry between heads broken? Two tables, one row a label of a site, and one row a site.
+
+    labels: site, encoder, label, head (NOBODY is -1), nodes (sum_h d_h), most (max_h d_h), concentration,
+    dealt_95 (the null's 95th percentile), p, broken (concentration above dealt_95).
+    sites: site, encoder, heads, labels (on some diagonal), undesignated (labels that go to NOBODY),
+    concentration (mean over labels), dealt_mean and dealt_95 (of that mean), excess (concentration -
+    dealt_mean), broken (share of labels), broken_dealt (the same share in the null, at most 0.05), deals, p,
+    p_holm (Holm over the sites given).
+    Raises `UserError` for a site none of whose nodes has a label.
+    """
+    per_site = [_symmetry(site, of_site, null[site]) for site, of_site in counts.items()]
+    sites = pd.DataFrame([row for _, row in per_site])
+    sites["p_holm"] = multipletests(sites.p, method="holm")[1]
+    return pd.concat([table for table, _ in per_site], ignore_index=True), sites
+
+
+def _symmetry(
+    site: str, counts: Int64[Tensor, "head label"], null: Int64[Tensor, "deal head label"]
+) -> tuple[pd.DataFrame, dict]:
+    nodes = counts.sum(dim=0)
+    if not nodes.any():
+        raise UserError(
+            f"no node of {site} has a label on its diagonal; check that the probe of this site was trained"
+        )
+    value, dealt = concentration(counts), concentration(null)
+    limit = dealt.quantile(0.95, dim=0)
+    head = designate(counts)
+    labels = {
+        "label": range(len(nodes)), "head": head, "nodes": nodes, "most": counts.amax(dim=0),
+        "concentration": value, "dealt_95": limit, "p": p_value(counts.amax(dim=0), null.amax(dim=1)),
+        "broken": value > limit,
+    }  # fmt: skip
+    means = dealt.nanmean(dim=1)
+    some = nodes > 0
+    row = {
+        "heads": len(counts), "labels": some.sum(), "undesignated": (head == NOBODY).sum(),
+        "concentration": value.nanmean(), "dealt_mean": means.mean(), "dealt_95": means.quantile(0.95),
+        "excess": value.nanmean() - means.mean(), "broken": (value > limit)[some].double().mean(),
+        "broken_dealt": (dealt > limit)[:, some].double().mean(),
+        "deals": len(null), "p": p_value(value.nanmean(), means),
+    }  # fmt: skip
+    return _frame(site, labels), _row(site, row)
+
+
+def head_sets(counts: Mapping[str, Int64[Tensor, "head label"]]) -> pd.DataFrame:
+    """Labels per head: site, encoder, head, designated (labels), labels (on the diagonal of at least one of
+    its nodes), pairs (of a node and a label on its diagonal)."""
+    tables = []
+    for site, of_site in counts.items():
+        own = designate(of_site) == torch.arange(len(of_site), device=of_site.device)[:, None]
+        columns = {
+            "head": range(len(of_site)), "designated": own.sum(dim=1), "labels": (of_site > 0).sum(dim=1),
+            "pairs": of_site.sum(dim=1),
+        }  # fmt: skip
+        tables.append(_frame(site, columns))
+    return pd.concat(tables, ignore_index=True)
+
+
+def overlap(
+    counts: Mapping[str, Int64[Tensor, "head label"]], null: Mapping[str, Int64[Tensor, "deal head label"]]
+) -> pd.DataFrame:
+    """How much two heads have in common; one row a pair of heads of a site.
+
+    site, encoder, head_a, head_b, shared (labels that both have on some diagonal), jaccard (shared over
+    labels that either has), weighted (sum_i min(d_a, d_b) / sum_i max(d_a, d_b), which tells many nodes from
+    one), weighted_dealt (its mean in the null), p (share of the null with as little in common, or less).
+    Designated sets are disjoint and so have no overlap to report.
+    """
+    tables = []
+    for site, of_site in counts.items():
+        first, second = torch.triu_indices(len(of_site), len(of_site), offset=1, device=of_site.device)
+        shared = ((of_site[first] > 0) & (of_site[second] > 0)).sum(dim=1)
+        either = ((of_site[first] > 0) | (of_site[second] > 0)).sum(dim=1)
+        weighted = _weighted_jaccard(of_site, first, second)
+        dealt = _weighted_jaccard(null[site], first, second)
+        columns = {
+            "head_a": first, "head_b": second, "shared": shared, "jaccard": shared / either,
+            "weighted": weighted, "weighted_dealt": dealt.nanmean(dim=0), "p": p_value(-weighted, -dealt),
+        }  # fmt: skip
+        tables.append(_frame(site, columns))
+    return pd.concat(tables, ignore_index=True)
+
+
+def _weighted_jaccard(
+    counts: Int64[Tensor, "*deal head label"], first: Tensor, second: Tensor
+) -> Float[Tensor, "*deal pair"]:
+    a, b = counts.index_select(-2, first), counts.index_select(-2, second)
+    return torch.minimum(a, b).sum(dim=-1) / torch.maximum(a, b).sum(dim=-1, dtype=torch.float64)
+
+
+def agreement(site: str, designations: Mapping[str, Int64[Tensor, "label"]]) -> pd.DataFrame:
+    """Do models (by name) divide the labels among heads in the same way? One row a pair of models.
+
+    site, encoder, model_a, model_b, labels (designated in both), rand: the adjusted Rand index of the two
+    divisions over these labels, 1 when they are the same up to the heads' numbers, about 0 when they are
+    unrelated; NaN for fewer than two labels.
+    """
+    from sklearn.metrics import adjusted_rand_score  # late: it takes seconds to import, and few need it
+
+    rows = []
+    for (model_a, a), (model_b, b) in combinations(designations.items(), 2):
+        both = (a != NOBODY) & (b != NOBODY)
+        rand = adjusted_rand_score(a[both].tolist(), b[both].tolist()) if both.sum() >= 2 else np.nan
+        rows.append(_row(site, {"model_a": model_a, "model_b": model_b, "labels": both.sum(), "rand": rand}))
+    return pd.DataFrame(rows, columns=["site", "encoder", "model_a", "model_b", "labels", "rand"])
+
+
+def semantics(
+    counts: Mapping[str, Int64[Tensor, "head label"]],
+    null: Mapping[str, Int64[Tensor, "deal head label"]],
+    groups: Sequence[int],
+    generator: torch.Generator,
+    shuffles: int = 10_000,
+) -> pd.DataFrame:
+    """Is a head's expertise semantic: do labels of a group (CIFAR-100: a superclass) go to the same head? One
+    row a site.
+
+    The statistic is the share of pairs of labels of one group, both designated, that are designated to the
+    same head. It is compared with the designations shuffled over the labels (is there any meaning in them?),
+    and with dealt nodes (is there more than the nodes have by themselves? A single node already holds labels
+    that look alike, whichever head it is in).
+    site, encoder, pairs, same, shuffled_mean, shuffled_95, p, p_holm, dealt_mean, dealt_95, p_dealt,
+    p_dealt_holm (Holm over the sites).
+    """
+    rows = []
+    for site, of_site in counts.items():
+        head, heads = designate(of_site), len(of_site)
+        member = one_hot(torch.as_tensor(groups, device=head.device)).float()
+        some = (head != NOBODY).nonzero()[:, 0]
+        random = torch.rand(shuffles, len(some), generator=generator, device=generator.device)
+        order = random.argsort(dim=1).to(head.device)
+        same, pairs = _same_head(head[None], member, heads)
+        shuffled, _ = _same_head(head[some][order], member[some], heads)
+        dealt, _ = _same_head(designate(null[site]), member, heads)
+        row = {
+            "pairs": pairs[0], "same": same[0],
+            "shuffled_mean": shuffled.nanmean(), "shuffled_95": shuffled.nanquantile(0.95),
+            "p": p_value(same[0], shuffled), "dealt_mean": dealt.nanmean(),
+            "dealt_95": dealt.nanquantile(0.95), "p_dealt": p_value(same[0], dealt),
+        }  # fmt: skip
+        rows.append(_row(site, row))
+    table = pd.DataFrame(rows)
+    for name in ("p", "p_dealt"):
+        table.insert(
+            list(table).index(name) + 1, f"{name}_holm", multipletests(table[name], method="holm")[1]
+        )
+    return table
+
+
+def _same_head(
+    designation: Int64[Tensor, "deal label"], member: Float[Tensor, "label group"], heads: int
+) -> tuple[Float[Tensor, "deal"], Float[Tensor, "deal"]]:
+    """Share of the pairs within groups that go to the same head, and the number of pairs; pairs with NOBODY
+    do not count."""
+    own = one_hot(designation + 1, heads + 1)[..., 1:].float()  # NOBODY is dropped
+    together = torch.stack([own[..., h] @ member for h in range(heads)], dim=1)  # [deal, head, group]
+    sizes = together.sum(dim=1)
+    pairs = (sizes * (sizes - 1)).sum(dim=1) / 2
+    return (together * (together - 1)).sum(dim=(1, 2)) / 2 / pairs, pairs
+
+
+def enrichment(
+    counts: Mapping[str, Int64[Tensor, "head label"]], groups: Sequence[int], group_names: Sequence[str]
+) -> pd.DataFrame:
+    """Which groups of labels (CIFAR-100: superclasses) does a head's designated set hold more of than chance
+    gives?
+
+    One-sided hypergeometric test among the designated labels of a site. One row a site, head and group: site,
+    encoder, head, group, group_name, labels (of the head), group_labels (designated ones), shared, expected,
+    fold (shared / expected), p, p_holm (Holm over the heads and groups of the site). The superclasses have 5
+    labels, so single cells have little power: a whole superclass in a set of 25 has p = 0.0007 before
+    correction. The overall question is answered by `semantics`.
+    """
+    tables = []
+    group = np.asarray(groups)
+    for site, of_site in counts.items():
+        head, heads = designate(of_site).cpu().numpy(), len(of_site)
+        some = head != NOBODY
+        own = (head == np.arange(heads)[:, None])[:, None, :]  # [head, 1, label]
+        member = (group == np.arange(len(group_names))[:, None]) & some  # [group, label]
+        shared, labels, sizes = (own & member).sum(axis=2), own.sum(axis=2), member.sum(axis=1)
+        expected = labels * sizes / max(some.sum(), 1)
+        p = hypergeom.sf(shared - 1, some.sum(), sizes, labels)
+        grid = np.indices(shared.shape)
+        columns = {
+            "head": grid[0], "group": grid[1], "group_name": np.asarray(group_names)[grid[1]],
+            "labels": np.broadcast_to(labels, p.shape), "group_labels": np.broadcast_to(sizes, p.shape),
+            "shared": shared, "expected": expected, "fold": shared / np.where(expected > 0, expected, np.nan),
+            "p": p, "p_holm": multipletests(p.ravel(), method="holm")[1],
+        }  # fmt: skip
+        tables.append(_frame(site, {name: value.ravel() for name, value in columns.items()}))
+    return pd.concat(tables, ignore_index=True)
+
+
+def _row(site: str, values: Mapping[str, object]) -> dict[str, object]:
+    """A row of a site's table, of plain numbers."""
+    plain = {name: value.item() if isinstance(value, Tensor) else value for name, value in values.items()}
+    return {"site": site, "encoder": parse(site)[0], **plain}
+
+
+def _frame(site: str, columns: Mapping[str, object]) -> pd.DataFrame:
+    """A table of one site; tensors go to the host here, at the end of the work."""
+    plain = {name: value.tolist() if isinstance(value, Tensor) else value for name, value in columns.items()}
+    return pd.DataFrame({"site": site, "encoder": parse(site)[0], **plain})

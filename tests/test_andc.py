@@ -1,0 +1,492 @@
+"""Masks, their rivals, pruned networks and sweeps, against plain loops and Python sets."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import tiny_pruning as tiny
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional as F
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+from cctlib import andc, pruned, sparsefile
+from cctlib.andc import Pruning
+from cctlib.errors import UserError
+from cctlib.measure import Measurement, SiteMeasurement
+from cctlib.pruned import Retraining, masked, predict, reduce, retrain
+from cctlib.sweep import plan, sweep, with_accuracies
+
+ENCODERS = tiny.CONFIG.encoders
+CPU = {"device": "cpu"}
+
+
+def label_sets(sets: torch.Tensor) -> list[set[int]]:
+    return [{label for label in range(sets.shape[1]) if sets[node, label]} for node in range(len(sets))]
+
+
+# Masks
+
+
+@pytest.mark.parametrize("share", [0.05, 0.2, 0.6])
+def test_masks_join_the_nodes_whose_label_sets_meet(share):
+    found = tiny.diagonals(share)
+    masks = andc.andc_masks(found, ENCODERS)
+    state = tiny.network().state_dict()
+    ends = {
+        "self_attn.proj": ("mha", "trunk"),
+        "linear1": ("trunk", "ff_hidden"),
+        "linear2": ("ff_hidden", "ff"),
+    }
+    expected = {}
+    for m in (1, 2):
+        for module, (source, target) in ends.items():
+            before, after = (label_sets(found[f"enc{m}/{kind}"]) for kind in (source, target))
+            name = f"classifier.blocks.{m - 1}.{module}.weight"
+            expected[name] = [[not a.isdisjoint(b) for a in before] for b in after]
+    last = label_sets(found["enc2/ff"])
+    expected["classifier.fc.weight"] = [[label in a for a in last] for label in range(tiny.LABELS)]
+    assert {name: mask.tolist() for name, mask in masks.items()} == expected
+    assert all(mask.shape == state[name].shape for name, mask in masks.items())
+
+
+@given(st.data())
+@settings(max_examples=60, deadline=None)
+def test_connection_is_symmetric_monotone_and_blind_to_the_names_of_labels(data):
+    labels, nodes, others = (data.draw(st.integers(1, 6)) for _ in range(3))
+    draw = lambda count: torch.tensor(  # noqa: E731
+        data.draw(
+            st.lists(
+                st.lists(st.booleans(), min_size=labels, max_size=labels), min_size=count, max_size=count
+            )
+        )
+    )
+    a, b, more = draw(nodes), draw(others), draw(nodes)
+    mask = andc.connected(a, b)
+    assert torch.equal(mask, andc.connected(b, a).T)
+    assert not (mask & ~andc.connected(a | more, b)).any(), "more labels never cut a connection"
+    order = torch.randperm(labels)
+    assert torch.equal(mask, andc.connected(a[:, order], b[:, order]))
+    assert bool(mask.any()) == bool((a.any(0) & b.any(0)).any())
+    own = andc.connected(a, a)
+    assert torch.equal(own.diagonal(), a.any(1)), "a node meets itself iff it has a label"
+
+
+def test_targets_select_layers():
+    names = {target: [layer.module for layer in andc.layers(2, target)] for target in andc.TARGETS}
+    assert names["fc"] == ["classifier.fc"]
+    assert names["linear1"] == ["classifier.blocks.0.linear1", "classifier.blocks.1.linear1"]
+    assert sorted(names["all"]) == sorted(name for kind in andc.KINDS for name in names[kind])
+    assert andc.andc_masks(tiny.diagonals(), 2, "proj").keys() == {f"{name}.weight" for name in names["proj"]}
+
+
+def measurement(split: str = "held-out") -> Measurement:
+    draw = np.random.default_rng(0)
+    arrays = lambda: draw.normal(size=(tiny.LABELS, 6)).astype(np.float32)  # noqa: E731
+    found = {
+        site: SiteMeasurement(W=arrays(), mu={split: arrays(), "test": arrays()})
+        for site in ("enc1/mha", "enc1/ff")
+    }
+    return Measurement(found, {}, {}, tuple("abcde"), None, None, {})
+
+
+def test_diagonal_sets_come_from_the_held_out_images():
+    measured = measurement()
+    found = andc.diagonals(measured, theta=0.4)
+    for site, entry in measured.sites.items():
+        for node in range(6):
+            M = np.outer(entry.mu["held-out"][:, node], entry.W[:, node])
+            assert found[site][node].tolist() == [M[i, i] / M.max() > 0.4 for i in range(tiny.LABELS)]
+    assert not torch.equal(andc.diagonals(measured, 0.4, "test")["enc1/ff"], found["enc1/ff"])
+
+
+def test_what_cannot_be_pruned_is_said_in_one_line():
+    with pytest.raises(UserError, match="no held-out images in the measurement of enc1/mha"):
+        andc.diagonals(measurement(split="other"))
+    with pytest.raises(UserError, match="target 'qkv' is not known; use one of proj, linear1"):
+        andc.layers(2, "qkv")
+    found = tiny.diagonals()
+    del found["enc2/trunk"]
+    with pytest.raises(
+        UserError, match=r"site enc2/trunk was not measured, and classifier\.blocks\.1\.self_attn\.proj"
+    ):
+        andc.andc_masks(found, 2)
+    assert andc.andc_masks(found, 2, "linear2"), "linear2 does not need the trunk"
+    found = tiny.diagonals()
+    found["enc1/ff_hidden"][:] = False
+    with pytest.raises(
+        UserError, match=r"blocks.0.linear1.weight would lose every weight.*use a smaller theta"
+    ):
+        andc.andc_masks(found, 2, "linear1")
+    with pytest.raises(UserError, match="keep 0 of 12 weights"):
+        andc.random_mask((3, 4), 0, torch.Generator())
+    with pytest.raises(UserError, match="no pruning of 'fc' by 'luck'"):
+        Pruning("fc", "luck")
+
+
+# Rivals of equal density
+
+
+@pytest.mark.parametrize("method", andc.METHODS)
+@pytest.mark.parametrize("target", andc.TARGETS)
+def test_every_method_keeps_exactly_as_many_weights_of_each_layer(method, target):
+    network, found = tiny.network(), tiny.diagonals()
+    norms = {
+        layer.weight: torch.rand(network.get_submodule(layer.module).in_features) for layer in andc.layers(2)
+    }
+    own = andc.andc_masks(found, ENCODERS, target)
+    masks = andc.make_masks(Pruning(target, method, seed=3), network, found, norms)
+    assert {name: int(mask.sum()) for name, mask in masks.items()} == {
+        name: int(mask.sum()) for name, mask in own.items()
+    }
+    assert andc.density(masks) == sum(int(m.sum()) for m in own.values()) / sum(
+        m.numel() for m in own.values()
+    )
+    if method == "shuffled":
+        for name in own:
+            for axis in (0, 1):
+                assert sorted(masks[name].sum(axis).tolist()) == sorted(own[name].sum(axis).tolist())
+
+
+def test_masks_by_chance_differ_by_seed_alone():
+    network, found = tiny.network(), tiny.diagonals()
+    for method in andc.BY_CHANCE:
+        first, again, other = (
+            andc.make_masks(Pruning("proj", method, seed=s), network, found) for s in (0, 0, 1)
+        )
+        assert all(torch.equal(first[name], again[name]) for name in first)
+        assert not all(torch.equal(first[name], other[name]) for name in first)
+
+
+@given(st.integers(1, 6), st.integers(1, 7), st.data())
+@settings(max_examples=80, deadline=None)
+def test_kept_are_the_largest_exactly_so_many_ties_or_not(rows, columns, data):
+    count = data.draw(st.integers(1, rows * columns))
+    values = data.draw(st.lists(st.integers(0, 3), min_size=rows * columns, max_size=rows * columns))
+    scores = torch.tensor(values, dtype=torch.float32).view(rows, columns)
+    mask = andc.keep_largest(scores, count)
+    assert int(mask.sum()) == count
+    assert sorted(scores[mask].tolist(), reverse=True) == sorted(values, reverse=True)[:count]
+    each = andc.keep_largest_per_row(scores, count)
+    assert int(each.sum()) == count
+    assert int(each.sum(1).max()) - int(each.sum(1).min()) <= 1
+    for row in range(rows):
+        kept = each[row].sum()
+        assert sorted(scores[row][each[row]].tolist()) == sorted(
+            sorted(scores[row].tolist(), reverse=True)[:kept]
+        )
+
+
+def test_wanda_is_weight_times_input_norm_in_each_row():
+    network, found = tiny.network(), tiny.diagonals()
+    images = tiny.images(23, split="held-out")
+    norms = andc.input_norms(network, tiny.normalise, images, batch=7, **CPU)
+    _, taps = network(
+        tiny.normalise(images.pixels), taps=["enc1/mha", "enc2/trunk", "enc2/ff_hidden", "enc2/ff"]
+    )
+    for name, site in {
+        "0.self_attn.proj": "enc1/mha",
+        "1.linear1": "enc2/trunk",
+        "1.linear2": "enc2/ff_hidden",
+    }.items():
+        expected = taps[site].double().flatten(0, 1).norm(dim=0)
+        torch.testing.assert_close(
+            norms[f"classifier.blocks.{name}.weight"].double(), expected, rtol=1e-5, atol=0
+        )
+    x = network.classifier.norm(taps["enc2/ff"])
+    pooled = (network.classifier.attention_pool(x).softmax(1) * x).sum(1)
+    torch.testing.assert_close(norms["classifier.fc.weight"], pooled.norm(dim=0), rtol=1e-4, atol=0)
+
+    name = "classifier.blocks.1.linear1.weight"
+    like = andc.andc_masks(found, ENCODERS, "linear1")
+    mask = andc.wanda_masks(like, network, norms)[name]
+    weight, kept = network.state_dict()[name], int(like[name].sum())
+    for row in range(len(weight)):
+        scores = [abs(float(weight[row, j])) * float(norms[name][j]) for j in range(weight.shape[1])]
+        largest = sorted(range(len(scores)), key=lambda j: -scores[j])[: int(mask[row].sum())]
+        assert int(mask[row].sum()) in (kept // len(weight), kept // len(weight) + 1)
+        assert set(largest) == set(mask[row].nonzero().flatten().tolist())
+    with pytest.raises(UserError, match="no held-out images"):
+        andc.input_norms(network, tiny.normalise, tiny.images(0, split="held-out"), **CPU)
+    with pytest.raises(UserError, match="Wanda needs norms"):
+        andc.make_masks(Pruning("fc", "wanda"), network, found)
+
+
+def test_magnitude_keeps_the_largest_weights():
+    network, found = tiny.network(), tiny.diagonals()
+    name = "classifier.fc.weight"
+    mask = andc.make_masks(Pruning("fc", "magnitude"), network, found)[name]
+    weight = network.state_dict()[name].abs()
+    assert weight[mask].min() >= weight[~mask].max()
+
+
+# Pruned networks
+
+
+def test_a_mask_acts_and_is_gone_afterwards():
+    network, images = tiny.network(), tiny.normalise(tiny.images(8).pixels)
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    dense = network(images)
+    masks = andc.andc_masks(tiny.diagonals(), ENCODERS)
+    with masked(network, masks):
+        for name, tensor in network.state_dict().items():
+            expected = before[name] * masks[name] if name in masks else before[name]
+            assert torch.equal(tensor, expected)
+        assert not torch.allclose(network(images), dense, atol=1e-3)
+        network.classifier.fc.bias += 1
+    assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
+    with pytest.raises(ZeroDivisionError), masked(network, masks):
+        raise ZeroDivisionError
+    assert torch.equal(network(images), dense)
+
+
+def test_cut_connections_carry_nothing():
+    """A node of which all outgoing weights are cut can be set to anything; one with a kept weight cannot."""
+    network, images = tiny.network(), tiny.normalise(tiny.images(8).pixels)
+    found = tiny.diagonals(0.5)
+    found["enc2/ff"][3], found["enc1/ff_hidden"][7] = False, False
+    with masked(network, andc.andc_masks(found, ENCODERS)):
+        logits = network(images)
+        for site, node in (("enc1/ff_hidden", 7), ("enc1/mha", 2)):
+            gains = torch.ones(network.config.hidden if "hidden" in site else network.config.width)
+            gains[node] = 1000
+            assert torch.equal(network(images, gains={site: gains}), logits) == (site == "enc1/ff_hidden")
+        # fc reads nothing of node 3: the derivative of every logit by its pooled value is zero.
+        pooled = torch.randn(2, network.config.width, requires_grad=True)
+        network.classifier.fc(pooled).sum().backward()
+        assert (pooled.grad[:, 3] == 0).all() and (pooled.grad != 0).any()
+
+
+@pytest.mark.parametrize("target", ["fc", "linear1", "all"])
+@pytest.mark.parametrize("held", [0, 2**30], ids=["from pixels", "from tokens"])
+def test_retraining_moves_kept_weights_only(monkeypatch, target, held):
+    monkeypatch.setattr(pruned, "TOKENS_HELD", held)
+    network = tiny.network()
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    masks = andc.andc_masks(tiny.diagonals(), ENCODERS, target)
+    seen = []
+
+    def check(optimizer, arguments, keywords):
+        seen.append(all((parameters[name][~mask] == 0).all() for name, mask in masks.items()))
+
+    parameters = dict(network.named_parameters())
+    handle = register_optimizer_step_post_hook(check)
+    try:
+        with masked(network, masks):
+            train = reduce(network, tiny.normalise, tiny.images(40, split="train"), target, **CPU)
+            loss = retrain(network, masks, train, 2.4, Retraining(batch=8), torch.Generator().manual_seed(0))
+            after = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    finally:
+        handle.remove()
+    assert math.isfinite(loss) and len(seen) == 12 and all(seen), "2.4 passes of 5 batches, zero after each"
+    for name, tensor in after.items():
+        if name in masks:
+            assert (tensor[~masks[name]] == 0).all()
+            assert (tensor != before[name])[masks[name]].float().mean() > 0.9
+        elif name.removesuffix("bias") + "weight" not in masks:
+            assert torch.equal(tensor, before[name])
+    assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
+    assert not any(
+        parameter.requires_grad or parameter.grad is not None for parameter in network.parameters()
+    )
+
+
+def test_retraining_learns_and_repeats():
+    """Random images, learned by heart: the loss falls; the same generator gives the same weights."""
+    network, images = tiny.network(), tiny.images(40, split="train")
+    masks = andc.andc_masks(tiny.diagonals(0.4), ENCODERS)
+    results = []
+    for _ in range(2):
+        with masked(network, masks):
+            train = reduce(network, tiny.normalise, images, "all", **CPU)
+            first = float(
+                F.cross_entropy(network(tiny.normalise(images.pixels)), images.labels, label_smoothing=0.1)
+            )
+            settings = Retraining(batch=10, learning_rate=1e-2)
+            last = retrain(network, masks, train, 30.0, settings, torch.Generator().manual_seed(1))
+            results.append((network.state_dict()["classifier.fc.weight"].clone(), predict(train)))
+    assert last < 0.8 * first
+    assert torch.equal(results[0][0], results[1][0]) and torch.equal(results[0][1], results[1][1])
+
+
+def test_so_many_steps_of_retraining():
+    assert [Retraining(batch=10).steps(95, epochs) for epochs in (0.0, 0.01, 0.5, 1.0, 2.0)] == [
+        0,
+        1,
+        5,
+        10,
+        20,
+    ]
+    network = tiny.network()
+    train = reduce(network, tiny.normalise, tiny.images(20), "fc", **CPU)
+    masks = andc.andc_masks(tiny.diagonals(), ENCODERS, "fc")
+    assert math.isnan(retrain(network, masks, train, 0.0, Retraining(), torch.Generator()))
+    with pytest.raises(UserError, match="positive learning rate"):
+        Retraining(learning_rate=0.0)
+    broken = replace(train, values=train.values * torch.inf)
+    with pytest.raises(UserError, match=r"diverged \(loss nan\)"), masked(network, masks):
+        retrain(network, masks, broken, 2.0, Retraining(), torch.Generator())
+
+
+@pytest.mark.parametrize("target", andc.TARGETS)
+def test_predictions_do_not_depend_on_where_the_masks_begin(monkeypatch, target):
+    network, images = tiny.network(), tiny.images(33)
+    with masked(network, andc.andc_masks(tiny.diagonals(), ENCODERS, target)):
+        expected = network(tiny.normalise(images.pixels)).argmax(1)
+        for held in (0, 2**30):
+            monkeypatch.setattr(pruned, "TOKENS_HELD", held)
+            reduced = reduce(network, tiny.normalise, images, target, batch=8, **CPU)
+            assert torch.equal(predict(reduced, batch=8), expected)
+
+
+def test_wrong_masks_are_refused():
+    network = tiny.network()
+    name = "classifier.fc.weight"
+    shape = network.state_dict()[name].shape
+    for masks, message in (
+        ({}, "no masks"),
+        ({"classifier.fd.weight": torch.ones(2, 2, dtype=torch.bool)}, "no such weight"),
+        ({name: torch.ones(*reversed(shape), dtype=torch.bool)}, r"weight is \[output, input\]"),
+        ({name: torch.zeros(*shape, dtype=torch.bool)}, r"keeps no weight \(density 0\)"),
+    ):
+        with pytest.raises(UserError, match=message), masked(network, masks):
+            pass
+
+
+# Sweeps
+
+
+def run(folder=None, prunings=None, network=None, **settings):
+    found = {theta: tiny.diagonals(share) for theta, share in ((0.3, 0.3), (0.5, 0.15))}
+    return sweep(
+        network or tiny.network(),
+        tiny.normalise,
+        prunings or plan(["fc", "linear1"], andc.METHODS, [0.3, 0.5], seeds=(0, 1)),
+        found,
+        tiny.images(30),
+        held_out=tiny.images(10, seed=1, split="held-out"),
+        train=tiny.images(20, seed=2, split="train"),
+        folder=folder,
+        **{"epochs": (0.0, 0.5), "settings": Retraining(batch=8), **CPU, **settings},
+    )
+
+
+def test_a_sweep_is_what_single_prunings_are():
+    network = tiny.network()
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    found = run(network=network)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
+    table, images = found.table, tiny.images(30)
+    assert " ".join(table.columns) == (
+        "target method theta seed epochs density accuracy accuracy_dense low high parameters macs bytes"
+    )
+    assert len(table) == 2 * 2 * 7 * 2, "targets, thetas, five methods of which two have two seeds, epochs"
+    assert (found.dense == network(tiny.normalise(images.pixels)).argmax(1).numpy()).all()
+    assert (table.accuracy_dense == (found.dense == images.labels.numpy()).mean()).all()
+    for number in (0, 3, 16, 40):
+        row = table.iloc[number]
+        pruning = Pruning(row.target, row.method, row.theta, int(row.seed))
+        sets = tiny.diagonals(0.3 if row.theta == 0.3 else 0.15)
+        norms = andc.input_norms(network, tiny.normalise, tiny.images(10, seed=1, split="held-out"), **CPU)
+        masks = andc.make_masks(pruning, network, sets, norms)
+        with masked(network, masks):
+            if row.epochs:
+                train = reduce(
+                    network, tiny.normalise, tiny.images(20, seed=2, split="train"), row.target, **CPU
+                )
+                generator = torch.Generator().manual_seed(pruning.seed)
+                retrain(network, masks, train, row.epochs, Retraining(batch=8), generator)
+            expected = network(tiny.normalise(images.pixels)).argmax(1).numpy()
+            assert row.bytes == len(sparsefile.encode(network.state_dict()))
+        assert (found.predictions[number] == expected).all()
+        assert row.accuracy == pytest.approx((expected == images.labels.numpy()).mean())
+        assert row.density == andc.density(masks)
+        pruned_away = sum(int((~mask).sum()) for mask in masks.values())
+        assert row.parameters == sum(p.numel() for p in network.parameters()) - pruned_away
+    equal = table.groupby(["target", "theta"]).density.nunique()
+    assert (equal == 1).all()
+    assert (table.low <= table.accuracy).all() and (table.accuracy <= table.high).all()
+
+
+def test_a_sweep_goes_on_where_it_was_killed(tmp_path, monkeypatch):
+    from cctlib import sweep as module
+
+    whole = run()
+    measure, calls = module._Run._measure, []
+
+    def dies(self, target, masks):
+        if len(calls) == 5:
+            raise KeyboardInterrupt
+        calls.append(target)
+        return measure(self, target, masks)
+
+    monkeypatch.setattr(module._Run, "_measure", dies)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path)
+    assert len(list(tmp_path.iterdir())) == 5
+    next(iter(sorted(tmp_path.iterdir()))).write_bytes(b"PK half a file")  # as after a power cut
+    monkeypatch.setattr(
+        module._Run,
+        "_measure",
+        lambda self, target, masks: calls.append(target) or measure(self, target, masks),
+    )
+    calls.clear()
+    resumed = run(tmp_path)
+    assert len(calls) == len(whole.table) + 1 - 4
+    pd.testing.assert_frame_equal(resumed.table, whole.table)
+    assert (resumed.predictions == whole.predictions).all()
+    calls.clear()
+    pd.testing.assert_frame_equal(run(tmp_path).table, whole.table)
+    assert not calls
+    run(tmp_path, network=tiny.network(seed=1))
+    assert len(calls) == len(whole.table) + 1, "another network is another sweep"
+
+
+def test_intervals_are_of_the_change_against_the_dense_network():
+    labels = np.repeat(np.arange(5), 80)
+    draw = np.random.default_rng(0)
+    dense = np.where(draw.random(400) < 0.7, labels, 9)
+    same, worse = dense.copy(), np.where(draw.random(400) < 0.1, 9, dense)
+    rows = pd.DataFrame({"density": [1.0, 0.5], "bytes": [1, 2]})
+    table = with_accuracies(rows, np.stack([same, worse]), dense, labels)
+    assert list(table.columns) == ["density", "accuracy", "accuracy_dense", "low", "high", "bytes"]
+    first, second = table.iloc[0], table.iloc[1]
+    assert (
+        first.low
+        == first.high
+        == first.accuracy
+        == first.accuracy_dense
+        == pytest.approx((dense == labels).mean())
+    )
+    # Against the textbook: a difference of paired shares has this standard error, and 95% is 1.96 of them either side.
+    change = (worse == labels).astype(float) - (dense == labels)
+    error = change.std() / np.sqrt(400)
+    assert second.low == pytest.approx(second.accuracy - 1.96 * error, abs=0.25 * error)
+    assert second.high == pytest.approx(second.accuracy + 1.96 * error, abs=0.25 * error)
+    assert second.high < second.accuracy_dense
+
+
+def test_a_sweep_that_cannot_end_well_does_not_start(monkeypatch):
+    monkeypatch.setattr("cctlib.sweep.reduce", lambda *_, **__: pytest.fail("computed something"))
+    with pytest.raises(UserError, match="one pruning and one amount"):
+        sweep(tiny.network(), tiny.normalise, [], {}, tiny.images(), **CPU)
+    for given_too, message in (
+        ({"train": None}, "needs training images"),
+        ({"held_out": None}, "Wanda needs held-out images"),
+        (
+            {"prunings": [Pruning("fc", "andc", 0.9)]},
+            "no diagonal sets at theta 0.9; there are those at 0.3, 0.5",
+        ),
+    ):
+        arguments = {"train": tiny.images(5), "held_out": tiny.images(5), "epochs": (0.0, 1.0)} | given_too
+        prunings = arguments.pop("prunings", [Pruning("fc", "wanda")])
+        with pytest.raises(UserError, match=message):
+            sweep(
+                tiny.network(), tiny.normalise, prunings, {0.3: tiny.diagonals(), 0.5: tiny.diagonals()},
+                tiny.images(), **arguments, **CPU,
+            )  # fmt: skip
+    with pytest.raises(UserError, match="no test images"):
+        reduce(tiny.network(), tiny.normalise, tiny.images(0), "fc", **CPU)
