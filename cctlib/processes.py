@@ -1,0 +1,97 @@
+"""One training run in several processes (torch.distributed), and the signals that ask it to stop."""
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, distributed
+
+
+@dataclass(frozen=True)
+class Place:
+    """Which of the processes this is, and the device it computes on."""
+
+    rank: int
+    world: int
+    device: torch.device
+
+    @property
+    def first(self) -> bool:
+        """Whether this process is the one that writes files and talks."""
+        return self.rank == 0
+
+    def total(self, values: Tensor) -> Tensor:
+        """The sum of `values` over all processes."""
+        if self.world > 1:
+            values = values.clone()
+            distributed.all_reduce(values)
+        return values
+
+    def agreed(self, number: int) -> int:
+        """The first process's `number`, in all of them."""
+        if self.world == 1:
+            return number
+        shared = torch.tensor([number], device=self.device)
+        distributed.broadcast(shared, src=0)
+        return int(shared.item())
+
+    def wait(self) -> None:
+        """Return once every process has called this."""
+        if self.world > 1:
+            distributed.barrier()
+
+    def gathered(self, value: object) -> list:
+        """The `value` of every process, in order."""
+        values = [value] * self.world
+        if self.world > 1:
+            distributed.all_gather_object(values, value)
+        return values
+
+
+@contextmanager
+def processes(device: torch.device | str) -> Iterator[Place]:
+    """Join the processes that torchrun started, each on its own GPU; without torchrun, be alone."""
+    device = torch.device(device)
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if world == 1:
+        yield Place(0, 1, device)
+        return
+    if device.type == "cuda":
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
+    joins = not distributed.is_initialized()
+    if joins:
+        distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield Place(distributed.get_rank(), world, device)
+    finally:
+        if joins:
+            distributed.destroy_process_group()
+
+
+@contextmanager
+def stop_signals() -> Iterator[list[int]]:
+    """Note SIGTERM and SIGINT in the list handed out, instead of dying of them in the middle of a step.
+
+    Once the block has ended, the signal is raised again and has its usual effect. Outside the main thread, where Python
+    lets nobody handle signals, nothing is changed.
+    """
+    noted: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield noted
+        return
+    before = {
+        number: signal.signal(number, lambda received, _: noted.append(received))
+        for number in (signal.SIGTERM, signal.SIGINT)
+    }
+    try:
+        yield noted
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if noted:
+        signal.raise_signal(noted[0])

@@ -1,0 +1,164 @@
+"""Training a CCT: from nothing, or on from where a run was stopped or killed (Method, section 2).
+
+    folder/checkpoint.pt           everything that is needed to go on
+    folder/log.jsonl               a row every few steps, with held-out accuracy where an epoch ends
+    folder/weights.safetensors     the result, fp32
+
+`recipes.py` says what is trained and how, `trainer.py` does a step, `processes.py` knows of torchrun and of signals.
+"""
+
+import math
+import time
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from tqdm.auto import tqdm
+
+from cctlib import cct, models
+from cctlib.data import Images
+from cctlib.errors import UserError
+from cctlib.processes import Place, processes, stop_signals
+from cctlib.recipes import RECIPES, Recipe, recipe, recipe_for
+from cctlib.trainer import CHECKPOINT, Trainer, constants, evaluate, form_of_attention
+from cctlib.trainlog import Log, read_log
+
+__all__ = ["RECIPES", "Recipe", "read_log", "recipe", "recipe_for", "train", "train_model"]
+
+LOG_STEPS = 50  # optimizer steps from one row of the log to the next
+GO_ON, SAVE, STOP = range(3)
+
+
+def train(
+    recipe: Recipe,
+    train: Images,
+    held_out: Images,
+    folder: Path,
+    *,
+    device: torch.device | str,
+    resume: bool = False,
+    hours: float | None = None,
+    progress: bool = True,
+    checkpoint_minutes: float = 10.0,
+    tensorboard: bool = False,
+) -> Path:
+    """Train a network from nothing, or go on with the run in `folder`.
+
+    Args:
+        train, held_out: the images to learn from, and those to report accuracy on.
+        device: cpu, cuda, or one of several GPUs; under torchrun each process takes its own GPU.
+        resume: go on from the folder's checkpoint where there is one. Without it, a folder with a run is refused.
+        hours: stop with a checkpoint after so long (an evaluation that has begun is finished). The schedule is
+            always that of the whole recipe, so a long run may be cut into pieces anywhere.
+        progress: show a bar with loss, accuracy, images per second and time left.
+        checkpoint_minutes: from one checkpoint to the next. There is one at SIGTERM and SIGINT, too, and at the end.
+        tensorboard: write the log for TensorBoard as well.
+
+    Returns the weights file or, when `hours` ended first, the checkpoint. Under torchrun all processes share
+    the recipe's batch, and only the first one writes.
+    Raises `UserError` when images, folder or checkpoint do not fit the recipe, and when the loss is no longer finite.
+    """
+    deadline = math.inf if hours is None else time.monotonic() + 3600 * hours
+    with ExitStack() as stack:
+        place = stack.enter_context(processes(device))
+        signals = stack.enter_context(stop_signals())
+        gpus = [place.device] if place.device.type == "cuda" else []
+        stack.enter_context(torch.random.fork_rng(devices=gpus))  # dropout draws from the global generator
+        _check(recipe, train, held_out, place)
+        run = Trainer(recipe, train, held_out, folder, place)
+        run.begin(resume)
+        log = stack.enter_context(Log(folder, run.step, writes=place.first, tensorboard=tensorboard))
+        bar = stack.enter_context(_bar(run, shown=progress and place.first))
+        saved = time.monotonic()
+        while run.step < run.steps:
+            run.learn()
+            epoch_ends = run.step % run.steps_per_epoch == 0
+            at_row = epoch_ends or run.step % LOG_STEPS == 0
+            if at_row:
+                row = run.row() | (run.evaluate() if epoch_ends else {})
+                log.write(row)
+                _show(bar, run, row)
+            if place.world == 1 or at_row:  # several processes agree only where they wait for each other anyway
+                now = time.monotonic()
+                wish = SAVE if now - saved >= 60 * checkpoint_minutes or run.step == run.steps else GO_ON
+                order = place.agreed(STOP if signals or now >= deadline else wish)
+                if order != GO_ON:
+                    run.save()
+                    saved = time.monotonic()
+                if order == STOP and run.step < run.steps:
+                    return folder / CHECKPOINT
+        return run.export()
+
+
+def train_model(
+    recipe: Recipe, images: dict[str, Images], folder: Path, *, device: torch.device | str, progress: bool = True
+) -> models.Model:
+    """Train in `folder`, or go on there, and make it a model folder: weights, log and manifest.
+
+    `images` holds the splits train, held-out and test. The manifest has the final weights' accuracy on the last two.
+    """
+    learned = images["train"]
+    weights = train(recipe, learned, images["held-out"], folder, device=device, resume=True, progress=progress)
+    config = recipe.config(learned.num_labels)
+    network = cct.load_weights(weights, config, attention=form_of_attention(recipe, device)).to(device)
+    alone = Place(0, 1, torch.device(device))
+    accuracy = {
+        split: evaluate(network, images[split], constants(learned), recipe, alone)[1] for split in ("held-out", "test")
+    }
+    return models.write_manifest(
+        folder,
+        name=recipe.model,
+        config=config,
+        weights=weights,
+        dataset=learned.dataset,
+        normalisation=constants(learned),
+        labels=learned.names,
+        training={"recipe": asdict(recipe), "images": len(learned)},
+        accuracy=accuracy,
+        data={split: part.fingerprint for split, part in images.items()},
+    )
+
+
+def _check(recipe: Recipe, train: Images, held_out: Images, place: Place) -> None:
+    """Raise `UserError` when recipe, images and processes do not fit together."""
+    for images in (train, held_out):
+        height, width = images.pixels.shape[2:]
+        if (height, width) != (recipe.image_size, recipe.image_size):
+            raise UserError(
+                f"recipe {recipe.name} takes {recipe.image_size}x{recipe.image_size} images, those of {images.dataset} "
+                f"({images.split}) are {height}x{width}; load them with image_size={recipe.image_size}"
+            )
+    if train.names != held_out.names:
+        raise UserError(f"training images have {train.num_labels} labels, held-out ones {held_out.num_labels} or other names")
+    if len(train) < recipe.batch:
+        raise UserError(f"{len(train)} training images do not fill a batch of {recipe.batch}; use a smaller batch")
+    if not len(held_out):
+        raise UserError(f"{held_out.dataset} has no held-out images; accuracy could not be reported")
+    together = place.world * (2 if recipe.augmentation.mixes else 1)
+    if recipe.batch % together:
+        raise UserError(
+            f"a batch of {recipe.batch} does not divide evenly among {place.world} processes; use a multiple of {together}"
+        )
+
+
+def _bar(run: Trainer, shown: bool) -> tqdm:
+    """A bar that counts images, and so shows images per second and time left."""
+    batch = run.recipe.batch
+    return tqdm(
+        total=run.steps * batch,
+        initial=run.step * batch,
+        desc=f"train {run.recipe.model}",
+        unit=" images",
+        unit_scale=True,
+        smoothing=0.05,
+        disable=not shown,
+    )
+
+
+def _show(bar: tqdm, run: Trainer, row: dict[str, float]) -> None:
+    shown = {"loss": f"{row['loss']:.3f}", "accuracy": f"{row['accuracy']:.1%}"}
+    if "held_out_accuracy" in row:
+        shown["held-out"] = f"{row['held_out_accuracy']:.1%}"
+    bar.set_postfix(shown, refresh=False)
+    bar.update(run.step * run.recipe.batch - bar.n)

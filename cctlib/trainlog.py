@@ -1,0 +1,77 @@
+"""The log of a training run: one JSON object a line, from which the curves are drawn; TensorBoard as an option."""
+
+import json
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import pandas as pd
+
+from cctlib import artifacts
+from cctlib.errors import UserError
+
+FILE = "log.jsonl"
+
+
+class Log:
+    """Appends rows to `folder/log.jsonl`; rows after `step`, of a process that was killed, are taken out first."""
+
+    def __init__(self, folder: Path, step: int, *, writes: bool, tensorboard: bool = False):
+        self.path, self.writes, self.board = folder / FILE, writes, None
+        if not writes:
+            return
+        kept = [row for row in _rows(self.path) if row["step"] <= step]
+        with artifacts.replacing(self.path) as temporary:
+            temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        if tensorboard:
+            self.board = _board(folder, step)
+
+    def write(self, row: dict[str, float]) -> None:
+        """Append a row; it is in the file when this returns."""
+        if not self.writes:
+            return
+        with self.path.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        if self.board is not None:
+            for name, value in row.items():
+                if name not in ("step", "epoch"):
+                    self.board.add_scalar(name, value, row["step"])
+
+    def __enter__(self) -> "Log":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.board is not None:
+            self.board.close()
+
+
+def read_log(path: Path) -> pd.DataFrame:
+    """The log as a table: step, epoch, lr, loss, accuracy, images_per_second, seconds (of the whole run so far).
+
+    loss and accuracy are those of the augmented images since the row before. held_out_loss and held_out_accuracy are
+    given where an epoch ended, NaN elsewhere. Raises `UserError` when there is no log.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no such training log")
+    return pd.DataFrame(_rows(path))
+
+
+def _rows(path: Path) -> list[dict[str, float]]:
+    """The whole rows of a log; the last line may have been cut by a kill."""
+    rows = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            break
+    return rows
+
+
+def _board(folder: Path, step: int) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise UserError("TensorBoard is not installed; run `pip install tensorboard`, or train without it") from None
+    return SummaryWriter(folder / "tensorboard", purge_step=step + 1)

@@ -1,0 +1,255 @@
+"""Batched augmentation against torchvision and timm, which do one image at a time."""
+
+import math
+import random
+
+import pytest
+import torch
+from timm.data import auto_augment
+from torch.nn import functional
+from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2 import functional as vision
+
+from cctlib import augment, data, randaugment
+from cctlib.augment import Augmentation, Mix
+from cctlib.errors import UserError
+
+PUBLISHED = Augmentation(crop_scale=0.8, flip=True, randaugment=9, erasing=0.25, mixup=0.8, cutmix=1.0)
+CONSTANTS = {"mean": (0.5071, 0.4867, 0.4408), "std": (0.2675, 0.2565, 0.2761)}
+FILL = [129, 124, 112]
+
+
+@pytest.fixture
+def generator():
+    return torch.Generator().manual_seed(3)
+
+
+@pytest.fixture
+def pixels(generator):
+    """Twelve smooth images with a few sharp edges, and one flat one."""
+    coarse = torch.randint(256, (12, 3, 5, 6), generator=generator).float()
+    smooth = functional.interpolate(coarse, (24, 32), mode="bicubic").clamp(0, 255)
+    smooth[:, :, 6:9, 10:20] = 255 - smooth[:, :, 6:9, 10:20]
+    smooth[-1] = 77
+    return smooth.round().to(torch.uint8)
+
+
+def differ(ours, theirs):
+    """Largest difference between two uint8 batches, in grey values."""
+    return (ours.int() - theirs.int()).abs().max().item()
+
+
+def test_shift_is_a_crop_of_the_reflected_image(pixels, generator):
+    offsets = torch.randint(-4, 5, (12, 2), generator=generator)
+    padded = functional.pad(pixels.float(), (4, 4, 4, 4), mode="reflect").to(torch.uint8)
+    for image, around, (down, right), ours in zip(pixels, padded, offsets, augment.shift(pixels, offsets), strict=True):
+        height, width = image.shape[1:]
+        assert torch.equal(ours, around[:, 4 - down : 4 - down + height, 4 - right : 4 - right + width])
+
+
+def test_flip_mirrors_the_chosen_images(pixels):
+    chosen = torch.arange(12) % 3 == 0
+    flipped = augment.flip(pixels, chosen)
+    assert torch.equal(flipped[chosen], vision.horizontal_flip(pixels[chosen]))
+    assert torch.equal(flipped[~chosen], pixels[~chosen])
+
+
+@pytest.mark.parametrize("cubic", [False, True])
+@pytest.mark.parametrize("area", [(0.05, 0.3), (0.8, 1.0)])
+def test_resized_crop_is_torchvisions(pixels, generator, cubic, area):
+    boxes = augment.draw_boxes(12, 24, 32, area, 3 / 4, generator)
+    mode = InterpolationMode.BICUBIC if cubic else InterpolationMode.BILINEAR
+    ours = augment.resized_crop(pixels, boxes, torch.full((12,), cubic))
+    for image, box, one in zip(pixels, boxes.tolist(), ours, strict=True):
+        exact = vision.resized_crop(image.float(), *box, [24, 32], mode, antialias=True)
+        torch.testing.assert_close(one.float(), exact.clamp(0, 255), atol=0.51, rtol=0)
+
+
+def test_a_crop_of_the_whole_image_changes_nothing(pixels):
+    whole = torch.tensor([0, 0, 24, 32]).expand(12, 4)
+    for cubic in (False, True):
+        assert torch.equal(augment.resized_crop(pixels, whole, torch.full((12,), cubic)), pixels)
+
+
+@pytest.mark.parametrize("kind", randaugment.GEOMETRIC)
+def test_affine_maps_are_torchvisions(pixels, kind):
+    amounts = torch.linspace(-1, 1, 12) * {"rotate": 30, "shear_x": 0.3, "shear_y": 0.3}.get(kind, 9.0)
+    none = torch.zeros(12)
+    given = {name: amounts if name == kind else none for name in randaugment.GEOMETRIC}
+    ours = randaugment.affine(pixels, **given, fill=FILL)
+    for image, amount, one in zip(pixels, amounts.tolist(), ours, strict=True):
+        angle, shear, move, centre = 0.0, [0.0, 0.0], [0, 0], None
+        if kind == "rotate":
+            angle = -amount  # ours names the map from output to input
+        elif kind.startswith("shear"):
+            shear, centre = [0.0, 0.0], [0.0, 0.0]
+            shear[kind == "shear_y"] = math.degrees(math.atan(amount))
+        else:
+            move[kind == "translate_y"] = -amount
+        theirs = vision.affine(image, angle, move, 1.0, shear, InterpolationMode.BILINEAR, FILL, centre)
+        assert differ(one, theirs) <= 1
+
+
+def test_blends_are_torchvisions(pixels):
+    factors = torch.linspace(0.1, 1.9, 12)
+    theirs = {
+        "brightness": vision.adjust_brightness,
+        "colour": vision.adjust_saturation,
+        "contrast": vision.adjust_contrast,
+        "sharpness": vision.adjust_sharpness,
+    }
+    assert set(theirs) == set(randaugment.BLENDS)
+    for name, adjust in theirs.items():
+        ours = randaugment.blend(name, pixels, factors)
+        for image, factor, one in zip(pixels, factors.tolist(), ours, strict=True):
+            assert differ(one, adjust(image, factor)) <= 1, name
+
+
+def test_tones_are_torchvisions(pixels):
+    bits, thresholds = torch.arange(12) % 5, torch.linspace(0, 255, 12).round()
+    added = torch.linspace(0, 110, 12).floor()
+    for number, image in enumerate(pixels):
+        one = slice(number, number + 1)
+        tone = lambda name, amount, one=one: randaugment.tone(name, pixels, amount.float())[one][0]  # noqa: E731
+        assert torch.equal(tone("invert", added), vision.invert(image))
+        assert torch.equal(tone("equalize", added), vision.equalize(image))
+        assert torch.equal(tone("autocontrast", added), vision.autocontrast(image))
+        assert torch.equal(tone("posterize", bits), vision.posterize(image, int(bits[number])))
+        assert torch.equal(tone("solarize", thresholds), vision.solarize(image, thresholds[number].item()))
+        dark = torch.where(image < 128, image + int(added[number]), image)
+        assert torch.equal(tone("solarize_add", added), dark)
+
+
+def test_amounts_are_those_of_timm(monkeypatch):
+    names = {
+        "rotate": "Rotate", "shear_x": "ShearX", "shear_y": "ShearY", "translate_x": "TranslateXRel",
+        "translate_y": "TranslateYRel", "colour": "ColorIncreasing", "contrast": "ContrastIncreasing",
+        "brightness": "BrightnessIncreasing", "sharpness": "SharpnessIncreasing", "posterize": "PosterizeIncreasing",
+        "solarize": "SolarizeIncreasing", "solarize_add": "SolarizeAdd", "autocontrast": "AutoContrast",
+        "equalize": "Equalize", "invert": "Invert",
+    }  # fmt: skip
+    assert sorted(names) == sorted(randaugment.OPERATIONS)
+    assert sorted(names.values()) == sorted(auto_augment.rand_augment_choices("", increasing=True))
+    for sign in (1, -1):
+        monkeypatch.setattr(random, "random", lambda sign=sign: 0.0 if sign > 0 else 1.0)  # timm's coin for the sign
+        for name, theirs in names.items():
+            for level in (0.0, 3.3, 9.0, 9.7, 10.0):
+                given = torch.tensor([randaugment.OPERATIONS.index(name)])
+                ours = randaugment.amounts(given, torch.tensor([sign * level / 10], dtype=torch.float64), 100, 100)
+                convert = auto_augment.LEVEL_TO_ARG[theirs]
+                expected = convert(level, {})[0] if convert else 0.0
+                if name.startswith("translate"):
+                    expected *= 100
+                assert ours.item() == pytest.approx(expected, abs=1e-5), (name, level)
+
+
+def test_rand_augment_treats_every_image_as_if_it_were_alone(pixels, generator):
+    many = pixels.repeat(8, 1, 1, 1)
+    operations, amounts = randaugment.draw_operations(9, len(many), 24, 32, generator)
+    assert set(operations.flatten().tolist()) == set(range(randaugment.IDENTITY + 1))
+    together = randaugment.rand_augment(many, operations, amounts, FILL)
+    for row in range(len(many)):
+        one = slice(row, row + 1)
+        alone = randaugment.rand_augment(many[one], operations[one], amounts[one], FILL)
+        assert differ(together[one], alone) <= 1  # sums over a larger batch may round otherwise
+    untouched = (operations == randaugment.IDENTITY).all(dim=1)
+    assert torch.equal(together[untouched], many[untouched])
+
+
+def test_operations_happen_half_of_the_time_with_the_published_strength(generator):
+    operations, amounts = randaugment.draw_operations(9, 30_000, 32, 32, generator)
+    assert (operations == randaugment.IDENTITY).float().mean().item() == pytest.approx(0.5, abs=0.01)
+    turns = amounts[operations == randaugment.OPERATIONS.index("rotate")]
+    assert turns.abs().mean().item() == pytest.approx(27, abs=0.1)
+    assert turns.abs().max().item() <= 30
+    assert (turns > 0).float().mean().item() == pytest.approx(0.5, abs=0.04)
+    counts = torch.bincount(operations.flatten())[: randaugment.IDENTITY]
+    assert counts.min() > 0.9 * counts.float().mean()
+
+
+def test_boxes_have_the_wanted_area_and_shape(generator):
+    top, left, height, width = augment.draw_boxes(5_000, 32, 32, (0.8, 1.0), 3 / 4, generator).unbind(1)
+    assert (height * width).min() >= 0.8 * 1024 - 32
+    assert (top + height).max() <= 32 and (left + width).max() <= 32 and torch.stack([top, left]).min() >= 0
+    assert (width / height).max() < 4 / 3 + 0.05 and (width / height).min() > 3 / 4 - 0.05
+    assert (height * width / 1024).float().mean().item() == pytest.approx(0.88, abs=0.02)
+
+
+def test_boxes_that_never_fit_are_the_whole_image(generator):
+    assert (augment.draw_boxes(50, 32, 32, (1.5, 1.6), 3 / 4, generator) == torch.tensor([0, 0, 32, 32])).all()
+
+
+def test_erasing_fills_a_quarter_of_the_images_with_noise(generator):
+    boxes = augment.draw_erasing(0.25, 20_000, 32, 32, generator)
+    erased = boxes[:, 2] > 0
+    assert erased.float().mean().item() == pytest.approx(0.25, abs=0.015)
+    share = (boxes[:, 2] * boxes[:, 3])[erased] / 1024
+    assert share.min() > 0.01 and share.max() < 0.36
+    images, noise = torch.zeros(200, 3, 32, 32), torch.ones(200, 3, 32, 32)
+    filled = augment.erase(images, boxes[:200], noise)
+    for image, (top, left, height, width) in zip(filled, boxes[:200].tolist(), strict=True):
+        assert image.sum() == 3 * height * width
+        assert image[:, top : top + height, left : left + width].sum() == 3 * height * width
+
+
+@pytest.mark.parametrize("parameter", [0.2, 0.8, 1.0, 2.0])
+def test_shares_follow_the_beta_distribution(parameter, generator):
+    shares = torch.tensor([augment.draw_beta(parameter, generator) for _ in range(4_000)])
+    assert shares.mean().item() == pytest.approx(0.5, abs=0.03)
+    assert shares.var().item() == pytest.approx(1 / (4 * (2 * parameter + 1)), rel=0.1)
+
+
+def test_mixup_and_cutmix_mix_pixels_and_targets_in_the_same_proportion(generator):
+    images = torch.arange(4.0)[:, None, None, None].expand(4, 3, 8, 10)
+    targets = torch.eye(4)
+    assert torch.equal(augment.partners(targets).argmax(1), torch.tensor([1, 0, 3, 2]))
+    for how in (Mix(0.3), Mix(1 - 12 / 80, (2, 5, 1, 5))):
+        mixed, wanted = augment.mix(images, how), augment.mix_targets(targets, how)
+        assert torch.allclose(wanted.sum(1), torch.ones(4))
+        assert torch.allclose(mixed.mean(dim=(1, 2, 3)), wanted @ torch.arange(4.0))
+    kinds = [augment.draw_mix(PUBLISHED, 32, 32, generator) for _ in range(2_000)]
+    boxes = [how for how in kinds if how.box]
+    assert len(boxes) / 2_000 == pytest.approx(0.5, abs=0.04)
+    for how in boxes:
+        top, bottom, left, right = how.box
+        assert 0 <= top <= bottom <= 32 and 0 <= left <= right <= 32
+        assert how.share == pytest.approx(1 - (bottom - top) * (right - left) / 1024)
+    assert augment.draw_mix(Augmentation(), 32, 32, generator) is None
+    assert augment.draw_mix(Augmentation(cutmix=1.0), 32, 32, generator).box is not None
+    assert augment.draw_mix(Augmentation(mixup=1.0), 32, 32, generator).box is None
+
+
+def test_normalise_gives_the_very_numbers_of_the_data_module(pixels):
+    assert torch.equal(augment.normalise(pixels, **CONSTANTS), data.normalise(pixels, **CONSTANTS))
+
+
+def test_nothing_switched_on_changes_nothing(pixels, generator):
+    labels = torch.arange(12) % 5
+    decisions = augment.draw(Augmentation(), 12, 24, 32, generator)
+    images, targets = augment.augment(pixels, labels, decisions, num_labels=5, **CONSTANTS)
+    assert torch.equal(images, data.normalise(pixels, **CONSTANTS))
+    assert torch.equal(targets, functional.one_hot(labels, 5).float())
+
+
+def test_parts_of_a_batch_are_augmented_like_the_whole(pixels):
+    """Processes that share a batch make the images that one process would have made."""
+    settings = Augmentation(shift=3, crop_scale=0.6, flip=True, randaugment=9, erasing=0.5, mixup=0.8, cutmix=1.0)
+    labels, noise = torch.arange(12) % 5, torch.randn(12, 3, 24, 32)
+    for seed in range(4):
+        decisions = augment.draw(settings, 12, 24, 32, torch.Generator().manual_seed(seed))
+        again = augment.draw(settings, 12, 24, 32, torch.Generator().manual_seed(seed))
+        assert torch.equal(decisions.amounts, again.amounts) and decisions.mix == again.mix
+        whole = augment.augment(pixels, labels, decisions, num_labels=5, noise=noise, **CONSTANTS)
+        for start, stop in ((0, 6), (6, 12)):
+            rows = slice(start, stop)
+            part = augment.augment(
+                pixels[rows], labels[rows], decisions.rows(start, stop), num_labels=5, noise=noise[rows], **CONSTANTS
+            )
+            torch.testing.assert_close(part[0], whole[0][rows], atol=1 / 255 / 0.25, rtol=0)  # one grey value
+            assert torch.equal(part[1], whole[1][rows])
+
+
+@pytest.mark.parametrize("wrong", [{"crop_scale": 0.0}, {"randaugment": 11}, {"erasing": -0.1}, {"mixup": -1.0}, {"shift": -1}])
+def test_settings_out_of_range_are_refused_by_name(wrong):
+    with pytest.raises(UserError, match=f"{next(iter(wrong))} is"):
+        Augmentation(**wrong)

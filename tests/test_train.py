@@ -1,0 +1,440 @@
+"""Training: bit for bit the same however it is cut, killed or shared; and what goes wrong is said in one line."""
+
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+from timm.scheduler import CosineLRScheduler
+from torch import nn
+
+from cctlib import cli, data, models, trainer
+from cctlib import train as training
+from cctlib.augment import Augmentation
+from cctlib.datasets import describe
+from cctlib.errors import UserError
+from cctlib.processes import Place
+from cctlib.recipes import RECIPES, Recipe, recipe, recipe_for
+from cctlib.trainlog import read_log
+
+# Everything that draws random numbers is switched on.
+TINY = Recipe(
+    name="tiny", model="cct_2_3x2", epochs=3, batch=8, lr=1e-3, warmup_epochs=1, ema=0.9, attention_dropout=0.1,
+    augmentation=Augmentation(
+        shift=2, crop_scale=0.7, flip=True, randaugment=9, erasing=0.5, mixup=0.8, cutmix=1.0
+    ),
+)  # fmt: skip
+HERE = Place(0, 1, torch.device("cpu"))
+
+
+@pytest.fixture(scope="module")
+def images():
+    return {split: data.load("demo", split).subset(per_label=4) for split in ("train", "held-out", "test")}
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(images, tmp_path_factory):
+    """Weights and log of the tiny run, done in one go: 3 epochs of 5 steps."""
+    folder = tmp_path_factory.mktemp("whole")
+    return run(images, folder), timeless(folder)
+
+
+def run(images, folder, recipe=TINY, **settings):
+    settings = {"device": "cpu", "progress": False} | settings
+    return training.train(recipe, images["train"], images["held-out"], folder, **settings)
+
+
+def timeless(folder):
+    """The log without what a clock wrote."""
+    return read_log(folder / "log.jsonl").drop(columns=["seconds", "images_per_second"])
+
+
+def same_run(folder, uninterrupted):
+    """Byte for byte the same weights file, and the same log."""
+    weights, log = uninterrupted
+    return weights.read_bytes() == (folder / "weights.safetensors").read_bytes() and timeless(folder).equals(log)
+
+
+# What a run leaves
+
+
+def test_the_log_has_a_row_an_epoch_and_the_weights_say_what_they_are(uninterrupted):
+    weights, log = uninterrupted
+    assert log.step.tolist() == [5, 10, 15] and log.epoch.tolist() == [1, 2, 3]
+    assert log.held_out_accuracy.between(0, 1).all() and log.loss.between(1, 4).all()
+    assert log.lr.max() <= TINY.lr
+    with safe_open(weights, "pt") as file:
+        about = json.loads(file.metadata()["cctlib"])
+    assert about["recipe"]["epochs"] == 3 and about["data"]["dataset"] == "demo"
+    assert all(value.dtype == torch.float32 for value in load_file(weights).values())
+
+
+def test_the_seed_decides_everything(images, uninterrupted, tmp_path):
+    run(images, tmp_path / "again")
+    assert same_run(tmp_path / "again", uninterrupted)
+    other = run(images, tmp_path / "other", replace(TINY, seed=1))
+    ours, theirs = load_file(other), load_file(uninterrupted[0])
+    assert not torch.equal(ours["classifier.fc.weight"], theirs["classifier.fc.weight"])
+
+
+def test_torchs_own_generator_is_left_as_it_was(images, tmp_path):
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    run(images, tmp_path, replace(TINY, epochs=2))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_trained_folder_is_a_model_folder(images, tmp_path):
+    model = training.train_model(TINY, images, tmp_path, device="cpu", progress=False)
+    assert models.open_model(tmp_path).manifest == json.loads(json.dumps(model.manifest))
+    network = model.network("cpu")
+    for split in ("held-out", "test"):
+        accuracy = trainer.evaluate(network, images[split], model.manifest["normalisation"], TINY, HERE)[1]
+        assert accuracy == model.manifest["accuracy"][split]
+    assert model.manifest["labels"] == list(images["train"].names)
+
+
+# Going on
+
+
+def test_a_run_cut_into_pieces_is_the_whole_run(images, uninterrupted, tmp_path):
+    """`hours` that are over at once stop after a step each."""
+    for step in range(1, 15):
+        found = run(images, tmp_path, resume=True, hours=0.0)
+        assert found.name == "checkpoint.pt"
+        assert torch.load(found, weights_only=True)["step"] == step
+    assert run(images, tmp_path, resume=True, hours=0.0).name == "weights.safetensors"
+    assert same_run(tmp_path, uninterrupted)
+
+
+def test_a_finished_run_is_not_done_again(images, tmp_path, monkeypatch):
+    short = replace(TINY, epochs=2)
+    first = run(images, tmp_path, short).read_bytes()
+    monkeypatch.setattr(trainer.Trainer, "learn", lambda self: pytest.fail("trained again"))
+    assert run(images, tmp_path, short, resume=True).read_bytes() == first
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_is_obeyed_after_a_checkpoint(images, uninterrupted, tmp_path, monkeypatch, number):
+    received, learn = [], trainer.Trainer.learn
+
+    def interrupted(self):
+        learn(self)
+        if self.step == 7:
+            signal.raise_signal(number)
+
+    before = signal.signal(number, lambda found, _: received.append(found))
+    try:
+        with monkeypatch.context() as patched:
+            patched.setattr(trainer.Trainer, "learn", interrupted)
+            run(images, tmp_path)
+    finally:
+        signal.signal(number, before)
+    assert received == [number]
+    assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"] == 7
+    run(images, tmp_path, resume=True)
+    assert same_run(tmp_path, uninterrupted)
+
+
+CHILD = """
+import sys
+from pathlib import Path
+sys.path[:0] = {paths!r}
+import test_train
+from cctlib import data
+images = {{split: data.load("demo", split).subset(per_label=4) for split in ("train", "held-out")}}
+test_train.run(images, Path(sys.argv[1]), resume=True, checkpoint_minutes=0)
+"""
+
+
+def script(folder):
+    """A program that trains the tiny recipe, or goes on with it, with a checkpoint after every step."""
+    path = folder / "child.py"
+    path.write_text(CHILD.format(paths=[str(Path(__file__).parent), str(Path(cli.__file__).parents[1])]))
+    return path
+
+
+def test_killed_at_any_moment_it_ends_with_the_same_weights(images, uninterrupted, tmp_path):
+    program, folder = script(tmp_path), tmp_path / "run"
+    log = folder / "log.jsonl"
+    process = subprocess.Popen([sys.executable, program, folder], stderr=subprocess.PIPE, env=quiet())
+    end = time.monotonic() + 240
+    while not (log.exists() and log.read_text().count("\n") >= 1):  # the first epoch is over
+        assert process.poll() is None, process.stderr.read().decode()
+        assert time.monotonic() < end
+        time.sleep(0.005)
+    process.kill()
+    process.wait()
+    process.stderr.close()
+    step = torch.load(folder / "checkpoint.pt", weights_only=True)["step"]
+    assert 4 <= step < 15
+    with log.open("a") as file:
+        file.write('{"step": 14, "loss": 9}\n{"st')  # as if it had come further, and died while it wrote
+    (folder / ".checkpoint.pt.1.tmp").write_bytes(b"half a checkpoint")
+    run(images, folder, resume=True)
+    assert same_run(folder, uninterrupted)
+    assert sorted(path.name for path in folder.iterdir()) == ["checkpoint.pt", "log.jsonl", "weights.safetensors"]
+
+
+def quiet():
+    """Environment of a subprocess: no notes of a debugger or a coverage tool, one thread."""
+    return os.environ | {"OMP_NUM_THREADS": "1"}
+
+
+# Several processes
+
+SHARED = """
+import sys
+from dataclasses import replace
+from pathlib import Path
+sys.path[:0] = {paths!r}
+import test_train
+from cctlib import data
+images = {{split: data.load("demo", split).subset(per_label=4) for split in ("train", "held-out")}}
+recipe = replace(test_train.TINY, attention_dropout=0.0, stochastic_depth=0.0, batch=16, epochs=4)
+test_train.run(images, Path(sys.argv[1]), recipe, checkpoint_minutes=0.0)
+"""
+
+
+def test_two_processes_train_like_one(images, tmp_path):
+    """The same global batch gives the same losses; dropout, which each process draws for itself, is off."""
+    program = tmp_path / "shared.py"
+    program.write_text(SHARED.format(paths=[str(Path(__file__).parent), str(Path(cli.__file__).parents[1])]))
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", program, tmp_path / "two"]
+    done = subprocess.run(launch, capture_output=True, text=True, env=quiet(), timeout=400)
+    assert done.returncode == 0, done.stderr
+    alike = replace(TINY, attention_dropout=0.0, stochastic_depth=0.0, batch=16, epochs=4)
+    run(images, tmp_path / "one", alike)
+    one, two = timeless(tmp_path / "one"), timeless(tmp_path / "two")
+    assert one.step.tolist() == two.step.tolist() == [2, 4, 6, 8]  # and only one of the two wrote
+    torch.testing.assert_close(torch.tensor(two.values), torch.tensor(one.values), rtol=1e-3, atol=1e-3)
+    ours, theirs = (load_file(tmp_path / name / "weights.safetensors") for name in ("one", "two"))
+    for name in ours:
+        torch.testing.assert_close(theirs[name], ours[name], rtol=0, atol=1e-3, msg=name)
+    before = (tmp_path / "two" / "weights.safetensors").read_bytes()
+    run(images, tmp_path / "two", alike, resume=True)  # one process can take over what two began
+    assert (tmp_path / "two" / "weights.safetensors").read_bytes() == before
+
+
+# What goes wrong
+
+
+def test_a_folder_with_a_run_is_refused_unless_it_is_resumed(images, tmp_path):
+    run(images, tmp_path, hours=0.0)
+    with pytest.raises(UserError, match="holds a run already"):
+        run(images, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("other", "named"),
+    [
+        ({"epochs": 4}, "recipe has epochs 3, this one 4"),
+        ({"seed": 1}, "recipe has seed 0, this one 1"),
+        ({"augmentation": Augmentation()}, "recipe has augmentation"),
+        ({"model": "cct_4_3x2"}, "recipe has model cct_2_3x2, this one cct_4_3x2"),
+    ],
+)
+def test_another_recipe_is_refused_by_what_differs(images, tmp_path, other, named):
+    run(images, tmp_path, hours=0.0)
+    before = (tmp_path / "checkpoint.pt").read_bytes()
+    with pytest.raises(UserError, match=named) as error:
+        run(images, tmp_path, replace(TINY, **other), resume=True)
+    assert "\n" not in str(error.value)
+    assert (tmp_path / "checkpoint.pt").read_bytes() == before
+
+
+def test_other_images_are_refused(images, tmp_path):
+    run(images, tmp_path, hours=0.0)
+    fewer = images | {"train": images["train"].subset(per_label=3)}
+    with pytest.raises(UserError, match="data has images 40, this one 30"):
+        run(fewer, tmp_path, resume=True)
+    others = images | {"train": replace(images["train"], fingerprint="0" * 64)}
+    with pytest.raises(UserError, match="data has train"):
+        run(others, tmp_path, resume=True)
+
+
+class Harmful:
+    def __reduce__(self):
+        return os.mkdir, ("harm",)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"no checkpoint", pickle.dumps({"identity": 1}, 2), pickle.dumps(Harmful(), 2)], ids=range(4)
+)
+def test_what_is_no_checkpoint_is_refused_and_never_run(images, tmp_path, monkeypatch, content):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "checkpoint.pt").write_bytes(content)
+    with pytest.raises(UserError, match="not a readable checkpoint"):
+        run(images, tmp_path, resume=True)
+    assert not (tmp_path / "harm").exists()
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_and_names_the_last_good_checkpoint(images, tmp_path):
+    wild = replace(TINY, lr=1e30, warmup_epochs=0, ema=0.0)
+    with pytest.raises(UserError, match=r"not finite at step 2 of 15, learning rate 9.33e\+29; there is no checkpoint yet"):
+        run(images, tmp_path / "none", wild)
+    with pytest.raises(UserError, match=r"at step 2 .*last good checkpoint is .*checkpoint.pt \(step 1\)"):
+        run(images, tmp_path / "one", wild, checkpoint_minutes=0.0)
+    state = torch.load(tmp_path / "one" / "checkpoint.pt", weights_only=True)
+    assert state["step"] == 1
+    assert not (tmp_path / "one" / "weights.safetensors").exists()
+
+
+def test_images_that_do_not_fit_are_refused(images, tmp_path):
+    with pytest.raises(UserError, match=r"takes 64x64 images.*image_size=64"):
+        run(images, tmp_path, replace(TINY, image_size=64))
+    with pytest.raises(UserError, match="do not fill a batch of 64"):
+        run(images, tmp_path, replace(TINY, batch=64))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"epochs": 0}, {"lr": 0.0}, {"lr": float("nan")}, {"batch": 7}, {"warmup_epochs": 3}, {"ema": 1.0}, {"clip": -1.0}]
+)
+def test_a_recipe_that_cannot_train_is_refused(wrong):
+    with pytest.raises(UserError, match="recipe tiny"):
+        replace(TINY, **wrong)
+
+
+def test_an_unknown_recipe_is_refused_with_the_names():
+    with pytest.raises(UserError, match="there are: paper, paper-1500, flowers, flowers-cpu, cpu, demo"):
+        recipe("papper")
+
+
+def test_tensorboard_is_asked_for_in_one_line_where_it_is_missing(images, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(UserError, match="pip install tensorboard"):
+        run(images, tmp_path, tensorboard=True)
+
+
+# Recipes
+
+
+def test_the_published_rate_is_that_of_timm():
+    paper = RECIPES["paper"]
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=paper.lr)
+    theirs = CosineLRScheduler(optimizer, t_initial=300, lr_min=1e-5, warmup_t=10, warmup_lr_init=1e-6)
+    for epoch in range(301):
+        theirs.step(epoch)
+        assert paper.learning_rate(epoch) == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-6)
+
+
+def test_the_published_recipe_is_as_published():
+    """Method, section 2."""
+    paper = RECIPES["paper"]
+    assert (paper.model, paper.epochs, paper.batch, paper.lr, paper.weight_decay) == ("cct_7_3x1", 300, 128, 6e-4, 6e-2)
+    assert (paper.warmup_epochs, paper.warmup_lr, paper.min_lr, paper.schedule) == (10, 1e-6, 1e-5, "cosine")
+    assert (paper.label_smoothing, paper.positional, paper.stochastic_depth) == (0.1, "learnable", 0.1)
+    assert paper.augmentation == Augmentation(crop_scale=0.8, flip=True, randaugment=9, erasing=0.25, mixup=0.8, cutmix=1.0)
+    assert RECIPES["flowers"].config(102).positional == "sine"
+    assert RECIPES["paper-1500"].epochs == 1500
+    assert all(found.name == name for name, found in RECIPES.items())
+
+
+def test_every_data_set_and_device_has_a_recipe():
+    assert recipe_for("cifar100", "cpu").name == "cpu" and recipe_for("cifar100", "cuda").name == "paper"
+    assert recipe_for("flowers102-kaggle", "cpu").name == "flowers-cpu" and recipe_for("flowers102", "cuda:1").name == "flowers"
+    assert recipe_for("demo", "cpu").name == "demo"
+
+
+def test_the_short_schedule_rises_and_falls_to_zero():
+    cpu = RECIPES["cpu"]
+    rates = [cpu.learning_rate(epoch / 10) for epoch in range(10 * cpu.epochs + 1)]
+    top = rates.index(max(rates))
+    assert rates[:top] == sorted(rates[:top]) and rates[top:] == sorted(rates[top:], reverse=True)
+    assert top == 10 * cpu.warmup_epochs and rates[-1] == 0
+
+
+# Parts of the step
+
+
+def test_biases_norms_and_positions_are_not_decayed(images, tmp_path):
+    started = trainer.Trainer(TINY, images["train"], images["held-out"], tmp_path, HERE)
+    names = {id(parameter): name for name, parameter in started.network.named_parameters()}
+    decayed, free = ([names[id(p)] for p in group["params"]] for group in started.optimizer.param_groups)
+    assert sorted(decayed + free) == sorted(names.values())
+    assert [group["weight_decay"] for group in started.optimizer.param_groups] == [TINY.weight_decay, 0.0]
+    assert all(name.endswith("weight") and "norm" not in name for name in decayed)
+    assert "classifier.positional_emb" in free and "classifier.fc.bias" in free and "classifier.norm.weight" in free
+
+
+def test_the_average_follows_the_weights(images, tmp_path):
+    started = trainer.Trainer(TINY, images["train"], images["held-out"], tmp_path, HERE)
+    expected = started.network.classifier.fc.weight.detach().clone()
+    for step in range(1, 5):
+        started.learn()
+        decay = min(0.9, step / (step + 10))
+        expected = decay * expected + (1 - decay) * started.network.classifier.fc.weight.detach()
+    torch.testing.assert_close(started.averaged.classifier.fc.weight, expected, atol=1e-7, rtol=1e-5)
+
+
+def test_gradients_are_clipped_as_a_whole(images, tmp_path):
+    started = trainer.Trainer(replace(TINY, clip=1e-3), images["train"], images["held-out"], tmp_path, HERE)
+    started.learn()
+    norm = torch.stack([p.grad.norm() for p in started.network.parameters()]).norm()
+    assert norm.item() == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_an_epoch_shows_every_image_once(images, tmp_path):
+    started = trainer.Trainer(replace(TINY, batch=10), images["train"], images["held-out"], tmp_path, HERE)
+    orders = []
+    for epoch in range(2):
+        for _ in range(started.steps_per_epoch):
+            started._batch()
+            started.step += 1
+        orders.append(started.order)
+        assert started.step == (epoch + 1) * 4
+    assert all(sorted(order.tolist()) == list(range(40)) for order in orders)
+    assert not torch.equal(*orders)
+
+
+def test_image_folders_are_normalised_as_their_data_set_says(images, tmp_path):
+    for name in ("cat", "dog"):
+        (tmp_path / "train" / name).mkdir(parents=True)
+    spec = describe(f"folder:{tmp_path}")
+    assert trainer.constants(replace(images["train"], dataset="folder")) == {"mean": spec.mean, "std": spec.std}
+
+
+def test_bf16_trains_where_it_is_asked_for(images, tmp_path):
+    short = replace(TINY, epochs=1, warmup_epochs=0, precision="bf16", ema=0.0)
+    weights = run({**images, "train": images["train"].subset(per_label=2)}, tmp_path, replace(short, batch=16))
+    assert all(value.dtype == torch.float32 and value.isfinite().all() for value in load_file(weights).values())
+
+
+@pytest.mark.slow
+def test_a_compiled_step_learns_the_same(images, tmp_path):
+    same = replace(TINY, epochs=1, warmup_epochs=0, attention_dropout=0.0, stochastic_depth=0.0)
+    run(images, tmp_path / "eager", same)
+    run(images, tmp_path / "compiled", replace(same, compile=True))
+    eager, compiled = timeless(tmp_path / "eager"), timeless(tmp_path / "compiled")
+    assert compiled.loss.tolist() == pytest.approx(eager.loss.tolist(), rel=1e-3)
+
+
+# From the shell
+
+
+def test_the_command_line_trains_and_goes_on(tmp_path, capsys):
+    arguments = ["train", "--recipe", "demo", "--dataset", "demo", "--folder", str(tmp_path), "--hours", "0", "--device", "cpu"]
+    cli.main(arguments)
+    assert "checkpoint.pt" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as refused:
+        cli.main(arguments)
+    assert refused.value.code == 2 and "holds a run already" in capsys.readouterr().err
+    cli.main([*arguments, "--resume"])
+    assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"] == 2
+
+
+@pytest.mark.slow
+def test_the_demo_recipe_passes_90_percent_on_test_images(tmp_path):
+    splits = {split: data.load("demo", split) for split in ("train", "held-out", "test")}
+    model = training.train_model(RECIPES["demo"], splits, tmp_path, device="cpu", progress=False)
+    assert model.manifest["accuracy"]["test"] > 0.9
