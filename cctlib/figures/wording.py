@@ -1,0 +1,74 @@
+"""Words that numbers decide: messages are put together from comparisons, so that no new data make them false."""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from numbers import Integral
+from typing import SupportsFloat
+
+
+def number(value: SupportsFloat, digits: int = 3) -> str:
+    """A number for a sentence: `digits` significant digits (integers whole), thousands separated; or "n/a"."""
+    size = abs(float(value))
+    if not math.isfinite(size):
+        return "n/a"
+    if isinstance(value, Integral) or size == 0:
+        return f"{float(value):,.0f}"
+    decimals = max(0, digits - 1 - math.floor(math.log10(size)))
+    return f"{float(value):,.{min(decimals, 6)}f}"
+
+
+def percent(value: SupportsFloat, decimals: int = 1) -> str:
+    """A fraction as a percentage; "n/a" if not finite."""
+    return f"{100 * float(value):.{decimals}f}%" if math.isfinite(value) else "n/a"
+
+
+def change(first: float, last: float, show: Callable[[float], str] = number, tolerance: float = 0.03) -> str:
+    """How a quantity moves from `first` to `last`: "rises from a to b", "falls from a to b", "stays near b".
+
+    It moves only if it changes by more than `tolerance` of its size and the two numbers still differ as written.
+    """
+    if not (math.isfinite(first) and math.isfinite(last)):
+        return "cannot be compared (a value is missing)"
+    small = abs(last - first) <= tolerance * max(abs(first), abs(last))
+    if small or show(first) == show(last):
+        return f"stays near {show(last)}"
+    return f"{'rises' if last > first else 'falls'} from {show(first)} to {show(last)}"
+
+
+def course(values: Iterable[SupportsFloat], show: Callable[[float], str] = number, tolerance: float = 0.03) -> str:
+    """How a quantity moves from the first value to the last, in the words of `change`.
+
+    "Stays near" is kept for values that are all near. Where one between goes further than three times the tolerance, it
+    "dips to" or "peaks at" that value "and returns to" the last.
+    """
+    numbers = [float(value) for value in values]
+    last, words = numbers[-1], change(numbers[0], numbers[-1], show, tolerance)
+    if not words.startswith("stays"):
+        return words
+    between = [value for value in numbers if math.isfinite(value)]
+    far = max(between, key=lambda value: abs(value - last))
+    if abs(far - last) <= 3 * tolerance * max(map(abs, between)):
+        return words
+    return f"{'dips to' if far < last else 'peaks at'} {show(far)} and returns to {show(last)}"
+
+
+def listing(items: Sequence[str]) -> str:
+    """ "a", "a and b", "a, b and c"."""
+    items = list(items)
+    return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}" if items else "none"
+
+
+def count(number_of: int, singular: str, plural: str | None = None) -> str:
+    """ "1 cluster", "3 clusters", "no clusters"."""
+    return f"{number_of or 'no'} {singular if number_of == 1 else plural or singular + 's'}"
+
+
+def short(name: str, length: int) -> str:
+    """A label's name for a reader, underscores as spaces, cut to `length` characters with an ellipsis."""
+    name = str(name).replace("_", " ")
+    return name if len(name) <= length else name[: length - 1].rstrip() + "…"
+
+
+def sentence(text: str) -> str:
+    """The text with its first letter in upper case, the rest untouched."""
+    return text[:1].upper() + text[1:]
