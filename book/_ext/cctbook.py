@@ -1,0 +1,82 @@
+"""Four small things that Sphinx does for this book and no other extension does.
+
+- The role {found}`key` shows a text that some notebook glued, with a link to that page, or says that this run did not judge it.
+- plotly.js (5 MB) is loaded on pages that hold a plotly figure, before its content, and on no others.
+- sphinx-thebe, which comes with Jupyter Book, announces a script from a CDN on every page, twice; it is silenced.
+- Docstrings are written to be read in the source; they are shown as text and never misread as reStructuredText.
+"""
+
+import inspect
+import json
+import re
+from pathlib import Path
+
+from docutils import nodes
+from sphinx.addnodes import pending_xref
+
+NOT_FOUND = "not judged in this run"
+
+
+def found_role(name, rawtext, text, lineno, inliner, options=None, content=None):
+    """The role {found}."""
+    env = inliner.document.settings.env
+    source = Path(env.srcdir) / "book" / "found.json"
+    env.note_dependency(str(source))
+    entry = json.loads(source.read_text()).get(text)
+    if entry is None:
+        return [nodes.emphasis(rawtext, NOT_FOUND)], []
+    link = pending_xref(
+        "", nodes.inline("", "details"), refdomain="std", reftype="doc", reftarget=f"/{entry['page']}",
+        refdoc=env.docname, refexplicit=True, refwarn=True,
+    )  # fmt: skip
+    return [nodes.inline(rawtext, entry["text"]), nodes.Text(" ("), link, nodes.Text(")")], []
+
+
+def load_plotly(app, pagename, templatename, context, doctree):
+    """Event html-page-context: load plotly.js where it is needed."""
+    if "plotly-graph-div" in context.get("body", ""):
+        app.add_js_file("plotly.min.js")
+
+
+def show_as_text(app, what, name, obj, options, lines):
+    """Event autodoc-process-docstring: paragraphs stay paragraphs, indented or aligned blocks are shown as they are."""
+    blocks = inspect.cleandoc("\n".join(lines)).split("\n\n")
+    shown = []
+    for block in blocks:
+        rows = block.strip("\n").split("\n")
+        aligned = all(row.startswith("  ") for row in rows) or any(re.search(r"\S {2,}\S", row) for row in rows)
+        if aligned:
+            shown += ["::", "", *(f"    {row}" for row in inspect.cleandoc(block).split("\n")), ""]
+        elif re.match(r"(-|\d+\.) ", rows[0]):
+            items = [re.match(r"(-|\d+\.) (.*)", item, re.S).groups() for item in re.split(r"\n(?=(?:-|\d+\.) )", block.strip("\n"))]
+            shown += [f"{mark} {_escaped(' '.join(item.split()))}" for mark, item in items] + [""]
+        else:
+            shown += [_escaped(" ".join(block.split())), ""]
+    lines[:] = shown
+
+
+def _escaped(text: str) -> str:
+    """Text with every sign that reStructuredText would read as markup escaped, but for `code` and *emphasis*."""
+    parts = re.split(r"(``.+?``|`[^`]+`|(?<![\w*])\*\w(?:[^*]*?\w)?\*(?![\w*]))", text)
+    for position, part in enumerate(parts):
+        if position % 2 == 0:
+            parts[position] = re.sub(r"([\\*`|]|_(?!\w)|:(?=:))", r"\\\1", part)
+        else:
+            parts[position] = (part if part.startswith("*") else f"``{part.strip('`')}``") + "\\ "
+    return "".join(parts).removesuffix("\\ ")
+
+
+def silence_thebe(app):
+    """Event builder-inited: no live code cells here, and nothing from a CDN."""
+    for listener in list(app.events.listeners.get("env-before-read-docs", [])):
+        if listener.handler.__name__ == "init_thebe_core":
+            app.disconnect(listener.id)
+
+
+def setup(app):
+    """Register with Sphinx."""
+    app.connect("builder-inited", silence_thebe)
+    app.add_role("found", found_role)
+    app.connect("html-page-context", load_plotly)
+    app.connect("autodoc-process-docstring", show_as_text)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,0 +1,280 @@
+"""The book: executed notebooks and prose, put together, checked, and built so that it asks the network for nothing.
+
+In a notebook:
+
+    from cctlib.book import glue, show_plotly
+
+`glue` names a number for the prose, `show_plotly` shows an interactive figure. On the command line `make book` calls `make`:
+`assemble` lays everything out under `_build/source`, with the paths of the repository (so that links to Colab and to the
+source are right), and `build` runs Jupyter Book on it.
+"""
+
+import base64
+import hashlib
+import io
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import tomllib
+from collections.abc import Callable, Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from cctlib.errors import UserError
+from cctlib.executed import PLOTLY, as_page, glued, read_executed, run_of
+
+ROOT = Path(__file__).resolve().parent.parent
+MODULES = [
+    "data", "download", "augment", "cct", "precision", "train", "sites", "probe", "snp", "measure", "bootstrap", "tables",
+    "heads", "andc", "artifacts", "models", "study", "figures", "reproduce", "book", "executed", "cli", "errors",
+]  # fmt: skip
+
+
+# --- what notebooks call -----------------------------------------------------------------------------------------------
+
+
+def glue(name: str, value: str) -> None:
+    """Record a formatted text under `name`, for the prose of any page to show; nothing is displayed.
+
+    Write the text as it shall be read (`f"{accuracy:.1%}"`). Without MyST-NB (in Colab, say) nothing happens.
+    """
+    try:
+        from myst_nb import glue as record
+    except ImportError:
+        return
+    record(name, str(value), display=False)
+
+
+def show_plotly(figure: Any, alt: str, twin: Any = None) -> None:
+    """Show an interactive figure. `alt` says in words what it shows; `twin` is a static matplotlib figure of the same.
+
+    The figure is handed out as data: JupyterLab draws it, the book draws it with its own copy of plotly.js, and whoever draws
+    nothing (a viewer without scripts, paper) shows the twin. Colab gets plotly's own renderer.
+    """
+    if "google.colab" in sys.modules:
+        figure.show(renderer="colab")
+        return
+    from IPython.display import display
+
+    bundle = {PLOTLY: json.loads(figure.to_json()), "text/plain": alt}
+    if twin is not None:
+        stream = io.BytesIO()
+        twin.savefig(stream, format="png", dpi=150, metadata={"Software": None})
+        bundle["image/png"] = base64.b64encode(stream.getvalue()).decode()
+    display(bundle, raw=True)
+
+
+# --- the book ----------------------------------------------------------------------------------------------------------
+
+
+def make(executed: Sequence[Path], destination: Path) -> Path:
+    """Assemble the book under `destination`/source, build it in `destination`/html, and return the page to open.
+
+    executed: one executed copy for every notebook that `_toc.yml` names, by file name. Raises `UserError` when one is missing, was
+    not executed, or holds an error, and when Jupyter Book finds anything to complain of.
+    """
+    assemble(executed, destination / "source")
+    build(destination / "source", destination / "html")
+    return destination / "html" / "index.html"
+
+
+def assemble(executed: Sequence[Path], out: Path) -> None:
+    """Lay out under `out` everything that Jupyter Book reads: settings, prose, static files and executed notebooks.
+
+    Raises `UserError` for a notebook that is missing, was not executed by papermill, holds an error output, or shows a figure
+    that no words describe. Whatever stood in `out` before is replaced.
+    """
+    if not (ROOT / "_toc.yml").is_file():
+        raise UserError(f"{ROOT} holds no _toc.yml; the book can only be built from a clone of the repository: {address()}")
+    copies = {path.name: path for path in executed}
+    wanted = [ROOT / f"{page}.ipynb" for page in _pages(ROOT / "_toc.yml") if page.startswith("notebooks/")]
+    missing = [path.name for path in wanted if path.name not in copies]
+    if missing:
+        raise UserError(f"the book needs executed copies of {', '.join(missing)}; run: make reproduce")
+    notebooks = {path.name: read_executed(copies[path.name]) for path in wanted}
+
+    shutil.rmtree(out, ignore_errors=True)
+    shutil.copytree(ROOT / "book", out / "book", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "_toc.yml", out)
+    settings = (ROOT / "_config.yml").read_text()
+    (out / "_config.yml").write_text(settings + f'\nrepository: {{url: "{address()}", branch: main, path_to_book: ""}}\n')
+    _copy_plotly(out / "book" / "_static")
+    runs = {name: run_of(copies[name], notebook) for name, notebook in notebooks.items()}
+    (out / "book" / "found.json").write_text(json.dumps(glued(notebooks), indent=1))
+    _fill(out / "book" / "runs.md", "<!-- runs -->", _runs_table(runs))
+    _fill(out / "book" / "api.md", "<!-- modules -->", _modules())
+    (out / "notebooks").mkdir()
+    for name, notebook in notebooks.items():
+        written = as_page(notebook, name, runs[name])
+        (out / "notebooks" / name).write_text(json.dumps(written, indent=1, ensure_ascii=False) + "\n")
+
+
+def build(source: Path, html: Path) -> None:
+    """Run Jupyter Book on `source`; any warning is an error. The finished pages replace the folder `html` in one step.
+
+    Nothing is done when `html` was built from the same inputs. Raises `UserError`; the whole output is then in `book.log` beside
+    `html`, and the complaints are printed.
+    """
+    inputs = _hash(source)
+    if (html / ".inputs").is_file() and (html / ".inputs").read_text() == inputs:
+        return
+    html.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".book-", dir=html.parent) as work:
+        _jupyter_book(source, Path(work), html.with_name("book.log"))
+        made = Path(work) / "_build" / "html"
+        (made / ".inputs").write_text(inputs)
+        old = html.with_name(f"{html.name}.old")
+        shutil.rmtree(old, ignore_errors=True)
+        if html.exists():
+            html.rename(old)
+        made.rename(html)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _jupyter_book(source: Path, out: Path, log: Path, *options: str) -> None:
+    """Run `jupyter-book build`; raise `UserError` with the complaints printed when there are any."""
+    try:
+        metadata.version("jupyter-book")
+    except metadata.PackageNotFoundError:
+        raise UserError('jupyter-book is not installed; run: pip install -e ".[book]" -c constraints.txt') from None
+    main = "from jupyter_book.cli.main import main; main()"
+    command = [sys.executable, "-c", main, "build", str(source), "--path-output", str(out), "-W", "-n", "--keep-going", *options]
+    paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    done = subprocess.run(
+        command, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env={**os.environ, "PYTHONPATH": paths, "NO_COLOR": "1"}
+    )
+    said = re.sub(r"\x1b\[[\d;]*m", "", done.stdout)  # colours
+    log.write_text(said)
+    if done.returncode:
+        complaints = [line for line in said.splitlines() if re.search(r"WARNING|ERROR|Error:|broken", line)]
+        print("\n".join(complaints or said.splitlines()[-20:]), file=sys.stderr)
+        raise UserError(f"the book was not built: {len(complaints)} complaints, printed above; the whole output is in {log}")
+
+
+def _hash(source: Path) -> str:
+    """SHA-256 over the assembled files, the package (its docstrings are a page), and the versions of the builders."""
+    from cctlib.artifacts import package_hash  # late: it loads torch, which nothing else here needs
+
+    digest = hashlib.sha256(package_hash().encode())
+    digest.update(json.dumps(_versions("jupyter-book", "sphinx", "sphinx-book-theme", "myst-nb")).encode())
+    for path in sorted(path for path in source.rglob("*") if path.is_file() and "__pycache__" not in path.parts):
+        digest.update(f"{path.relative_to(source)}\0".encode() + hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()
+
+
+# --- pages that are written by the build -------------------------------------------------------------------------------
+
+
+def _runs_table(runs: Mapping[str, Mapping[str, str]]) -> str:
+    """Markdown: a table of the notebooks' runs, and one of the versions that the book was built with."""
+    lines = ["| page | run | seconds | device | versions | commit |", "|---|---|---|---|---|---|"]
+    for name, run in runs.items():
+        facts = " | ".join(run[key] for key in ("made", "seconds", "device", "versions", "commit"))
+        lines.append(f"| [](../notebooks/{name}) | {facts} |")
+    settings = sorted({run["parameters"] for run in runs.values()} - {""})
+    if settings:
+        lines += ["", "Settings: " + "; ".join(f"`{text}`" for text in settings) + "."]
+    versions = _versions(*sorted({re.split(r"[\s<>=!~;\[]", line)[0] for line in metadata.requires("cctlib") or []}))
+    lines += ["", "| package | version |", "|---|---|", *(f"| {name} | {version} |" for name, version in versions.items())]
+    return "\n".join(lines)
+
+
+def _modules() -> str:
+    """Markdown: a section for every public module, in the order in which data flows, filled from docstrings by autodoc."""
+    package = ROOT / "cctlib"
+    found = [path.relative_to(package).with_suffix("").as_posix().replace("/", ".") for path in package.rglob("*.py")]
+    names = [name.removesuffix(".__init__") for name in found if not name.rpartition(".")[2].startswith("__main") and name != "__init__"]
+    known = {name: position for position, name in enumerate(MODULES)}
+    names.sort(key=lambda name: (known.get(name.partition(".")[0], len(known)), name))
+    section = "## `cctlib.{0}`\n\n```{{eval-rst}}\n.. automodule:: cctlib.{0}\n   :members:\n   :member-order: bysource\n```\n"
+    return "\n".join(section.format(name) for name in names)
+
+
+def _fill(page: Path, mark: str, text: str) -> None:
+    written = page.read_text()
+    if mark not in written:
+        raise UserError(f"{page.name} has lost its line {mark}, which says where the build writes; put it back")
+    page.write_text(written.replace(mark, text))
+
+
+def _copy_plotly(static: Path) -> None:
+    import plotly.offline
+
+    (static / "plotly.min.js").write_text(plotly.offline.get_plotlyjs())
+
+
+def _versions(*packages: str) -> dict[str, str]:
+    found = {}
+    for package in packages:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _pages(toc: Path) -> list[str]:
+    """The pages that a table of contents names, in its order."""
+    return re.findall(r"^\s*(?:- )?(?:root|file):\s*(\S+)", toc.read_text(), flags=re.M)
+
+
+# --- the repository's address ------------------------------------------------------------------------------------------
+
+
+def address() -> str:
+    """The address of the repository. It stands in pyproject.toml and nowhere else; everything else is written from there."""
+    project = ROOT / "pyproject.toml"
+    if project.is_file():
+        return tomllib.loads(project.read_text())["project"]["urls"]["Repository"]
+    urls = dict(line.split(", ", 1) for line in metadata.metadata("cctlib").get_all("Project-URL") or [])
+    return urls["Repository"]
+
+
+def write_address() -> list[Path]:
+    """Write the address into the files that must spell it out: notebooks (Colab's first cell), README, CITATION.cff.
+
+    Any `https://github.com/<owner>/<name of this repository>` in them is replaced. Returns the files that changed.
+    """
+    here = address()
+    stale = re.compile(r"https://github\.com/[\w.-]+/" + re.escape(here.rpartition("/")[2]) + r"(?![\w-])")
+    changed = []
+    for path in [ROOT / "README.md", ROOT / "CITATION.cff", *sorted((ROOT / "notebooks").glob("*.ipynb"))]:
+        text = path.read_text()
+        if stale.sub(here, text) != text:
+            path.write_text(stale.sub(here, text))
+            changed.append(path)
+    return changed
+
+
+def check_links() -> None:
+    """Try every external link of the book that was assembled last. Raises `UserError`, with the broken ones printed."""
+    source = ROOT / "_build" / "source"
+    if not source.is_dir():
+        raise UserError("there is no book yet whose links could be tried; run: make reproduce")
+    with tempfile.TemporaryDirectory() as work:
+        _jupyter_book(source, Path(work), ROOT / "_build" / "links.log", "--builder", "linkcheck")
+
+
+def make_again() -> None:
+    """Build the book from the copies that were executed last, whatever has changed since. Raises `UserError` where there are none."""
+    copies = sorted((ROOT / "runs" / "notebooks").glob("*/provenance.json"), key=lambda record: record.stat().st_mtime)
+    latest = {copy.name: copy for record in copies for copy in record.parent.glob("*.ipynb")}
+    print(f"The book is built: open {make(list(latest.values()), ROOT / '_build')}")
+
+
+def main() -> None:
+    """`python -m cctlib.book make|address|links`, called by the Makefile."""
+    jobs: dict[str, Callable] = {"make": make_again, "address": write_address, "links": check_links}
+    try:
+        jobs[sys.argv[1]]()
+    except UserError as error:
+        sys.exit(f"cctlib: {error}")
+
+
+if __name__ == "__main__":
+    main()

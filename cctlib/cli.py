@@ -1,0 +1,213 @@
+"""The command line: a thin skin over the functions that the notebooks call.
+
+`cctlib --help` lists the commands. A user's mistake is one line on standard error and exit status 2.
+"""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import pandas as pd
+import tyro
+
+from cctlib import data
+from cctlib.errors import UserError
+from cctlib.study import ProfileName, Study, open_study, resolve_device
+
+Dataset = Annotated[
+    str, tyro.conf.arg(help="cifar100, flowers102, flowers102-kaggle, demo, or folder:PATH", metavar="NAME")
+]
+ModelName = Annotated[
+    str, tyro.conf.arg(help="a shipped model, a folder with a manifest.json, or default", metavar="NAME")
+]
+ProfileArg = Annotated[
+    ProfileName,
+    tyro.conf.arg(
+        help="quick: a subset of images; full: all; scratch: train first; shipped: compute nothing; auto: full on a GPU"
+    ),
+]
+Runs = Annotated[Path, tyro.conf.arg(help="where finished and half-finished stages are kept", metavar="DIR")]
+Device = Annotated[str, tyro.conf.arg(help="cpu, cuda, or auto", metavar="NAME")]
+
+
+def data_command(dataset: Dataset = "cifar100") -> None:
+    """Find or download a data set, decode it once, and say what is in it."""
+    rows = []
+    for split in ("train", "held-out", "test"):
+        images = data.load(dataset, split)
+        counts = images.labels.bincount(minlength=images.num_labels)
+        size = "x".join(str(side) for side in images.pixels.shape[2:])
+        rows.append({
+            "split": split, "images": len(images), "labels": images.num_labels, "size": size,
+            "per label": f"{counts.min()}-{counts.max()}", "fingerprint": images.fingerprint[:12],
+        })  # fmt: skip
+    _show(pd.DataFrame(rows))
+
+
+def probe_command(
+    dataset: Dataset = "cifar100",
+    model: ModelName = "default",
+    profile: ProfileArg = "auto",
+    runs: Runs = Path("runs"),
+    device: Device = "auto",
+) -> None:
+    """Train a probe on every site and show the progressive accuracy (test images, 95% bootstrap interval)."""
+    study = open_study(dataset, model, profile, runs, device)
+    _say(study)
+    _show(study.tables["accuracy"].round(4))
+
+
+def snp_command(
+    dataset: Dataset = "cifar100",
+    model: ModelName = "default",
+    profile: ProfileArg = "auto",
+    runs: Runs = Path("runs"),
+    device: Device = "auto",
+    theta: Annotated[
+        float, tyro.conf.arg(help="threshold of the Boolean matrices, one of the measured ones")
+    ] = 0.3,
+    csv: Annotated[
+        Path | None, tyro.conf.arg(help="write the table of all nodes (at threshold 0.3) to this file")
+    ] = None,
+) -> None:
+    """Single-nodal performance: clusters, noise and signal to noise of every site."""
+    study = open_study(dataset, model, profile, runs, device)
+    table = study.tables["by_theta"]
+    chosen = table[(table.theta - theta).abs() < 1e-6]
+    if chosen.empty:
+        raise UserError(
+            f"theta {theta} was not measured; measured are {', '.join(str(value) for value in sorted(table.theta.unique()))}"
+        )
+    _say(study)
+    columns = [
+        "site",
+        "nodes",
+        "silent",
+        "clusters",
+        "cluster_size",
+        "labels",
+        "noise",
+        "column_noise",
+        "foreign_noise",
+        "snr",
+    ]
+    _show(chosen[columns].round(2))
+    if csv is not None:
+        from cctlib.artifacts import replacing
+
+        with replacing(csv) as temporary:
+            study.tables["nodes"].to_csv(temporary, index=False)
+        print(f"wrote {csv}: {len(study.tables['nodes']):,} nodes")
+
+
+def train_command(
+    recipe: Annotated[
+        str, tyro.conf.arg(help="paper, paper-1500, flowers, flowers-cpu, cpu or demo", metavar="NAME")
+    ] = "cpu",
+    dataset: Dataset = "cifar100",
+    folder: Annotated[
+        Path, tyro.conf.arg(help="where checkpoints, log and weights go", metavar="DIR")
+    ] = Path("runs/train"),
+    resume: Annotated[bool, tyro.conf.arg(help="go on from the checkpoint in the folder")] = False,
+    hours: Annotated[
+        float | None, tyro.conf.arg(help="stop after so many hours, to be resumed later")
+    ] = None,
+    device: Device = "auto",
+) -> None:
+    """Train a network with a named recipe; under torchrun, on several processes."""
+    from cctlib import train
+    from cctlib.recipes import recipe as named
+
+    chosen = named(recipe)
+    images = {
+        split: data.load(dataset, split, image_size=chosen.image_size) for split in ("train", "held-out")
+    }
+    weights = train.train(
+        chosen,
+        images["train"],
+        images["held-out"],
+        folder,
+        device=resolve_device(device),
+        resume=resume,
+        hours=hours,
+    )
+    print(f"wrote {weights}")
+
+
+def reproduce_command(
+    dataset: Dataset = "cifar100",
+    model: ModelName = "default",
+    profile: ProfileArg = "auto",
+    runs: Runs = Path("runs"),
+    device: Device = "auto",
+) -> None:
+    """Measure, execute all notebooks and build the book; what is done already is not done again."""
+    from cctlib.reproduce import reproduce
+
+    print(f"The book is built: open {reproduce(dataset, model, profile, runs, device)}")
+
+
+def ship_command(
+    dataset: Dataset = "cifar100",
+    model: ModelName = "default",
+    profile: ProfileArg = "full",
+    runs: Runs = Path("runs"),
+    device: Device = "auto",
+) -> None:
+    """Copy a measurement into the model's folder under artifacts/ (for maintainers)."""
+    from cctlib.ship import ship_study
+
+    print(f"wrote {ship_study(open_study(dataset, model, profile, runs, device))}")
+
+
+def _say(study: Study) -> None:
+    about = study.provenance
+    print(
+        f"{about['dataset']}, {about['model']} (weights {about['weights'][:10]}), profile {about['profile']}, {study.source}: "
+        f"{study.measurement.accuracy():.2%} of {len(study.measurement.labels['test']):,} test images"
+    )
+
+
+def _show(table: pd.DataFrame) -> None:
+    print(table.to_string(index=False))
+
+
+def commands() -> dict[str, Callable]:
+    """The sub-commands by name."""
+    return {
+        "data": data_command,
+        "train": train_command,
+        "probe": probe_command,
+        "snp": snp_command,
+        "reproduce": reproduce_command,
+        "ship": ship_command,
+    }
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point of `cctlib` and `python -m cctlib`."""
+    try:
+        tyro.extras.subcommand_cli_from_dict(
+            commands(),
+            prog="cctlib",
+            description=__doc__.splitlines()[0],
+            args=arguments,
+            config=(tyro.conf.OmitSubcommandPrefixes,),
+        )
+    except UserError as error:
+        sys.exit(_fail(str(error), 2))
+    except KeyboardInterrupt:
+        sys.exit(_fail("interrupted; the same command goes on from the last checkpoint", 130))
+    except OSError as error:
+        sys.exit(
+            _fail(
+                f"{error.filename or 'the system'}: {error.strerror or error}; free the space or mend the path, then run again",
+                1,
+            )
+        )
+
+
+def _fail(message: str, status: int) -> int:
+    print(f"cctlib: {message}", file=sys.stderr)
+    return status

@@ -1,0 +1,127 @@
+"""Executed notebooks as pages: accepted only when whole, their figures drawn and described, their glued texts collected."""
+
+import ast
+import html as markup
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from cctlib.errors import UserError
+
+PLOTLY = "application/vnd.plotly.v1+json"
+GLUED = "application/papermill.record/"
+UNSEEN_TAGS = {"parameters", "injected-parameters"}  # what was set is told on the page of runs instead
+
+
+def read_executed(path: Path) -> dict:
+    """Read an executed notebook. Raises `UserError` when papermill did not run it to its end, or a cell failed."""
+    try:
+        notebook = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist; run: make reproduce") from None
+    except ValueError:
+        raise UserError(f"{path} is not a notebook (its JSON is broken); remove it and run: make reproduce") from None
+    run = notebook.get("metadata", {}).get("papermill", {})
+    if not run.get("end_time"):
+        raise UserError(f"{path} was not executed by papermill to its end; run: make reproduce")
+    for number, cell in enumerate(notebook["cells"], start=1):
+        if cell["cell_type"] != "code":
+            continue
+        for output in cell["outputs"]:
+            if output["output_type"] == "error":
+                raise UserError(f"{path}, cell {number} ends in {output['ename']}: {output['evalue']}; mend it and run: make reproduce")
+        if _text(cell["source"]).strip() and cell["execution_count"] is None:
+            raise UserError(f"{path}, cell {number} was not executed; run: make reproduce")
+    return notebook
+
+
+def as_page(notebook: dict, name: str, run: Mapping) -> dict:
+    """The notebook as a page: settings unseen, figures drawn and described, and a last cell that says how it was made."""
+    cells = []
+    for number, cell in enumerate(notebook["cells"], start=1):
+        tags = set(cell["metadata"].get("tags", []))
+        if tags & UNSEEN_TAGS:
+            cell["metadata"]["tags"] = sorted(tags | {"remove-cell"})
+        if cell["cell_type"] == "code" and "remove-cell" not in cell["metadata"].get("tags", []):
+            _describe(cell, f"notebooks/{name}, cell {number}")
+        cells.append(cell)
+    made = (
+        "```{admonition} How this page was made\n:class: dropdown run-note\n"
+        f"Run on {run['made']} in {run['seconds']} s on {run['device']}, with {run['versions']}, commit {run['commit']}. "
+        "[All runs and versions](../book/runs.md).\n```"
+    )
+    cells.append({"cell_type": "markdown", "metadata": {}, "source": made, "id": "how-made"})
+    return {**notebook, "cells": cells}
+
+
+def _describe(cell: dict, where: str) -> None:
+    """Give the figures of a cell their words, and turn plotly data into HTML. Raises `UserError` for a figure without words.
+
+    The alt text of an image is the cell's own (`mystnb.image.alt` in its metadata), else the text that came with the image.
+    """
+    own = cell["metadata"].get("mystnb", {}).get("image", {}).get("alt")
+    for position, output in enumerate(cell["outputs"]):
+        data = output.get("data", {})
+        if PLOTLY not in data and "image/png" not in data and "image/svg+xml" not in data:
+            continue
+        said = _text(data.get("text/plain", "")).strip()
+        alt = own or (said if not said.startswith("<") else "")
+        if not alt:
+            raise UserError(f"{where} shows a figure without an alt text; set mystnb.image.alt in the cell's metadata")
+        if PLOTLY in data:
+            name = re.sub(r"\W+", "-", where) + f"-{position}"
+            data["text/html"] = _plotly_html(data.pop(PLOTLY), alt, data.get("image/png"), name)
+        elif not own:
+            cell["metadata"].setdefault("mystnb", {}).setdefault("image", {})["alt"] = " ".join(alt.split())
+
+
+def _plotly_html(figure: dict, alt: str, twin: str | list | None, name: str) -> str:
+    """A plotly figure as HTML that relies on the page for plotly.js; the twin stands in where scripts do not run."""
+    import plotly.io
+
+    drawn = plotly.io.to_html(
+        figure, config={"responsive": True, "displaylogo": False}, full_html=False, include_plotlyjs=False,
+        include_mathjax=False, validate=False, div_id=name,
+    )  # fmt: skip
+    words = markup.escape(" ".join(alt.split()), quote=True)
+    still = f'<noscript><img alt="{words}" src="data:image/png;base64,{_text(twin).strip()}"></noscript>' if twin else ""
+    return f'<div class="cct-plotly" role="group" aria-label="{words}">{drawn}{still}</div>'
+
+
+def glued(notebooks: Mapping[str, dict]) -> dict[str, dict[str, str]]:
+    """Every glued text, with the page that it comes from. Raises `UserError` when two notebooks use one name."""
+    found: dict[str, dict[str, str]] = {}
+    for name, notebook in notebooks.items():
+        for output in (output for cell in notebook["cells"] for output in cell.get("outputs", [])):
+            key = output.get("metadata", {}).get("scrapbook", {}).get("name")
+            text = output.get("data", {}).get(f"{GLUED}text/plain")
+            if key is None or text is None:
+                continue
+            where = f"notebooks/{name.removesuffix('.ipynb')}"
+            if found.get(key, {}).get("page", where) != where:
+                raise UserError(f"{where} and {found[key]['page']} both glue {key!r}; give one of them another name")
+            found[key] = {"text": ast.literal_eval(_text(text)), "page": where}
+    return found
+
+
+def run_of(path: Path, notebook: dict) -> dict[str, str]:
+    """When, where, with what and for how long a notebook ran: from papermill, and from the record of its stage if there is one."""
+    run = notebook["metadata"]["papermill"]
+    record = path.with_name("provenance.json")
+    about = json.loads(record.read_text()) if record.is_file() else {}
+    versions = ", ".join(f"{key} {about[key]}" for key in ("python", "torch", "numpy") if key in about)
+    python = notebook["metadata"].get("language_info", {}).get("version", "")
+    return {
+        "made": run["start_time"][:16].replace("T", " ") + " UTC",
+        "seconds": f"{run['duration']:.0f}",
+        "device": about.get("device", "a device that was not recorded"),
+        "versions": versions or f"Python {python}",
+        "commit": about.get("commit", "not recorded"),
+        "parameters": ", ".join(f"{key} = {value}" for key, value in run.get("parameters", {}).items()),
+    }
+
+
+def _text(source: str | list[str] | None) -> str:
+    """A notebook's text, which may be stored as a list of lines."""
+    return "".join(source or "")

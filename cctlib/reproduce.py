@@ -1,0 +1,61 @@
+"""`make reproduce`: the study, then the notebooks by papermill, then the book.
+
+Papermill is the only executor. An executed copy is a stage like any other: keyed by the notebook's source, its parameters,
+the stages that it reads and the code that it calls, so that a second run executes only what changed.
+"""
+
+from pathlib import Path
+
+import papermill
+from papermill.exceptions import PapermillExecutionError
+from tqdm.auto import tqdm
+
+from cctlib import artifacts, book
+from cctlib.errors import UserError
+from cctlib.study import ProfileName, Study, open_study
+
+
+def notebooks(folder: Path) -> list[Path]:
+    """The notebooks of the book, in its order. Raises `UserError` when there are none."""
+    found = sorted(folder.glob("[0-9]*.ipynb"))
+    if not found:
+        raise UserError(f"no notebooks in {folder}; run from the root of the repository")
+    return found
+
+
+def reproduce(dataset: str, model: str, profile: ProfileName, runs: Path, device: str) -> Path:
+    """Measure, execute all notebooks and build the book. Returns the page to open."""
+    sources = notebooks(Path("notebooks"))
+    study = open_study(dataset, model, profile, runs, device)
+    parameters = {"dataset": dataset, "model": model, "profile": profile, "runs": str(runs), "device": device}
+    if study.source == "shipped":
+        parameters["profile"] = "shipped"
+    executed = [
+        execute(source, parameters, study, runs)
+        for source in tqdm(sources, desc="notebooks", unit="notebook")
+    ]
+    return book.make(executed, Path("_build"))
+
+
+def execute(source: Path, parameters: dict[str, str], study: Study, runs: Path) -> Path:
+    """The executed copy of a notebook. Raises `UserError` with the notebook's own error when a cell fails."""
+    inputs = {
+        "source": artifacts.sha256_file(source),
+        "parameters": parameters,
+        "reads": {name: folder.name for name, folder in study.folders.items()}
+        or artifacts.sha256_json(study.provenance),
+        "code": artifacts.package_hash(),
+    }
+
+    def compute(work: Path) -> None:
+        try:
+            papermill.execute_notebook(
+                source, work / source.name, parameters, progress_bar=False, log_output=False
+            )
+        except PapermillExecutionError as error:
+            raise UserError(
+                f"{source} failed in cell {error.exec_count}: {error.ename}: {error.evalue}"
+            ) from None
+
+    folder = artifacts.stage(runs / "notebooks", source.stem, inputs, compute, device=study.device)
+    return folder / source.name

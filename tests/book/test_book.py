@@ -1,0 +1,154 @@
+"""The book as its readers get it: notebooks executed by papermill, built, and opened in a headless Chromium without a network.
+
+`CCTLIB_BOOK=_build/html` opens a book that is built already instead of building one.
+"""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from cctlib import book, reproduce
+from cctlib.errors import UserError
+from cctlib.study import open_study
+
+ROOT = Path(__file__).resolve().parents[2]
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+OPTIONS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
+PHONE, SCREEN = {"width": 390, "height": 844}, {"width": 1200, "height": 900}
+
+BAD_IMAGES = """[...document.querySelectorAll('.bd-article img')]
+  .filter(i => !i.alt.trim() || !i.naturalWidth || !i.clientWidth || !i.clientHeight).map(i => i.src.slice(-60))"""
+BAD_PLOTS = """[...document.querySelectorAll('.plotly-graph-div')].filter(d => {
+  const drawn = d.querySelector('svg.main-svg'), box = drawn && drawn.getBoundingClientRect();
+  return !drawn || !box.width || !box.height || !d.closest('[aria-label]').ariaLabel.trim() }).map(d => d.id)"""
+UNDRAWN_MATHS = "[...document.querySelectorAll('.math')].filter(m => !m.querySelector('mjx-container svg')).length"
+FOCUS = """() => { const e = document.activeElement, s = getComputedStyle(e);
+  return {tag: e.tagName, text: e.textContent.trim(), seen: s.outlineStyle !== 'none' && parseFloat(s.outlineWidth) > 0} }"""
+
+
+@pytest.fixture(scope="session")
+def executed(tmp_path_factory):
+    """Executed copies of all notebooks, from the measurement that ships."""
+    runs = tmp_path_factory.mktemp("runs")
+    study = open_study("cifar100", profile="shipped", device="cpu")
+    settings = {"dataset": "cifar100", "model": "default", "profile": "shipped", "runs": str(runs), "device": "cpu"}
+    return [reproduce.execute(source, settings, study, runs) for source in reproduce.notebooks(ROOT / "notebooks")]
+
+
+@pytest.fixture(scope="session")
+def html(request, tmp_path_factory):
+    """The folder of a built book."""
+    if named := os.environ.get("CCTLIB_BOOK"):
+        return Path(named).resolve()
+    return book.make(request.getfixturevalue("executed"), tmp_path_factory.mktemp("build")).parent
+
+
+@pytest.fixture(scope="session")
+def browser():
+    if CHROMIUM is None:
+        pytest.skip("no Chromium on this machine: the book was not opened in a browser")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        found = playwright.chromium.launch(executable_path=CHROMIUM, args=OPTIONS)
+        yield found
+        found.close()
+
+
+@pytest.fixture
+def opened(browser):
+    """A function that opens a page with the network cut, and returns it with what it asked for and what went wrong."""
+    contexts = []
+
+    def open_page(path):
+        context = browser.new_context(viewport=SCREEN, reduced_motion="reduce")
+        contexts.append(context)
+        asked, errors = [], []
+
+        def local_only(route):
+            if route.request.url.startswith(("file:", "data:", "blob:")):
+                return route.continue_()
+            asked.append(route.request.url)
+            return route.abort()
+
+        context.route("**/*", local_only)
+        page = context.new_page()
+        page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.goto(path.as_uri(), wait_until="load")
+        if page.locator(".plotly-graph-div").count():
+            page.wait_for_function("document.querySelectorAll('.plotly-graph-div:not(:has(svg.main-svg))').length === 0")
+        if page.locator(".math").count():
+            page.wait_for_function(f"{UNDRAWN_MATHS} === 0")
+        return page, asked, errors
+
+    yield open_page
+    for context in contexts:
+        context.close()
+
+
+def pages(html):
+    found = [path for folder in ("book", "notebooks") for path in sorted(html.glob(f"{folder}/*.html"))]
+    assert len(found) >= 8
+    return [*found, html / "search.html", html / "genindex.html"]
+
+
+@pytest.mark.notebooks
+def test_notebooks_run_from_the_shipped_measurement(executed):
+    for path in executed:
+        assert book.read_executed(path)["metadata"]["papermill"]["exception"] is None
+
+
+@pytest.mark.notebooks
+def test_the_same_inputs_are_not_built_again(executed, html, monkeypatch):
+    if os.environ.get("CCTLIB_BOOK"):
+        pytest.skip("CCTLIB_BOOK names a finished book: nothing is built")
+    monkeypatch.setattr(book, "_jupyter_book", lambda *_: pytest.fail("built again"))
+    book.make(executed, html.parent)
+
+
+@pytest.mark.notebooks
+def test_a_notebook_that_was_not_executed_is_refused():
+    with pytest.raises(UserError, match="01_model") as caught:
+        book.read_executed(ROOT / "notebooks" / "01_model.ipynb")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.browser
+@pytest.mark.notebooks
+def test_every_page_opens_without_a_network_and_fits_a_phone(html, opened):
+    for path in pages(html):
+        page, asked, errors = opened(path)
+        assert asked == [], f"{path.name} asks the network for {asked}"
+        assert errors == [], f"{path.name}: {errors}"
+        assert page.evaluate(BAD_IMAGES) == [], f"{path.name}: an image is not seen or has no words"
+        assert page.evaluate(BAD_PLOTS) == [], f"{path.name}: a plot is not seen or has no words"
+        page.set_viewport_size(PHONE)
+        page.wait_for_timeout(200)  # plots follow the width
+        assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"], f"{path.name} scrolls sideways on a phone"
+
+
+@pytest.mark.browser
+@pytest.mark.notebooks
+@pytest.mark.parametrize("name", ["book/index.html", "book/api.html", "notebooks/02_snp.html"])
+def test_a_page_is_used_by_keyboard(html, opened, name):
+    path = html / name
+    page, _, _ = opened(path)
+    page.keyboard.press("Tab")
+    assert "skip to main" in page.evaluate(FOCUS)["text"].lower(), f"{path.name}: the first Tab does not offer to skip to the content"
+    reached = []
+    for _ in range(15):
+        page.keyboard.press("Tab")
+        reached.append(page.evaluate(FOCUS))
+    assert all(focus["tag"] in ("A", "BUTTON", "INPUT", "SUMMARY") for focus in reached), f"{path.name}: {reached}"
+    assert all(focus["seen"] for focus in reached), f"{path.name}: the focus cannot be seen: {reached}"
+
+
+@pytest.mark.browser
+@pytest.mark.notebooks
+def test_the_root_leads_to_the_landing_page(html, opened):
+    page, _, _ = opened(html / "index.html")
+    page.wait_for_url("**/book/index.html")
+    assert page.locator("main table").count()

@@ -1,0 +1,116 @@
+"""What the book accepts: executed notebooks, figures with words, glued texts. The notebooks are written out by hand."""
+
+import copy
+import json
+
+import pytest
+
+from cctlib import book, executed
+from cctlib.errors import UserError
+
+RUN = {"start_time": "2026-01-02T03:04:05", "end_time": "2026-01-02T03:04:47", "duration": 42.2, "parameters": {"profile": "quick"}}
+IMAGE = {"output_type": "display_data", "metadata": {}, "data": {"image/png": "aGVsbG8=", "text/plain": "Noise falls."}}
+PLOT = {"output_type": "display_data", "metadata": {}, "data": {executed.PLOTLY: {"data": [], "layout": {}}, "text/plain": 'A "matrix".'}}
+
+
+def code(outputs=(), source="1 + 1", count=1, **metadata):
+    return {"cell_type": "code", "source": source, "execution_count": count, "metadata": metadata, "outputs": list(outputs)}
+
+
+def notebook(*cells, papermill=RUN):
+    return {"cells": [copy.deepcopy(cell) for cell in cells], "metadata": {"papermill": papermill}, "nbformat": 4, "nbformat_minor": 5}
+
+
+def glued(name, text):
+    data = {f"{executed.GLUED}text/plain": repr(text)}
+    return {"output_type": "display_data", "metadata": {"scrapbook": {"name": name}}, "data": data}
+
+
+def written(tmp_path, content):
+    path = tmp_path / "01_model.ipynb"
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    return path
+
+
+def test_an_executed_notebook_is_read(tmp_path):
+    empty = code(source="", count=None)
+    assert len(book.read_executed(written(tmp_path, notebook(code(), empty)))["cells"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("{", "JSON is broken"),
+        (notebook(code(), papermill={}), "not executed by papermill"),
+        (notebook(code(), papermill={"start_time": "2026-01-02"}), "not executed by papermill"),
+        (notebook(code(), code(count=None)), "cell 2 was not executed"),
+        (notebook(code([{"output_type": "error", "ename": "KeyError", "evalue": "'x'"}])), "cell 1 ends in KeyError: 'x'"),
+    ],
+)
+def test_a_notebook_that_is_not_whole_is_refused_in_one_line(tmp_path, content, says):
+    with pytest.raises(UserError, match=says) as caught:
+        book.read_executed(written(tmp_path, content))
+    assert "01_model.ipynb" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_missing_copy_is_named(tmp_path):
+    with pytest.raises(UserError, match="make reproduce"):
+        book.read_executed(tmp_path / "01_model.ipynb")
+    with pytest.raises(UserError, match=r"01_model\.ipynb"):
+        book.assemble([], tmp_path / "source")
+    assert not (tmp_path / "source").exists()
+
+
+def page(tmp_path, *cells):
+    run = executed.run_of(tmp_path / "01_model.ipynb", notebook())
+    return executed.as_page(notebook(*cells), "01_model.ipynb", run)["cells"]
+
+
+def test_the_words_that_come_with_an_image_are_its_alt_text(tmp_path):
+    first, second, _ = page(tmp_path, code([IMAGE]), code([IMAGE], mystnb={"image": {"alt": "My own words."}}))
+    assert first["metadata"]["mystnb"]["image"]["alt"] == "Noise falls."
+    assert second["metadata"]["mystnb"]["image"]["alt"] == "My own words."
+
+
+def test_a_figure_without_words_is_refused(tmp_path):
+    bare = {**IMAGE, "data": {"image/png": "aGVsbG8=", "text/plain": "<Figure size 640x480 with 1 Axes>"}}
+    with pytest.raises(UserError, match="cell 2 shows a figure without an alt text"):
+        page(tmp_path, code(), code([bare]))
+    page(tmp_path, code([bare], tags=["remove-cell"]))  # nobody sees it
+
+
+def test_a_plotly_figure_becomes_html_that_asks_the_network_for_nothing(tmp_path):
+    cell = page(tmp_path, code([{**PLOT, "data": {**PLOT["data"], "image/png": "aGVsbG8="}}]))[0]
+    html = cell["outputs"][0]["data"]["text/html"]
+    assert executed.PLOTLY not in cell["outputs"][0]["data"]
+    assert 'aria-label="A &quot;matrix&quot;."' in html and "<noscript><img" in html
+    assert "cdn" not in html and "mathjax" not in html.lower().replace("mathjaxconfig", "")
+    assert html == page(tmp_path, code([{**PLOT, "data": {**PLOT["data"], "image/png": "aGVsbG8="}}]))[0]["outputs"][0]["data"]["text/html"]
+
+
+def test_settings_are_unseen_and_the_last_cell_says_how_the_page_was_made(tmp_path):
+    (tmp_path / "provenance.json").write_text(json.dumps({"device": "a clock", "python": "3.11", "torch": "2.6", "commit": "abc"}))
+    first, last = page(tmp_path, code(tags=["parameters"]))
+    assert "remove-cell" in first["metadata"]["tags"]
+    for word in ("2026-01-02 03:04 UTC", "42 s", "a clock", "torch 2.6", "commit abc"):
+        assert word in last["source"]
+
+
+def test_glued_texts_are_collected_with_their_page():
+    text = "it's 3.1% of \"all\" \\ µ"
+    found = executed.glued({"01_model.ipynb": notebook(code([glued("accuracy", text)]))})
+    assert found == {"accuracy": {"text": text, "page": "notebooks/01_model"}}
+    with pytest.raises(UserError, match="both glue 'accuracy'"):
+        executed.glued({name: notebook(code([glued("accuracy", text)])) for name in ("01_model.ipynb", "02_snp.ipynb")})
+
+
+def test_the_runs_page_lists_every_run(tmp_path):
+    table = book._runs_table({"01_model.ipynb": executed.run_of(tmp_path / "x.ipynb", notebook())})
+    assert "2026-01-02 03:04 UTC | 42 |" in table and "profile = quick" in table and "| torch |" in table
+
+
+def test_every_module_has_its_section_in_the_page_of_the_package():
+    sections = book._modules()
+    modules = {path.stem for path in (book.ROOT / "cctlib").glob("*.py")} - {"__init__", "__main__"}
+    assert all(f".. automodule:: cctlib.{name}\n" in sections for name in modules)
+    assert sections.index("cctlib.data\n") < sections.index("cctlib.cct\n") < sections.index("cctlib.snp\n")
