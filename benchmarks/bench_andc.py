@@ -1,0 +1,149 @@
+"""Speed of pruned networks, always against torch's dense layers with the same zeros in the same run.
+
+    python benchmarks/bench_andc.py [--sparsities 0.5 0.7 0.9 0.95] [--thetas 0.5] [--batches 1 128]
+                                    [--seconds 8] [--threads 1]
+
+Two kinds of zeros: a share of the weights of every prunable layer at random, the hardest case for forms
+that live on structure; and ANDC's masks, where a model with a measurement ships. For each batch size the
+network runs as it is (dense), without its silent nodes, then with every sparse layer in one form (bags, csr,
+blocks), and with the form that `compact` measured to be fastest for each. Rows take turns, so that other load of
+the machine falls on all alike.
+Printed are milliseconds of the median turn, and the median over turns of dense time / time: above 1 is
+faster than dense. Logits are compared with the dense form first: a fast wrong answer ends the run.
+
+One thread by default: several wait for each other, so that on a machine with other work they measure that
+work.
+"""
+
+import argparse
+import time
+from collections import Counter
+from statistics import median
+
+import torch
+from torch import Tensor
+
+from cctlib import andc, cct, compact, measure, models, sparsefile
+from cctlib.artifacts import device_name
+from cctlib.sparselayers import FORMS
+
+GOAL = 0.9  # the sparsity at which pruned must be faster than dense
+
+
+def random_zeros(sparsity: float) -> cct.CCT:
+    """A network whose prunable layers have lost a share of their weights at random."""
+    config = cct.config("cct_7_3x2")
+    network = cct.CCT(config).eval().requires_grad_(False)
+    generator = torch.Generator().manual_seed(0)
+    for layer in andc.layers(config.encoders):
+        weight = network.get_parameter(layer.weight)
+        keep = max(1, round((1 - sparsity) * weight.numel()))
+        weight.masked_fill_(~andc.random_mask((len(weight), weight.shape[1]), keep, generator), 0)
+    return network
+
+
+def andc_zeros(theta: float) -> cct.CCT | None:
+    """The shipped CIFAR-100 model under ANDC's masks for all layers; None where no measurement ships with
+    it.
+    """
+    model = models.find("cifar100")
+    if model is None or not (model.folder / measure.FILE).is_file():
+        return None
+    network = model.network("cpu")
+    found = andc.diagonals(measure.load(model.folder), theta)
+    for name, mask in andc.andc_masks(found, network.config.encoders).items():
+        network.get_parameter(name).masked_fill_(~mask, 0)
+    return network
+
+
+def networks(network: cct.CCT, batch: int) -> tuple[dict[str, cct.CCT], Counter]:
+    """What is timed, by name; and how often each form was chosen."""
+    rows = {"dense": network}
+    for form in FORMS:
+        layers = {layer.module: form for layer in andc.layers(network.config.encoders)}
+        name = "no silent nodes" if form == "dense" else form
+        rows[name], _ = compact.compact(network, batch, forms=layers)
+    rows["chosen"], measured = compact.compact(network, batch)
+    return rows, Counter(measured[measured.chosen].form)
+
+
+@torch.no_grad()
+def compare(rows: dict[str, cct.CCT], images: Tensor, budget: float) -> dict[str, list[float]]:
+    """Seconds of each row, turn by turn, for about `budget` seconds. Raises when logits differ by more than
+    1e-5.
+    """
+    expected = rows["dense"](images)
+    for name, network in rows.items():
+        torch.testing.assert_close(
+            network(images), expected, rtol=1e-5, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}"
+        )
+    turns: dict[str, list[float]] = {name: [] for name in rows}
+    end = time.perf_counter() + budget
+    while time.perf_counter() < end or len(turns["dense"]) < 5:
+        for name, network in rows.items():
+            start = time.perf_counter()
+            network(images)
+            turns[name].append(time.perf_counter() - start)
+    return turns
+
+
+def report(title: str, network: cct.CCT, batch: int, budget: float) -> float:
+    """Print one block of the table; returns the ratio of the chosen forms."""
+    config, masks, state = network.config, compact.masks_of(network), network.state_dict()
+    rows, forms = networks(network, batch)
+    turns = compare(rows, torch.randn(batch, 3, config.image_size, config.image_size), budget)
+    dense, cost = compact.count(network, {}), compact.count(network, masks)
+    size = len(sparsefile.encode(state)) / sum(2 * tensor.numel() for tensor in state.values())
+    print(
+        f"\n{title}, batch {batch}: left are {andc.density(masks):.0%} of the weights of pruned layers; of the "
+        f"network, {cost.parameters / dense.parameters:.0%} of parameters, {cost.macs / dense.macs:.0%} of "
+        f"multiplications, {size:.0%} of the fp16 file"
+    )
+    ratios = {}
+    for name, times in turns.items():
+        ratios[name] = median(base / own for base, own in zip(turns["dense"], times, strict=True))
+        note = (
+            ", ".join(f"{number} {form}" for form, number in forms.most_common()) if name == "chosen" else ""
+        )
+        print(
+            f"  {name:15} {1000 * median(times):9.2f} ms {ratios[name]:6.2f} times as fast as dense  {note}".rstrip()
+        )
+    return ratios["chosen"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--sparsities", type=float, nargs="*", default=[0.5, 0.7, 0.9, 0.95])
+    parser.add_argument("--thetas", type=float, nargs="*", default=[0.5])
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 128])
+    parser.add_argument("--seconds", type=float, default=8.0)
+    parser.add_argument("--threads", type=int, default=1)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(0)
+    print(f"CCT-7/3x2, fp32, {device_name('cpu')}, torch {torch.__version__}")
+    goals = {}
+    for sparsity in options.sparsities:
+        network = random_zeros(sparsity)
+        for batch in options.batches:
+            ratio = report(f"random zeros, {sparsity:.0%}", network, batch, options.seconds)
+            if sparsity == GOAL:
+                goals[batch] = ratio
+    for theta in options.thetas:
+        network = andc_zeros(theta)
+        if network is None:
+            print("\nANDC's masks: left out, no CIFAR-100 model with a measurement ships here")
+            break
+        for batch in options.batches:
+            report(f"ANDC at theta {theta:g}", network, batch, options.seconds)
+    for batch, ratio in goals.items():
+        verdict = "reached" if ratio > 1 else "missed"
+        print(
+            f"\ngoal, faster than dense with {GOAL:.0%} zeros, batch {batch}: {verdict} ({ratio:.2f} times)"
+        )
+
+
+if __name__ == "__main__":
+    main()
