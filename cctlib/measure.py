@@ -23,10 +23,11 @@ from cctlib import artifacts, sites, snp
 from cctlib.data import Images, batches
 from cctlib.errors import UserError
 from cctlib.precision import Precision, autocast
-from cctlib.probe import Probe, Probes
+from cctlib.probe import Probe, Probes, site_of
 
 FILE, POOLED = "measurement.npz", "pooled.npz"
 EXTREMES = 8  # images kept at either end of each node
+SWAPPED = "swapped/"  # in front of the arrays of second probes, in the file
 NODEWISE = "test, node-wise pooling"  # mu of the alternative that silences before SeqPool
 
 
@@ -36,7 +37,7 @@ class SiteMeasurement:
 
     W: [label, node], the probe's weights. mu: by split, [label, node], the mean of p_n over the images of each label.
     predictions: by split, [image]. extremes: [node, end, rank], positions of the test images with the largest (end 0) and the smallest
-    (end 1) p_n, the most extreme first.
+    (end 1) p_n, the most extreme first; None for second probes.
     """
 
     W: np.ndarray
@@ -55,6 +56,7 @@ class SiteMeasurement:
 class Measurement:
     """All sites of a network on the held-out and the test images of a data set.
 
+    swapped: by site, what its second probe found on the test images (see `probe`); none in measurements made before there were any.
     labels, predictions (of the network itself): by split, [image].
     about: where it comes from (data set, model, hashes, settings, versions), for people and for the line under each figure.
     """
@@ -66,6 +68,7 @@ class Measurement:
     groups: tuple[int, ...] | None
     group_names: tuple[str, ...] | None
     about: dict
+    swapped: dict[str, SiteMeasurement] = field(default_factory=dict)
 
     def __getitem__(self, site: str) -> SiteMeasurement:
         if site not in self.sites:
@@ -112,8 +115,8 @@ def nodewise_pool(probe: Probe, tokens: Float[Tensor, "image token node"]) -> Fl
 class Reading:
     """What one pass over one split leaves behind: per site, on the device that it was made on."""
 
-    sums: dict[str, snp.FieldSums]
-    predictions: dict[str, Tensor]  # by site, and of the network under ""
+    sums: dict[str, snp.FieldSums]  # by probe
+    predictions: dict[str, Tensor]  # by probe, and of the network under ""
     pooled: dict[str, Tensor]  # of the sites asked for, [image, node]
     nodewise: dict[str, snp.FieldSums]
     null: dict[str, snp.FieldSums]
@@ -135,22 +138,26 @@ def read(
     alternatives: bool = False,
     seed: int = 0,
 ) -> Reading:
-    """One pass over `images`. The field averages always; with `alternatives` also node-wise pooling and the extreme images; with
-    `null_draws` the averages under so many shufflings of the labels across images; `keep_pooled` names sites to keep p_n(x) of.
+    """One pass over `images`. The field averages always; with `alternatives` also node-wise pooling, the second probes and the
+    extreme images; with `null_draws` the averages under so many shufflings of the labels across images; `keep_pooled` names
+    sites to keep p_n(x) of.
     """
     labels = images.labels.to(device)
     shuffled = snp.shuffled(labels, null_draws, torch.Generator().manual_seed(seed)) if null_draws else None
     result = _empty_reading(probes, images.num_labels, device, null_draws, alternatives)
-    predicted: dict[str, list[Tensor]] = {site: [] for site in ("", *probes.sites)}
+    predicted: dict[str, list[Tensor]] = {name: [] for name in ("", *result.sums)}
     pooled_parts: dict[str, list[Tensor]] = {site: [] for site in keep_pooled}
     for first, pixels, batch_labels in _numbered(images, batch, device):
         with autocast(device, precision):
             logits, tokens = network(normalise(pixels), taps=probes.sites)
         predicted[""].append(logits.argmax(1))
-        for site in probes.sites:
-            pooled = probes[site].pool(tokens[site])
-            predicted[site].append(probes[site].fc(pooled).argmax(1))
-            result.sums[site].add(pooled, batch_labels)
+        for name in result.sums:
+            site = site_of(name)
+            pooled = probes[name].pool(tokens[site])
+            predicted[name].append(probes[name].fc(pooled).argmax(1))
+            result.sums[name].add(pooled, batch_labels)
+            if name != site:
+                continue
             if site in pooled_parts:
                 pooled_parts[site].append(pooled)
             if shuffled is not None:
@@ -158,7 +165,7 @@ def read(
             if alternatives:
                 result.nodewise[site].add(nodewise_pool(probes[site], tokens[site]), batch_labels)
                 result.extremes[site].add(pooled, first)
-    result.predictions = {site: torch.cat(parts) for site, parts in predicted.items()}
+    result.predictions = {name: torch.cat(parts) for name, parts in predicted.items()}
     result.pooled = {site: torch.cat(parts) for site, parts in pooled_parts.items()}
     return result
 
@@ -166,18 +173,16 @@ def read(
 def _empty_reading(
     probes: Probes, num_labels: int, device: torch.device | str, null_draws: int, alternatives: bool
 ) -> Reading:
-    widths = {site: probes[site].fc.in_features for site in probes.sites}
+    widths = {name: probes[name].fc.in_features for name in probes.names}
 
-    def sums(repeats: int | None = None) -> dict[str, snp.FieldSums]:
-        return {
-            site: snp.FieldSums.zeros(num_labels, width, repeats, device) for site, width in widths.items()
-        }
+    def sums(names: tuple[str, ...], repeats: int | None = None) -> dict[str, snp.FieldSums]:
+        return {name: snp.FieldSums.zeros(num_labels, widths[name], repeats, device) for name in names}
 
     return Reading(
-        sums=sums(), predictions={}, pooled={},
-        nodewise=sums() if alternatives else {},
-        null=sums(null_draws) if null_draws else {},
-        extremes={site: _Extremes(width, device) for site, width in widths.items()} if alternatives else {},
+        sums=sums(probes.names if alternatives else probes.sites), predictions={}, pooled={},
+        nodewise=sums(probes.sites) if alternatives else {},
+        null=sums(probes.sites, null_draws) if null_draws else {},
+        extremes={site: _Extremes(widths[site], device) for site in probes.sites} if alternatives else {},
     )  # fmt: skip
 
 
@@ -228,6 +233,14 @@ def measure(
             predictions={split: _numpy(reading.predictions[site]) for split, reading in readings.items()},
             extremes=tested.extremes[site].numpy(),
         )
+    swapped = {
+        site: SiteMeasurement(
+            W=_numpy(probes[name].fc.weight),
+            mu={"test": _numpy(tested.sums[name].mean())},
+            predictions={"test": _numpy(tested.predictions[name])},
+        )
+        for site, name in probes.swapped.items()
+    }
     null = [
         site_row(site, snp.measure(mu, probes[site].fc.weight.detach())) | {"draw": draw}
         for site in probes.sites if null_draws
@@ -237,7 +250,7 @@ def measure(
         sites=measured,
         labels={"held-out": _numpy(held_out.labels), "test": _numpy(test.labels)},
         predictions={split: _numpy(reading.predictions[""]) for split, reading in readings.items()},
-        names=test.names, groups=test.groups, group_names=test.group_names, about=about,
+        names=test.names, groups=test.groups, group_names=test.group_names, about=about, swapped=swapped,
     )  # fmt: skip
     return result, pd.DataFrame(null), {site: _numpy(pooled) for site, pooled in tested.pooled.items()}
 
@@ -253,10 +266,13 @@ def save(result: Measurement, folder: Path) -> None:
     arrays: dict[str, Any] = {}
     for split in result.labels:
         arrays |= {f"labels/{split}": result.labels[split], f"predictions/{split}": result.predictions[split]}
-    for site, values in result.sites.items():
-        arrays |= {f"{site}/W": values.W, f"{site}/extremes": values.extremes}
+    swapped = {f"{SWAPPED}{site}": values for site, values in result.swapped.items()}
+    for where, values in (result.sites | swapped).items():
+        arrays[f"{where}/W"] = values.W
+        if values.extremes is not None:
+            arrays[f"{where}/extremes"] = values.extremes
         for name in ("mu", "predictions"):
-            arrays |= {f"{site}/{name}/{split}": array for split, array in getattr(values, name).items()}
+            arrays |= {f"{where}/{name}/{split}": array for split, array in getattr(values, name).items()}
     with artifacts.replacing(folder / FILE) as temporary, temporary.open("wb") as file:
         np.savez_compressed(file, **arrays)
     described = {name: getattr(result, name) for name in ("names", "groups", "group_names", "about")}
@@ -272,20 +288,21 @@ def load(folder: Path) -> Measurement:
             arrays = dict(file)
     except (OSError, ValueError, zipfile.BadZipFile) as error:
         raise UserError(f"{path} cannot be read ({error}); remove its folder and measure again") from None
-    site_names = [key.removesuffix("/W") for key in arrays if key.endswith("/W")]
-    measured = {
-        site: SiteMeasurement(
-            W=arrays[f"{site}/W"], extremes=arrays[f"{site}/extremes"],
-            mu=_by_split(arrays, f"{site}/mu/"), predictions=_by_split(arrays, f"{site}/predictions/"),
+    found = {
+        where: SiteMeasurement(
+            W=arrays[f"{where}/W"], extremes=arrays.get(f"{where}/extremes"),
+            mu=_by_split(arrays, f"{where}/mu/"), predictions=_by_split(arrays, f"{where}/predictions/"),
         )
-        for site in site_names
+        for where in (key.removesuffix("/W") for key in arrays if key.endswith("/W"))
     }  # fmt: skip
+    measured = {where: values for where, values in found.items() if not where.startswith(SWAPPED)}
+    swapped = {where.removeprefix(SWAPPED): values for where, values in found.items() if where not in measured}
     tuples: dict[str, Any] = {
         name: tuple(described[name]) if described[name] else None
         for name in ("names", "groups", "group_names")
     }
     return Measurement(
-        measured, _by_split(arrays, "labels/"), _by_split(arrays, "predictions/"), about=described["about"], **tuples
+        measured, _by_split(arrays, "labels/"), _by_split(arrays, "predictions/"), about=described["about"], swapped=swapped, **tuples
     )  # fmt: skip
 
 

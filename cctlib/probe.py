@@ -3,10 +3,13 @@
 A probe is [LayerNorm without weights, at `ff` only] -> SeqPool -> Linear without bias. The probes of all sites are trained
 in the same pass: the frozen trunk runs once a batch and hands out the sites' tokens, and each probe has its own loss, its own
 early stopping, and parameters that no other probe shares, so their gradients never mix.
+
+Some sites have a second probe, which differs only in the LayerNorm: without it where the first has it, with it where the first has
+none. It shows what that choice of the method decides, and nothing else is read from it.
 """
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -33,6 +36,7 @@ class ProbeSettings:
     learning_rate: float = 3e-3
     patience: int = 1  # a probe stops after so many passes without a better held-out accuracy
     normalised: tuple[str, ...] = ("ff",)  # kinds of site that get a LayerNorm without weights in front
+    swapped: tuple[str, ...] = ("mha", "ff")  # kinds with a second probe, LayerNorm the other way round
     seed: int = 0
     precision: Precision = "auto"  # of the frozen trunk; probes are fp32
 
@@ -64,29 +68,56 @@ class Probe(nn.Module):
         return self.fc(self.pool(tokens))
 
 
-class Probes(nn.ModuleDict):
-    """The probes of a network by site name, as `probes["enc3/mha"]`."""
+SWAPPED = "/swapped"  # behind the site's name: its second probe
 
-    def __getitem__(self, site: str) -> Probe:
-        return cast(Probe, super().__getitem__(site))
+
+def site_of(name: str) -> str:
+    """The site that the probe of that name reads."""
+    return name.removesuffix(SWAPPED)
+
+
+def sites_of(names: Iterable[str]) -> tuple[str, ...]:
+    """The sites that the named probes read, each once."""
+    return tuple(dict.fromkeys(map(site_of, names)))
+
+
+class Probes(nn.ModuleDict):
+    """The probes of a network: `probes["enc3/mha"]` reads that site, `probes["enc3/mha/swapped"]` is its second probe."""
+
+    def __getitem__(self, name: str) -> Probe:
+        return cast(Probe, super().__getitem__(name))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of all probes: those of `sites`, then those of `swapped`."""
+        return tuple(self.keys())
 
     @property
     def sites(self) -> tuple[str, ...]:
-        """Names of the probed sites, in the order of the network."""
-        return tuple(self.keys())
+        """Names of the probed sites, in the order of the network; each names its first probe."""
+        return sites_of(self.names)
+
+    @property
+    def swapped(self) -> dict[str, str]:
+        """Names of the second probes, by the site that they read."""
+        return {site_of(name): name for name in self.names if name.endswith(SWAPPED)}
 
 
 def make_probes(widths: Mapping[str, int], num_labels: int, settings: ProbeSettings) -> Probes:
-    """Fresh probes for sites of the given widths. The seed alone decides their initial weights, whatever the device."""
+    """Fresh probes for sites of the given widths. The seed alone decides their initial weights, whatever the device.
+
+    Second probes come last, so that the first ones start from the same weights with and without them.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         kinds = {site: sites.parse(site)[1] for site in widths}
-        return Probes(
-            {
-                site: Probe(width, num_labels, kinds[site] in settings.normalised)
-                for site, width in widths.items()
-            }
-        )
+        normalised = {site: kind in settings.normalised for site, kind in kinds.items()}
+        first = {site: Probe(width, num_labels, normalised[site]) for site, width in widths.items()}
+        second = {
+            site + SWAPPED: Probe(widths[site], num_labels, not normalised[site])
+            for site, kind in kinds.items() if kind in settings.swapped
+        }  # fmt: skip
+        return Probes(first | second)
 
 
 def train_probes(
@@ -105,7 +136,7 @@ def train_probes(
 
     `network(images, taps=...)` returns logits and tokens by site. With `checkpoint`, the state is saved there every
     `checkpoint_steps` batches, and a run that was killed goes on from it to the same weights, bit for bit on a CPU.
-    Returns the history: one row per pass and site, with columns epoch, site, held_out_accuracy, stopped.
+    Returns the history: one row per pass and probe, with columns epoch, probe, held_out_accuracy, stopped.
     Raises `UserError` when a probe's loss stops being finite.
     """
     if len(held_out) == 0:
@@ -155,17 +186,18 @@ class _Run:
         total = settings.epochs * steps_per_epoch
         self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, total)
         self.step = 0
-        self.active = list(probes.sites)
+        self.active = list(probes.names)
         self.best: dict[str, dict[str, Any]] = {
-            site: {"accuracy": -1.0, "epoch": -1, "state": copy.deepcopy(probes[site].state_dict())}
-            for site in self.active
+            name: {"accuracy": -1.0, "epoch": -1, "state": copy.deepcopy(probes[name].state_dict())}
+            for name in self.active
         }
         self.history: list[dict] = []
 
     def learn(self, pixels: Tensor, labels: Tensor) -> None:
         """One batch: the trunk once, all active probes, one optimizer step."""
-        tokens = tap(self.network, self.normalise(pixels), self.active, self.settings.precision)
-        loss = torch.stack([cross_entropy(self.probes[site](tokens[site]), labels) for site in self.active]).sum()
+        tokens = tap(self.network, self.normalise(pixels), sites_of(self.active), self.settings.precision)
+        logits = [self.probes[name](tokens[site_of(name)]) for name in self.active]
+        loss = torch.stack([cross_entropy(output, labels) for output in logits]).sum()
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()
@@ -174,23 +206,23 @@ class _Run:
 
     def finish_epoch(self, epoch: int, accuracy: Mapping[str, float]) -> None:
         """Keep the best weights of each probe, and stop those that no longer improve."""
-        for site, value in accuracy.items():
-            if not all(bool(weight.isfinite().all()) for weight in self.probes[site].parameters()):
+        for name, value in accuracy.items():
+            if not all(bool(weight.isfinite().all()) for weight in self.probes[name].parameters()):
                 raise UserError(
-                    f"the probe of {site} diverged in pass {epoch + 1}; lower learning_rate ({self.settings.learning_rate})"
+                    f"the probe {name} diverged in pass {epoch + 1}; lower learning_rate ({self.settings.learning_rate})"
                 )
-            if value > self.best[site]["accuracy"]:
-                self.best[site] = {
+            if value > self.best[name]["accuracy"]:
+                self.best[name] = {
                     "accuracy": value,
                     "epoch": epoch,
-                    "state": copy.deepcopy(self.probes[site].state_dict()),
+                    "state": copy.deepcopy(self.probes[name].state_dict()),
                 }
-            stopped = epoch - self.best[site]["epoch"] >= self.settings.patience
+            stopped = epoch - self.best[name]["epoch"] >= self.settings.patience
             self.history.append(
-                {"epoch": epoch + 1, "site": site, "held_out_accuracy": value, "stopped": stopped}
+                {"epoch": epoch + 1, "probe": name, "held_out_accuracy": value, "stopped": stopped}
             )
             if stopped:
-                self.active.remove(site)
+                self.active.remove(name)
 
     def summary(self) -> str:
         """Held-out accuracy of the first and the last site, for the progress bar."""
@@ -201,8 +233,8 @@ class _Run:
 
     def restore_best(self) -> None:
         """Give each probe the weights of its best pass."""
-        for site, best in self.best.items():
-            self.probes[site].load_state_dict(best["state"])
+        for name, best in self.best.items():
+            self.probes[name].load_state_dict(best["state"])
 
     def save(self, path: Path) -> None:
         """Write the checkpoint, atomically."""
@@ -245,9 +277,9 @@ def accuracies(
     *,
     device: torch.device | str,
 ) -> dict[str, float]:
-    """Accuracy of the named sites' probes on `images`, as shares of 1. One pass; the device is synchronised once, at the end."""
+    """Accuracy of the named probes on `images`, as shares of 1. One pass; the device is synchronised once, at the end."""
     correct = torch.zeros(len(names), device=device)
     for pixels, labels in batches(images, settings.batch, device=device):
-        tokens = tap(network, normalise(pixels), names, settings.precision)
-        correct += torch.stack([(probes[site](tokens[site]).argmax(1) == labels).sum() for site in names])
+        tokens = tap(network, normalise(pixels), sites_of(names), settings.precision)
+        correct += torch.stack([(probes[name](tokens[site_of(name)]).argmax(1) == labels).sum() for name in names])
     return dict(zip(names, (correct / len(images)).tolist(), strict=True))

@@ -6,7 +6,8 @@ clusters      one row a cluster at threshold 0.3: site, node, size
 by_theta      one row a site and threshold: means over nodes, under both conventions, and every signal-to-noise ratio
 null          the same at 0.3, with the labels shuffled across images; one row a site and draw
 orders        the same at 0.3, with the clusters walked in random label orders; one row a site and order
-alternatives  the same at 0.3, with a choice of the method made otherwise; one row a site and alternative
+alternatives  the same at 0.3, with a choice of the method made otherwise, and the probe's accuracy (NaN where the alternative leaves
+              the probe as it is); one row a site and alternative
 """
 
 from collections.abc import Sequence
@@ -18,11 +19,12 @@ import torch
 
 from cctlib import artifacts, bootstrap, measure, sites, snp
 from cctlib.errors import UserError
-from cctlib.measure import Measurement
+from cctlib.measure import Measurement, SiteMeasurement
 
 NAMES = ("accuracy", "nodes", "clusters", "by_theta", "null", "orders", "alternatives")
+CHOSEN, SWAPPED = "as chosen", "LayerNorm at mha, none at ff"
 ALTERNATIVES = {
-    "as chosen": "test",
+    CHOSEN: "test",
     "silenced before SeqPool": measure.NODEWISE,
     "averaged over held-out images": "held-out",
 }
@@ -141,10 +143,18 @@ def orders_table(result: Measurement, label_orders: int, device: torch.device) -
 
 
 def alternatives_table(result: Measurement, device: torch.device) -> pd.DataFrame:
-    """What the numbers would be, had a choice been made otherwise: rows as `by_theta`, with the `alternative`."""
-    rows = []
-    for site in result.sites:
-        for alternative, split in ALTERNATIVES.items():
-            mu, W = (array.to(device) for array in result[site].tensors(split))
-            rows.append(site_row(site, snp.measure(mu, W)) | {"alternative": alternative})
-    return pd.DataFrame(rows)
+    """What the numbers would be, had a choice been made otherwise: rows as `by_theta`, with the `alternative` and the `accuracy`
+    of the probe on test images, as a share of 1. `SWAPPED` has rows at the sites with a second probe only.
+    """
+
+    def row(alternative: str, site: str, measured: SiteMeasurement, split: str = "test") -> dict[str, object]:
+        mu, W = (array.to(device) for array in measured.tensors(split))
+        right = (measured.predictions["test"] == result.labels["test"]).mean() if split == "test" else np.nan
+        return site_row(site, snp.measure(mu, W)) | {"alternative": alternative, "accuracy": float(right)}
+
+    rows = [
+        row(alternative, site, measured, split)
+        for site, measured in result.sites.items()
+        for alternative, split in ALTERNATIVES.items()
+    ]
+    return pd.DataFrame(rows + [row(SWAPPED, site, measured) for site, measured in result.swapped.items()])

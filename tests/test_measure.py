@@ -1,5 +1,7 @@
 """From a network to tables, on a tiny CCT and a few demo images, against plain loops."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -8,7 +10,7 @@ import torch
 from cctlib import cct, data, measure, probe, sites, snp, tables
 from cctlib.errors import UserError
 
-SETTINGS = probe.ProbeSettings(epochs=1, batch=20)
+SETTINGS = probe.ProbeSettings(epochs=1, batch=20, precision="fp32")
 ABOUT = {"dataset": "Demo", "per_label": {"train": 6, "held-out": 2, "test": 3}}
 
 
@@ -42,7 +44,7 @@ def trained(network, images, checkpoint=None, settings=SETTINGS):
 def measured(network, images):
     probes, _ = trained(network, images)
     found = measure.measure(
-        network, half, probes, images["held-out"], images["test"], null_draws=2, device="cpu", about=ABOUT
+        network, half, probes, images["held-out"], images["test"], null_draws=2, device="cpu", about=ABOUT, precision="fp32"
     )
     return probes, *found
 
@@ -90,9 +92,45 @@ def test_a_measurement_survives_being_stored(measured, tmp_path):
     assert again.names == result.names and again.about == result.about
     for site, values in result.sites.items():
         assert np.array_equal(again[site].W, values.W) and np.array_equal(again[site].mu["test"], values.mu["test"])
+        assert np.array_equal(again[site].extremes, values.extremes)
+    for site, values in result.swapped.items():
+        assert np.array_equal(again.swapped[site].W, values.W) and again.swapped[site].extremes is None
     (tmp_path / measure.FILE).write_bytes(b"PK nonsense")
     with pytest.raises(UserError, match="cannot be read"):
         measure.load(tmp_path)
+
+
+def test_second_probes_differ_in_the_layernorm_only(network, images, measured):
+    probes, result, _, _ = measured
+    assert probes.swapped == {site: f"{site}/swapped" for site in ("enc1/mha", "enc1/ff", "enc2/mha", "enc2/ff")}
+    assert set(result.sites) == set(sites.site_names(2)) and set(result.swapped) == set(probes.swapped)
+    for site, name in probes.swapped.items():
+        assert isinstance(probes[site].norm, torch.nn.LayerNorm) != isinstance(probes[name].norm, torch.nn.LayerNorm)
+    test = images["test"]
+    tokens = network(half(test.pixels), taps=["enc2/ff"])[1]["enc2/ff"]
+    pooled = probes["enc2/ff/swapped"].pool(tokens)
+    mu = torch.stack([pooled[test.labels == label].mean(0) for label in range(10)])
+    torch.testing.assert_close(torch.from_numpy(result.swapped["enc2/ff"].mu["test"]), mu, atol=1e-5, rtol=1e-4)
+    table = tables.alternatives_table(result, torch.device("cpu")).set_index(["alternative", "site"])
+    guessed = probes["enc2/ff/swapped"].fc(pooled).argmax(1)
+    assert table.accuracy[tables.SWAPPED, "enc2/ff"] == pytest.approx((guessed == test.labels).double().mean().item())
+    found = snp.measure(mu, probes["enc2/ff/swapped"].fc.weight, 0.3)
+    assert table.noise[tables.SWAPPED, "enc2/ff"] == pytest.approx(found.summary()["noise"].item())
+    assert table.accuracy[tables.CHOSEN].notna().all() and len(table.loc[tables.SWAPPED]) == 4
+
+
+def test_second_probes_leave_the_first_ones_as_they_are(network, images, measured):
+    plain, _ = trained(network, images, settings=replace(SETTINGS, swapped=()))
+    assert plain.names == measured[0].sites
+    assert all(torch.equal(value, measured[0].state_dict()[name]) for name, value in plain.state_dict().items())
+
+
+def test_a_measurement_from_before_second_probes_is_read(measured, tmp_path):
+    result = replace(measured[1], swapped={})
+    measure.save(result, tmp_path)
+    again = measure.load(tmp_path)
+    assert again.swapped == {} and set(again.sites) == set(result.sites)
+    assert tables.SWAPPED not in set(tables.alternatives_table(again, torch.device("cpu")).alternative)
 
 
 def test_an_unmeasured_site_is_one_line(measured):
