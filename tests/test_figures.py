@@ -140,7 +140,8 @@ STATIC = {
     "theta lines": lambda: theta.theta_lines(tiny.by_theta()),
     "null": lambda: null.null_comparison(tiny.by_theta(), tiny.by_site("draw", 5)),
     "label orders": lambda: null.order_spread(tiny.by_theta(), tiny.by_site("order", 5)),
-    "alternatives": lambda: null.alternatives(tiny.by_site("alternative", 3)),
+    "alternatives": lambda: null.alternatives(tiny.alternatives()),
+    "alternatives without accuracy": lambda: null.alternatives(tiny.by_site("alternative", 3)),
     **{
         f"labels by {number} heads": (lambda number=number: heads.labels_by_heads(*tiny.heads(102, number), tiny.names(102), "enc3/mha"))
         for number in (2, 4, 6)
@@ -246,6 +247,14 @@ def test_a_stamp_is_written_once_and_says_what_is_missing():
     lines = [text.get_text() for text in figure.texts if text.get_gid() == "stamp"]
     assert len(lines) == 1 and "commit not recorded" in lines[0] and "shipped measurement" in lines[0]
     assert figure.get_figheight() <= tall
+
+
+def test_alternatives_show_accuracy_where_a_probe_has_one():
+    with_accuracy, without = STATIC["alternatives"](), STATIC["alternatives without accuracy"]()
+    titles = [{axes.get_title(loc="left") for axes in figure.axes} for figure in (with_accuracy, without)]
+    assert titles[0] - titles[1] == {"accuracy of the probe"}
+    lines = [np.isfinite(line.get_ydata(orig=True)).any() for line in with_accuracy.axes[0].lines]
+    assert lines == [True, True, False, False], "two alternatives leave the probe as it is"
 
 
 @pytest.mark.parametrize("name", BROWSERS)

@@ -57,6 +57,13 @@ def by_site(extra: str, values: int, encoders: int = 7, kinds: tuple[str, ...] =
     return table
 
 
+def alternatives() -> pd.DataFrame:
+    """Choices made otherwise: the second of four has a probe of its own, at two sites; the others leave the probe as it is."""
+    table = by_site("alternative", 4)
+    table = table[(table.alternative != 1) | table.kind.isin(("mha", "ff"))]
+    return table.assign(accuracy=np.where(table.alternative < 2, 0.3 + 0.05 * table.encoder, np.nan))
+
+
 def by_theta(encoders: int = 7, kinds: tuple[str, ...] = KINDS) -> pd.DataFrame:
     """Site means at the thresholds 0.1 to 0.7."""
     table = by_site("theta", 7, encoders, kinds)

@@ -139,10 +139,12 @@ def _moved(table: pd.DataFrame, orders: pd.DataFrame, column: str) -> pd.DataFra
 
 
 @themed
-def alternatives(table: pd.DataFrame, columns: Sequence[str] = ("cluster_size", "noise", "snr")) -> Card:
-    """The numbers had a choice of the method been made otherwise. table: the columns of `by_theta`, and
-    `alternative`, one row a site and alternative; the first alternative is the choice made.
+def alternatives(table: pd.DataFrame, columns: Sequence[str] = ("accuracy", "cluster_size", "noise", "snr")) -> Card:
+    """The numbers had a choice of the method been made otherwise. table: the columns of `by_theta`, and `alternative`, one
+    row a site and alternative; the first alternative is the choice made. A column that the table lacks is left out (older
+    tables have no `accuracy`), and an alternative that has no value in a column is not drawn there.
     """
+    columns = [column for column in columns if column in table]
     kinds, choices = (
         [kind for kind in ("mha", "ff") if kind in set(table.kind)] or kinds_in(table.kind)[:2],
         list(dict.fromkeys(table.alternative)),
@@ -181,10 +183,11 @@ def alternatives(table: pd.DataFrame, columns: Sequence[str] = ("cluster_size", 
     ]
     part.legend(handles=keys, loc="outside lower left", ncols=min(len(keys), 2), handlelength=2.6)
     same = [_same_direction(table, choices, kind, column) for kind in kinds for column in columns]
+    only = " Accuracy is drawn where the probe is another." if "accuracy" in columns else ""
     headline(
         figure,
         f"In {sum(same)} of {len(same)} panels every alternative moves in the direction of the choice made",
-        "From the first encoder to the last. The choices of the method, made otherwise one at a time.",
+        f"From the first encoder to the last. The choices of the method, made otherwise one at a time.{only}",
     )
     return figure
 
@@ -193,5 +196,6 @@ def _same_direction(table: pd.DataFrame, choices: Sequence[object], kind: str, c
     signs = set()
     for choice in choices:
         rows = table[(table.kind == kind) & (table.alternative == choice)].sort_values("encoder")
-        signs.add(float(np.sign(rows[column].iloc[-1] - rows[column].iloc[0])))
+        if rows[column].notna().any():
+            signs.add(float(np.sign(rows[column].iloc[-1] - rows[column].iloc[0])))
     return len(signs) == 1

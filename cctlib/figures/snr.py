@@ -28,6 +28,7 @@ from cctlib.figures.style import (
 from cctlib.figures.wording import course, listing, number, percent, sentence
 
 TITLES = {
+    "accuracy": ("accuracy of the probe", "share of images"),
     "clusters": ("clusters per node", "N_c"),
     "cluster_size": ("labels per cluster", "C_s"),
     "labels": ("labels on the diagonal", "|D|"),
