@@ -16,16 +16,12 @@ work.
 """
 
 import argparse
-import time
 from collections import Counter
-from statistics import median
 
 import torch
-from torch import Tensor
 
-from cctlib import andc, cct, compact, measure, models, sparsefile
+from cctlib import andc, cct, compact, latency, measure, models, sparsefile
 from cctlib.artifacts import device_name
-from cctlib.sparselayers import FORMS
 
 GOAL = 0.9  # the sparsity at which pruned must be faster than dense
 
@@ -56,42 +52,12 @@ def andc_zeros(theta: float) -> cct.CCT | None:
     return network
 
 
-def networks(network: cct.CCT, batch: int) -> tuple[dict[str, cct.CCT], Counter]:
-    """What is timed, by name; and how often each form was chosen."""
-    rows = {"dense": network}
-    for form in FORMS:
-        layers = {layer.module: form for layer in andc.layers(network.config.encoders)}
-        name = "no silent nodes" if form == "dense" else form
-        rows[name], _ = compact.compact(network, batch, forms=layers)
-    rows["chosen"], measured = compact.compact(network, batch)
-    return rows, Counter(measured[measured.chosen].form)
-
-
-@torch.no_grad()
-def compare(rows: dict[str, cct.CCT], images: Tensor, budget: float) -> dict[str, list[float]]:
-    """Seconds of each row, turn by turn, for about `budget` seconds. Raises when logits differ by more than
-    1e-5.
-    """
-    expected = rows["dense"](images)
-    for name, network in rows.items():
-        torch.testing.assert_close(
-            network(images), expected, rtol=1e-5, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}"
-        )
-    turns: dict[str, list[float]] = {name: [] for name in rows}
-    end = time.perf_counter() + budget
-    while time.perf_counter() < end or len(turns["dense"]) < 5:
-        for name, network in rows.items():
-            start = time.perf_counter()
-            network(images)
-            turns[name].append(time.perf_counter() - start)
-    return turns
-
-
 def report(title: str, network: cct.CCT, batch: int, budget: float) -> float:
     """Print one block of the table; returns the ratio of the chosen forms."""
     config, masks, state = network.config, compact.masks_of(network), network.state_dict()
-    rows, forms = networks(network, batch)
-    turns = compare(rows, torch.randn(batch, 3, config.image_size, config.image_size), budget)
+    rows, measured = latency.variants(network, batch)
+    forms = Counter(measured[measured.chosen].form)
+    times = latency.turns(rows, torch.randn(batch, 3, config.image_size, config.image_size), budget)
     dense, cost = compact.count(network, {}), compact.count(network, masks)
     size = len(sparsefile.encode(state)) / sum(2 * tensor.numel() for tensor in state.values())
     print(
@@ -99,16 +65,11 @@ def report(title: str, network: cct.CCT, batch: int, budget: float) -> float:
         f"network, {cost.parameters / dense.parameters:.0%} of parameters, {cost.macs / dense.macs:.0%} of "
         f"multiplications, {size:.0%} of the fp16 file"
     )
-    ratios = {}
-    for name, times in turns.items():
-        ratios[name] = median(base / own for base, own in zip(turns["dense"], times, strict=True))
-        note = (
-            ", ".join(f"{number} {form}" for form, number in forms.most_common()) if name == "chosen" else ""
-        )
-        print(
-            f"  {name:15} {1000 * median(times):9.2f} ms {ratios[name]:6.2f} times as fast as dense  {note}".rstrip()
-        )
-    return ratios["chosen"]
+    ratios = 1 / latency.ratios(times).set_index("form").ratio
+    for name, ratio in ratios.items():
+        note = ", ".join(f"{number} {form}" for form, number in forms.most_common()) if name == "chosen" else ""
+        print(f"  {name:15} {1000 * times[name].median():9.2f} ms {ratio:6.2f} times as fast as dense  {note}".rstrip())
+    return float(ratios["chosen"])
 
 
 def main() -> None:

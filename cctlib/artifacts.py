@@ -15,12 +15,13 @@ import platform
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 from filelock import FileLock, Timeout
 
@@ -131,6 +132,21 @@ def read_json(path: Path) -> dict:
         ) from None
     except ValueError as error:
         raise UserError(f"{path} is not valid JSON ({error}); remove it and run again") from None
+
+
+def write_tables(tables: Mapping[str, pd.DataFrame], folder: Path) -> None:
+    """Write tables as Parquet, by name, each atomically."""
+    for name, table in tables.items():
+        with replacing(folder / f"{name}.parquet") as temporary:
+            table.to_parquet(temporary, index=False)
+
+
+def read_tables(folder: Path, names: Sequence[str]) -> dict[str, pd.DataFrame]:
+    """Tables by name. Raises `UserError` when one is missing."""
+    missing = [name for name in names if not (folder / f"{name}.parquet").is_file()]
+    if missing:
+        raise UserError(f"{folder} lacks the tables {', '.join(missing)}; remove the folder and run again")
+    return {name: pd.read_parquet(folder / f"{name}.parquet") for name in names}
 
 
 def stage(

@@ -250,8 +250,11 @@ class Classifier(nn.Module):
     def forward(self, x: Tokens, at: Callable[[str, str, Tensor], Tensor], fused: bool) -> Logits:
         if self.positional_emb is not None:
             x = x + self.positional_emb
-        x = F.dropout(x, self.dropout, self.training)
-        for m, block in enumerate(self.blocks, start=1):
+        return self.encode(F.dropout(x, self.dropout, self.training), 1, at, fused)
+
+    def encode(self, x: Tokens, first: int, at: Callable[[str, str, Tensor], Tensor], fused: bool) -> Logits:
+        """From the tokens that enter encoder `first` to the logits."""
+        for m, block in enumerate(self.blocks[first - 1 :], start=first):
             x = block(x, partial(at, f"enc{m}"), fused)
         x = self.norm(x)
         return self.fc(seqpool(x, self.attention_pool(x)))
@@ -294,17 +297,18 @@ class CCT(nn.Module):
         _check_images(images, self.config)
         self._check_names(taps, gains)
         recorded: dict[str, Tensor] = {}
-
-        def at(encoder: str, kind: str, nodes: Tensor) -> Tensor:
-            site = f"{encoder}/{kind}"
-            if site in gains:
-                nodes = nodes * gains[site].to(nodes.dtype)
-            if site in taps:
-                recorded[site] = nodes
-            return nodes
-
+        at = _scaled_and_recorded(gains, taps, recorded)
         logits = self.classifier(self.tokenizer(images), at, self.attention == "fused")
         return (logits, recorded) if taps else logits
+
+    def forward_from(self, encoder: int, tokens: Tokens, gains: Mapping[str, Float[Tensor, "_"]]) -> Logits:
+        """Logits from the tokens that enter an encoder (counted from 1), with `gains` as in `forward`.
+
+        The tap "enc2/ff" is what enters encoder 3: where only later nodes change, the encoders before need not run again.
+        """
+        self._check_names((), gains)
+        at = _scaled_and_recorded(gains, (), {})
+        return self.classifier.encode(tokens, encoder, at, self.attention == "fused")
 
     def initialise(self) -> None:
         """Draw weights as the release does; LayerNorms are left as they are."""
@@ -334,6 +338,22 @@ class CCT(nn.Module):
             nodes = self.config.hidden if site.endswith("/ff_hidden") else self.config.width
             if gain.shape != (nodes,):
                 raise UserError(f"gains: {site} has {nodes} nodes, its gains have shape {tuple(gain.shape)}")
+
+
+def _scaled_and_recorded(
+    gains: Mapping[str, Tensor], taps: Sequence[str], recorded: dict[str, Tensor]
+) -> Callable[[str, str, Tensor], Tensor]:
+    """What the classifier does at a site: apply its gains, and record it where it is tapped."""
+
+    def at(encoder: str, kind: str, nodes: Tensor) -> Tensor:
+        site = f"{encoder}/{kind}"
+        if site in gains:
+            nodes = nodes * gains[site].to(nodes.dtype)
+        if site in taps:
+            recorded[site] = nodes
+        return nodes
+
+    return at
 
 
 def unknown_site(site: str, known: Iterable[str]) -> UserError:

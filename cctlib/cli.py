@@ -13,7 +13,8 @@ import tyro
 
 from cctlib import data
 from cctlib.errors import UserError
-from cctlib.study import ProfileName, Study, open_study, resolve_device
+from cctlib.profiles import ProfileName
+from cctlib.study import Study, open_study, resolve_device
 
 Dataset = Annotated[
     str, tyro.conf.arg(help="cifar100, flowers102, flowers102-kaggle, demo, or folder:PATH", metavar="NAME")

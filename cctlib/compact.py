@@ -173,15 +173,16 @@ class _Timed(nn.Module):
         self.module, self.seconds = module, math.inf
 
     def forward(self, x: Tensor) -> Tensor:
-        _wait(x.device)
+        wait(x.device)
         start = time.perf_counter()
         result = self.module(x)
-        _wait(x.device)
+        wait(x.device)
         self.seconds = min(self.seconds, time.perf_counter() - start)
         return result
 
 
-def _wait(device: torch.device) -> None:
+def wait(device: torch.device) -> None:
+    """Wait until a GPU has done what it was asked to; a processor has."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 

@@ -12,7 +12,8 @@ from tqdm.auto import tqdm
 
 from cctlib import artifacts, book
 from cctlib.errors import UserError
-from cctlib.study import ProfileName, Study, open_study
+from cctlib.profiles import ProfileName
+from cctlib.study import Study, open_study
 
 
 def notebooks(folder: Path) -> list[Path]:

@@ -9,7 +9,7 @@ opened from the measurement that ships with the model, and says so wherever its 
 
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
@@ -27,43 +27,7 @@ from cctlib.measure import Measurement
 from cctlib.models import Model
 from cctlib.precision import attention
 from cctlib.probe import Probes, ProbeSettings
-
-ProfileName = Literal["auto", "quick", "full", "scratch", "shipped"]
-
-
-@dataclass(frozen=True)
-class Profile:
-    """How much is computed. Counts are images per label, None for all of them."""
-
-    name: str
-    train: int | None = None
-    held_out: int | None = None
-    test: int | None = None
-    probe: ProbeSettings = field(default_factory=ProbeSettings)
-    thetas: tuple[float, ...] = tuple(round(0.1 + 0.05 * step, 2) for step in range(13))
-    null_draws: int = 10
-    label_orders: int = 10
-
-
-PROFILES = {
-    "quick": Profile(
-        "quick", train=100, held_out=20, test=30,
-        thetas=(0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7), null_draws=4, label_orders=4,
-    ),
-    "full": Profile("full"),
-    "scratch": Profile("scratch"),
-}  # fmt: skip
-
-
-def resolve_profile(name: str, device: torch.device) -> Profile | None:
-    """The named profile; `auto` is full on a GPU and quick without. None for `shipped`. Raises `UserError` for another name."""
-    if name == "auto":
-        name = "full" if device.type == "cuda" else "quick"
-    if name == "shipped":
-        return None
-    if name not in PROFILES:
-        raise UserError(f"profile {name!r} is not known; use quick, full, scratch, shipped or auto")
-    return PROFILES[name]
+from cctlib.profiles import Profile, resolve_profile
 
 
 def resolve_device(name: str = "auto") -> torch.device:
@@ -84,7 +48,8 @@ class Study:
     """A measured network, with the tables that figures and claims are made from.
 
     `measurement`: the arrays (see `measure.Measurement`). `tables`: DataFrames by name (see `tables.py`). `model`: the model folder.
-    `source`: 'measured' (computed here from images) or 'shipped' (read from the files that come with the model).
+    `source`: 'measured' (computed here from images) or 'shipped' (read from the files that come with the model). `folders`: of the
+    stages that made it, by name; `home`: where they stand; `profile`: how much they computed. A shipped study has none of these.
     """
 
     dataset: str
@@ -94,6 +59,8 @@ class Study:
     source: Literal["measured", "shipped"]
     device: torch.device
     folders: Mapping[str, Path]
+    home: Path | None = None
+    profile: Profile | None = None
 
     @property
     def provenance(self) -> dict[str, str]:
@@ -108,7 +75,7 @@ class Study:
         count = self.measurement.about["per_label"][split]
         return load_images(self.dataset, split, count, self.model)
 
-    def network(self) -> CCT | None:
+    def network(self) -> CCT:
         """The network, frozen, on the study's device."""
         return self.model.network(self.device, attention(self.device))
 
@@ -179,7 +146,7 @@ def measured_study(dataset: str, model: str, profile: Profile, runs: Path, devic
     measured = measure_stage(dataset, trained, profile, probes, home, device)
     tabled = tables_stage(measured, profile, home, device)
     folders = {"model": trained.folder, "probe": probes, "measure": measured, "tables": tabled}
-    return Study(dataset, trained, measure.load(measured), tables.load(tabled), "measured", device, folders)
+    return Study(dataset, trained, measure.load(measured), tables.load(tabled), "measured", device, folders, home, profile)
 
 
 def train_model(dataset: str, home: Path, device: torch.device) -> Model:
@@ -244,7 +211,7 @@ def fresh_probes(model: Model, settings: ProbeSettings) -> Probes:
 def load_probes(folder: Path, model: Model, device: torch.device) -> Probes:
     """The probes that a probe stage wrote."""
     settings = ProbeSettings(**artifacts.read_json(folder / artifacts.RECORD)["inputs"]["settings"])
-    settings = replace(settings, normalised=tuple(settings.normalised))
+    settings = replace(settings, normalised=tuple(settings.normalised), swapped=tuple(settings.swapped))
     probes = fresh_probes(model, settings)
     probes.load_state_dict(load_file(folder / "probes.safetensors"))
     return probes.to(device).eval().requires_grad_(False)

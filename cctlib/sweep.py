@@ -131,8 +131,8 @@ def with_accuracies(
     numbers = {
         "accuracy": correct.mean(0).numpy(),
         "accuracy_dense": accuracy_dense,
-        "low": accuracy_dense + change[1].double().numpy(),
-        "high": accuracy_dense + change[2].double().numpy(),
+        "low": np.clip(accuracy_dense + change[1].double().numpy(), 0, 1),
+        "high": np.clip(accuracy_dense + change[2].double().numpy(), 0, 1),
     }
     after = list(rows.columns).index("density") + 1
     return pd.concat(

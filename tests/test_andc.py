@@ -183,7 +183,7 @@ def test_kept_are_the_largest_exactly_so_many_ties_or_not(rows, columns, data):
 def test_wanda_is_weight_times_input_norm_in_each_row():
     network, found = tiny.network(), tiny.diagonals()
     images = tiny.images(23, split="held-out")
-    norms = andc.input_norms(network, tiny.normalise, images, batch=7, **CPU)
+    norms = andc.input_norms(network, tiny.normalise, images, batch=7, precision="fp32", **CPU)
     _, taps = network(
         tiny.normalise(images.pixels), taps=["enc1/mha", "enc2/trunk", "enc2/ff_hidden", "enc2/ff"]
     )

@@ -1,0 +1,97 @@
+"""Profiles: how much of everything is computed, by name.
+
+Counts of images are per label, None for all of them. `quick` is for a processor, `full` takes all images, `scratch`
+is `full` after training the network first.
+"""
+
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import torch
+
+from cctlib.errors import UserError
+from cctlib.probe import ProbeSettings
+
+ProfileName = Literal["auto", "quick", "full", "scratch", "shipped"]
+
+
+@dataclass(frozen=True)
+class HeadSettings:
+    """The study of heads. encoders: those whose heads are silenced in the network, None for all of them."""
+
+    deals: int = 1000  # of nodes to heads, for the concentration
+    gap_deals: int = 200  # of nodes to heads, for the expert gap
+    test: int | None = None  # images that the network with silenced heads sees
+    encoders: tuple[int, ...] | None = None
+    draws: int = 3  # of as many random nodes as a head has
+
+
+@dataclass(frozen=True)
+class PruningSettings:
+    """The study of pruning: all methods at theta 0.3 with retraining, and without it along the thresholds.
+
+    test, curve_test: images that judge the networks pruned at theta 0.3, and those along `thetas`.
+    train: images that retraining draws from; epochs: passes over these, 0 for none. retrained: the targets that are.
+    """
+
+    test: int | None = None
+    curve_test: int | None = None
+    train: int | None = None
+    epochs: tuple[float, ...] = (0.0, 1.0, 3.0)
+    retrained: tuple[str, ...] = ("proj", "linear1", "linear2", "fc", "all")
+    thetas: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
+    curves: tuple[str, ...] = ("proj", "linear1", "linear2", "fc", "all")
+    seeds: tuple[int, ...] = (0, 1, 2)
+    latency_thetas: tuple[float, ...] = (0.3, 0.4, 0.5, 0.6)  # of ANDC's masks whose networks are timed
+    seconds: float = 8.0  # of timing each of them, for each batch
+
+
+@dataclass(frozen=True)
+class Profile:
+    """How much is computed. Counts are images per label, None for all of them."""
+
+    name: str
+    train: int | None = None
+    held_out: int | None = None
+    test: int | None = None
+    probe: ProbeSettings = field(default_factory=ProbeSettings)
+    thetas: tuple[float, ...] = tuple(round(0.1 + 0.05 * step, 2) for step in range(13))
+    null_draws: int = 10
+    label_orders: int = 10
+    heads: HeadSettings = field(default_factory=HeadSettings)
+    pruning: PruningSettings = field(default_factory=PruningSettings)
+
+
+FULL = Profile("full")
+# Two cores pass some 400 images a second through a CCT-7/3x2, and retrain 150: a tenth of a pass instead of three, judged by a
+# third of the test images.
+ON_PROCESSOR = replace(
+    FULL, heads=HeadSettings(test=30), pruning=PruningSettings(test=30, curve_test=10, epochs=(0.0, 0.1))
+)
+
+PROFILES = {
+    "quick": Profile(
+        "quick", train=100, held_out=20, test=30,
+        thetas=(0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7), null_draws=4, label_orders=4,
+        heads=HeadSettings(gap_deals=100, test=15, encoders=(1, 4, 7)),
+        pruning=PruningSettings(
+            test=5, curve_test=5, train=20, epochs=(0.0, 0.25), retrained=("fc", "all"),
+            thetas=(0.1, 0.3, 0.5), curves=("fc", "all"), latency_thetas=(0.3, 0.5), seconds=1.0,
+        ),
+    ),
+    "full": FULL,
+    "scratch": replace(FULL, name="scratch"),
+}  # fmt: skip
+
+
+def resolve_profile(name: str, device: torch.device) -> Profile | None:
+    """The named profile; `auto` is full on a GPU and quick without. None for `shipped`. Raises `UserError` for another name."""
+    if name == "auto":
+        name = "full" if device.type == "cuda" else "quick"
+    if name == "shipped":
+        return None
+    if name not in PROFILES:
+        raise UserError(f"profile {name!r} is not known; use quick, full, scratch, shipped or auto")
+    if name != "quick" and device.type == "cpu":
+        return replace(ON_PROCESSOR, name=name)
+    return PROFILES[name]
