@@ -61,17 +61,12 @@ def compute(
         "orders": orders_table(result, label_orders, device),
         "alternatives": alternatives_table(result, device),
     }
-    for name, table in made.items():
-        with artifacts.replacing(folder / f"{name}.parquet") as temporary:
-            table.to_parquet(temporary, index=False)
+    artifacts.write_tables(made, folder)
 
 
 def load(folder: Path) -> dict[str, pd.DataFrame]:
     """The tables by name. Raises `UserError` for a missing one."""
-    missing = [name for name in NAMES if not (folder / f"{name}.parquet").is_file()]
-    if missing:
-        raise UserError(f"{folder} lacks the tables {', '.join(missing)}; remove the folder and run again")
-    return {name: pd.read_parquet(folder / f"{name}.parquet") for name in NAMES}
+    return artifacts.read_tables(folder, NAMES)
 
 
 def site_row(site: str, found: snp.SiteStatistics) -> dict[str, object]:

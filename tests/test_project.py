@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 from packaging.requirements import Requirement
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -68,6 +69,18 @@ def test_the_address_of_the_repository_is_the_same_everywhere():
 def test_the_readme_opens_with_the_two_commands():
     opening = (ROOT / "README.md").read_text()[:400]
     assert "make reproduce" in opening and "make test" in opening
+
+
+def test_the_picture_in_the_readme_is_drawn_from_what_ships():
+    found = re.search(r"!\[([^]]{80,})\]\((\S+\.png)\)", (ROOT / "README.md").read_text())
+    assert found, "the README shows no picture with words for those who don't see it"
+    picture = ROOT / found[2]
+    assert picture.stat().st_size < 300_000
+    manifests = (ROOT / "artifacts" / "cifar100").glob("*/manifest.json")
+    [default] = [path.parent for path in manifests if json.loads(path.read_text())["default"]]
+    drawn = hashlib.sha256((default / "measurement.npz").read_bytes()).hexdigest()
+    with Image.open(picture) as opened:
+        assert opened.info["Source"] == drawn, 'run: python -c "from cctlib.ship import draw_hero; draw_hero()"'
 
 
 def test_no_file_in_git_is_too_large():

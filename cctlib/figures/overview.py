@@ -91,7 +91,7 @@ def hero(first: Node, last: Node, by_theta: pd.DataFrame, theta: float = 0.3) ->
     headline(
         figure,
         _story(table, kinds),
-        "Above: the outputs (columns) that a node switches on for true labels (rows), clusters first; only labels with ones.",
+        "Top: the outputs (columns) that a node switches on for true labels (rows), clusters first; only labels with ones.",
     )
     return figure
 
