@@ -12,6 +12,7 @@ import pandas as pd
 import tyro
 
 from cctlib import data
+from cctlib.artifacts import replacing
 from cctlib.errors import UserError
 from cctlib.profiles import ProfileName
 from cctlib.study import Study, open_study, resolve_device
@@ -95,11 +96,65 @@ def snp_command(
     ]
     _show(chosen[columns].round(2))
     if csv is not None:
-        from cctlib.artifacts import replacing
-
         with replacing(csv) as temporary:
             study.tables["nodes"].to_csv(temporary, index=False)
         print(f"wrote {csv}: {len(study.tables['nodes']):,} nodes")
+
+
+def heads_command(
+    dataset: Dataset = "cifar100",
+    model: ModelName = "default",
+    profile: ProfileArg = "auto",
+    runs: Runs = Path("runs"),
+    device: Device = "auto",
+) -> None:
+    """Heads: the labels they own, whether that could be chance, and whether they are experts at them."""
+    from cctlib import findings
+
+    study = open_study(dataset, model, profile, runs, device)
+    _say(study)
+    owned = findings.ownership(study)
+    _show(owned.sites.drop(columns="site").round(3), "Concentration of labels on heads, against dealt nodes (test images)")
+    sets = owned.sets.pivot(index="encoder", columns="head", values="designated").add_prefix("head ").reset_index()
+    _show(sets, "Labels that each head owns (held-out images)")
+    try:
+        tables = findings.heads_tables(study)
+    except findings.Missing as missing:
+        print(f"\n{missing}")
+        return
+    columns = ["encoder", "own", "others", "gap", "gap_low", "gap_high", "dealt_mean", "dealt_95", "p"]
+    _show(tables["expert_sites"][columns].round(3), "Accuracy of a head alone, on own labels and on the others' (test images)")
+    columns = ["encoder", "images", "drop_own", "drop_others", "random_own", "random_others", "excess", "excess_low", "excess_high"]
+    _show(tables["ablation_sites"][columns].round(3), "Accuracy that the network loses with a head silenced (test images)")
+
+
+def andc_command(
+    dataset: Dataset = "cifar100",
+    model: ModelName = "default",
+    profile: ProfileArg = "auto",
+    runs: Runs = Path("runs"),
+    device: Device = "auto",
+    theta: Annotated[float, tyro.conf.arg(help="threshold of the diagonal sets; 0.3 is retrained, others are not")] = 0.3,
+    csv: Annotated[Path | None, tyro.conf.arg(help="write the table of all prunings at 0.3 to this file")] = None,
+) -> None:
+    """Pruning by diagonal connections, beside other masks that keep as many weights; cost and latency."""
+    from cctlib import findings
+
+    study = open_study(dataset, model, profile, runs, device)
+    tables = findings.pruning_tables(study)
+    found = tables["pruning" if abs(theta - 0.3) < 1e-6 else "curves"]
+    found = found[(found.theta - theta).abs() < 1e-6]
+    if found.empty:
+        known = sorted({0.3, *tables["curves"].theta})
+        raise UserError(f"theta {theta:g} was not measured; measured are {', '.join(f'{value:g}' for value in known)}")
+    _say(study)
+    columns = ["target", "method", "seed", "epochs", "density", "accuracy", "low", "high", "accuracy_dense", "parameters", "macs", "bytes"]
+    _show(found[columns].round(4), f"Pruned networks at theta {theta:g}, judged by {int(found.images.iloc[0]):,} test images")
+    _show(tables["latency"].round(3), "Latency of ANDC-pruned networks, all layers, on this or the shipping machine")
+    if csv is not None:
+        with replacing(csv) as temporary:
+            tables["pruning"].to_csv(temporary, index=False)
+        print(f"wrote {csv}: {len(tables['pruning']):,} prunings")
 
 
 def train_command(
@@ -170,8 +225,8 @@ def _say(study: Study) -> None:
     )
 
 
-def _show(table: pd.DataFrame) -> None:
-    print(table.to_string(index=False))
+def _show(table: pd.DataFrame, title: str = "") -> None:
+    print((f"\n{title}\n" if title else "") + table.to_string(index=False))
 
 
 def commands() -> dict[str, Callable]:
@@ -181,6 +236,8 @@ def commands() -> dict[str, Callable]:
         "train": train_command,
         "probe": probe_command,
         "snp": snp_command,
+        "heads": heads_command,
+        "andc": andc_command,
         "reproduce": reproduce_command,
         "ship": ship_command,
     }

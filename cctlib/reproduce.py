@@ -10,7 +10,7 @@ import papermill
 from papermill.exceptions import PapermillExecutionError
 from tqdm.auto import tqdm
 
-from cctlib import artifacts, book
+from cctlib import artifacts, book, findings
 from cctlib.errors import UserError
 from cctlib.profiles import ProfileName
 from cctlib.study import Study, open_study
@@ -28,6 +28,7 @@ def reproduce(dataset: str, model: str, profile: ProfileName, runs: Path, device
     """Measure, execute all notebooks and build the book. Returns the page to open."""
     sources = notebooks(Path("notebooks"))
     study = open_study(dataset, model, profile, runs, device)
+    study.folders = {**study.folders, **findings.stages(study)}
     parameters = {"dataset": dataset, "model": model, "profile": profile, "runs": str(runs), "device": device}
     if study.source == "shipped":
         parameters["profile"] = "shipped"

@@ -9,7 +9,7 @@ opened from the measurement that ships with the model, and says so wherever its 
 
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
@@ -210,8 +210,8 @@ def fresh_probes(model: Model, settings: ProbeSettings) -> Probes:
 
 def load_probes(folder: Path, model: Model, device: torch.device) -> Probes:
     """The probes that a probe stage wrote."""
-    settings = ProbeSettings(**artifacts.read_json(folder / artifacts.RECORD)["inputs"]["settings"])
-    settings = replace(settings, normalised=tuple(settings.normalised), swapped=tuple(settings.swapped))
+    written = artifacts.read_json(folder / artifacts.RECORD)["inputs"]["settings"]
+    settings = ProbeSettings(**{name: tuple(value) if isinstance(value, list) else value for name, value in written.items()})
     probes = fresh_probes(model, settings)
     probes.load_state_dict(load_file(folder / "probes.safetensors"))
     return probes.to(device).eval().requires_grad_(False)

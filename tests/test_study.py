@@ -59,7 +59,7 @@ def test_the_command_line_answers_a_mistake_in_one_line(tmp_path):
 
 
 def test_help_reads_well(tmp_path):
-    for command in ("data", "probe", "snp", "train", "reproduce"):
+    for command in ("data", "train", "probe", "snp", "heads", "andc", "reproduce"):
         run = subprocess.run([sys.executable, "-m", "cctlib", command, "--help"], capture_output=True, text=True, cwd=tmp_path)
         assert run.returncode == 0 and "usage: cctlib" in run.stdout
 

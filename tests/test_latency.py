@@ -1,0 +1,46 @@
+"""Timing forms of a pruned network: the arithmetic of ratios, and that a wrong answer is no answer."""
+
+import copy
+
+import pandas as pd
+import pytest
+import tiny_pruning as tiny
+import torch
+
+from cctlib import andc, latency
+from cctlib.sparselayers import FORMS
+
+
+@pytest.fixture
+def pruned():
+    network = tiny.network()
+    for name, mask in andc.andc_masks(tiny.diagonals(), tiny.CONFIG.encoders).items():
+        network.get_parameter(name).masked_fill_(~mask, 0)
+    return network
+
+
+def test_every_form_is_timed_for_every_batch_beside_the_dense_one(pruned):
+    found = latency.measure(pruned, (1, 3), seconds=0.1)
+    expected = {"dense", "no silent nodes", "chosen", *FORMS}
+    for _, rows in found.groupby("batch"):
+        assert set(rows.form) == expected and len(rows) == len(expected)
+        dense = rows.set_index("form").loc["dense"]
+        assert dense.ratio == dense.low == dense.high == 1
+    assert (found.milliseconds > 0).all() and (found.low <= found.ratio).all() and (found.ratio <= found.high).all()
+    weights = [pruned.get_parameter(layer.weight) for layer in andc.layers(tiny.CONFIG.encoders)]
+    zeros = sum(int((weight == 0).sum()) for weight in weights) / sum(weight.numel() for weight in weights)
+    assert found.sparsity.unique() == pytest.approx(zeros)
+
+
+def test_a_ratio_is_the_median_over_turns_of_the_time_over_that_of_the_dense_network():
+    times = pd.DataFrame({"dense": [1.0, 2.0, 4.0], "csr": [3.0, 2.0, 2.0]})
+    found = latency.ratios(times).set_index("form")
+    assert found.loc["csr", "ratio"] == 1.0  # of 3, 1 and 0.5
+    assert found.loc["csr", "milliseconds"] == 2000
+
+
+def test_a_fast_wrong_answer_ends_the_timing(pruned):
+    wrong = copy.deepcopy(pruned)
+    wrong.classifier.fc.bias[0] += 1
+    with pytest.raises(AssertionError, match="csr: logits differ"):
+        latency.turns({"dense": pruned, "csr": wrong}, torch.randn(2, 3, 8, 8), seconds=0.0)
