@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Bool, Int64
 from torch import Tensor
 
-from cctlib import andc, artifacts, bootstrap, experts, heads, latency, measure, silence, snp, sweep
+from cctlib import andc, artifacts, bootstrap, experts, heads, latency, measure, silence, snp, sweep, tables
 from cctlib.data import Images
 from cctlib.errors import UserError
 from cctlib.profiles import HeadSettings, Profile, PruningSettings
@@ -47,6 +47,7 @@ class Ownership:
 
     counts [head, label], designation [label]: from held-out images, by site. sets, semantics, enrichment: of that designation; the
     last two are None where the labels have no groups. labels, sites, overlap: of the counts on test images, against dealt nodes.
+    whole: whole-head performance, the columns of `tables.site_row` with heads in the place of nodes, one row a site.
     """
 
     counts: dict[str, Int64[Tensor, "head label"]]
@@ -55,6 +56,7 @@ class Ownership:
     labels: pd.DataFrame
     sites: pd.DataFrame
     overlap: pd.DataFrame
+    whole: pd.DataFrame
     semantics: pd.DataFrame | None
     enrichment: pd.DataFrame | None
 
@@ -74,10 +76,11 @@ def ownership(study: Study, deals: int = 1000) -> Ownership:
         dealt = heads.null_counts(held_out, number, generator, deals)
         meaning = heads.semantics(counts, dealt, groups, generator)
         enriched = heads.enrichment(counts, groups, names)
+    whole = [tables.site_row(site, snp.measure_heads(*study.measurement[site].tensors(), number)) for site in counts]
     return Ownership(
         counts=counts, designation={site: heads.designate(of_site) for site, of_site in counts.items()},
         sets=heads.head_sets(counts), labels=labels, sites=sites, overlap=heads.overlap(tested, null),
-        semantics=meaning, enrichment=enriched,
+        whole=pd.DataFrame(whole), semantics=meaning, enrichment=enriched,
     )  # fmt: skip
 
 
@@ -168,7 +171,7 @@ def _joined(rows: Sequence[tuple[pd.DataFrame, pd.DataFrame]], name: str) -> dic
     if not rows:
         raise UserError("no label is designated to any head; train the probes for longer, or measure more images")
     parts = zip(("heads", "sites"), zip(*rows, strict=True), strict=True)
-    return {f"{name}_{part}": pd.concat(tables, ignore_index=True) for part, tables in parts}
+    return {f"{name}_{part}": pd.concat(of_part, ignore_index=True) for part, of_part in parts}
 
 
 # Pruning --------------------------------------------------------------------------------------------------
@@ -221,11 +224,11 @@ def sweep_stage(study: Study, profile: Profile) -> Path:
             return found.table.assign(images=len(images[test]), trained_images=len(images["train"]), **about)
 
         at, later = (snp.THETA,), tuple(amount for amount in settings.epochs if amount > 0)
-        tables = [swept(sweep.plan(andc.TARGETS, andc.METHODS, at, settings.seeds), (0.0,), "test")]
+        pruned = [swept(sweep.plan(andc.TARGETS, andc.METHODS, at, settings.seeds), (0.0,), "test")]
         if later:
-            tables.append(swept(sweep.plan(settings.retrained, COMPARED, at, settings.seeds), later, "test"))
+            pruned.append(swept(sweep.plan(settings.retrained, COMPARED, at, settings.seeds), later, "test"))
         curves = swept(sweep.plan(settings.curves, COMPARED, settings.thetas, settings.seeds[:1]), (0.0,), "curve")
-        artifacts.write_tables({"pruning": pd.concat(tables, ignore_index=True), "curves": curves}, work)
+        artifacts.write_tables({"pruning": pd.concat(pruned, ignore_index=True), "curves": curves}, work)
 
     return artifacts.stage(_home(study), "andc", inputs, compute, device=study.device)
 
@@ -263,11 +266,11 @@ def latency_stage(study: Study, settings: PruningSettings) -> Path:
         network = study.network()
         all_layers = [andc.Pruning("all", "andc", theta) for theta in settings.latency_thetas]
         diagonals = {theta: andc.diagonals(study.measurement, theta) for theta in settings.latency_thetas}
-        tables = []
+        timed = []
         for pruning in _possible(all_layers, diagonals, study.model.config.encoders):
             with masked(network, andc.make_masks(pruning, network, diagonals[pruning.theta])):
-                tables.append(latency.measure(network, BATCHES, settings.seconds).assign(theta=pruning.theta))
-        artifacts.write_tables({"latency": pd.concat(tables, ignore_index=True)}, work)
+                timed.append(latency.measure(network, BATCHES, settings.seconds).assign(theta=pruning.theta))
+        artifacts.write_tables({"latency": pd.concat(timed, ignore_index=True)}, work)
 
     return artifacts.stage(_home(study), "latency", inputs, compute, device=study.device)
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -211,7 +211,8 @@ def fresh_probes(model: Model, settings: ProbeSettings) -> Probes:
 def load_probes(folder: Path, model: Model, device: torch.device) -> Probes:
     """The probes that a probe stage wrote."""
     written = artifacts.read_json(folder / artifacts.RECORD)["inputs"]["settings"]
-    settings = ProbeSettings(**{name: tuple(value) if isinstance(value, list) else value for name, value in written.items()})
+    lists: dict[str, Any] = {name: tuple(value) for name, value in written.items() if isinstance(value, list)}
+    settings = ProbeSettings(**(written | lists))
     probes = fresh_probes(model, settings)
     probes.load_state_dict(load_file(folder / "probes.safetensors"))
     return probes.to(device).eval().requires_grad_(False)

@@ -456,7 +456,8 @@ def test_everything_lives_on_the_device_of_the_weights(attention, training):
                     tensors[name] = torch.empty(tensors[name].shape, device="cuda")
         gains = {"enc1/mha": torch.ones(24, device="cuda")}
         logits, nodes = network(torch.empty(2, 3, 16, 16, device="cuda"), taps=taps, gains=gains)
-    assert {tensor.device.type for tensor in (logits, *nodes.values())} == {"cuda"}
+        later = network.forward_from(2, nodes["enc1/ff"], {"enc2/mha": gains["enc1/mha"]})
+    assert {tensor.device.type for tensor in (logits, later, *nodes.values())} == {"cuda"}
     assert len(nodes) == len(taps)
 
 
