@@ -18,6 +18,7 @@ import pandas as pd
 import torch
 from jaxtyping import Bool, Int64
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from cctlib import andc, artifacts, bootstrap, experts, heads, latency, measure, silence, snp, sweep, tables
 from cctlib.data import Images
@@ -267,7 +268,8 @@ def latency_stage(study: Study, settings: PruningSettings) -> Path:
         all_layers = [andc.Pruning("all", "andc", theta) for theta in settings.latency_thetas]
         diagonals = {theta: andc.diagonals(study.measurement, theta) for theta in settings.latency_thetas}
         timed = []
-        for pruning in _possible(all_layers, diagonals, study.model.config.encoders):
+        possible = _possible(all_layers, diagonals, study.model.config.encoders)
+        for pruning in tqdm(possible, desc="latency", unit="threshold"):
             with masked(network, andc.make_masks(pruning, network, diagonals[pruning.theta])):
                 timed.append(latency.measure(network, BATCHES, settings.seconds).assign(theta=pruning.theta))
         artifacts.write_tables({"latency": pd.concat(timed, ignore_index=True)}, work)
