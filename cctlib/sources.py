@@ -133,8 +133,10 @@ def flowers102(folder: Path, dataset: str, part: str, size: int) -> Source:
     """torchvision's layout of Flowers-102. `dataset` tells the split: `flowers102` or `flowers102-kaggle`.
 
     Images are ordered by the SHA-256 of their published name instead of their pixels: the pixels change with
-    the resolution, with the copy of the data and with the version of the JPEG decoder, and with them would
-    the held-out images, some of which a model would then have been trained on.
+    the resolution, with the copy of the data (a download has photographs of full size, other copies smaller
+    ones) and with the version of the JPEG decoder, and with them would the held-out images, some of which a
+    model would then have been trained on. So every copy is divided alike, and labels are the same row by row;
+    fingerprints are not, which is why `datasets.py` names none for this set.
     """
     from scipy.io import loadmat  # late: nothing else here needs scipy
 
