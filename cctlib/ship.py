@@ -1,64 +1,75 @@
 """Make the folders under `artifacts/`: what comes with the package (a maintainer's job, `cctlib ship`).
 
 Weights are rounded to fp16, and what the rounding costs is measured and written into the manifest. A study's measurement and
-tables are copied beside them, so that the book can be read, and drawn again, without images, weights or a GPU.
+tables are copied beside them, so that the book can be read, and drawn again, without images, weights or a GPU. The picture
+in the README is drawn from them.
 """
 
+import io
 import shutil
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from safetensors.torch import save_file
 
-from cctlib import artifacts, cct, data, measure, models
+from cctlib import artifacts, cct, data, figures, findings, measure, models, trainer, trainlog
 from cctlib.data import Images, batches
 from cctlib.errors import UserError
+from cctlib.figures import nodes
 from cctlib.models import Model
 from cctlib.precision import autocast
-from cctlib.study import Study
+from cctlib.recipes import Recipe
+from cctlib.study import Study, open_study
 
+HERO = artifacts.PACKAGE.parent / "book" / "_static" / "hero.png"
 LARGEST = 20_000_000  # bytes of one file in git
 
 
 def ship_weights(
     weights: Path,
-    variant: str,
+    recipe: Recipe,
     dataset: str,
-    training: dict,
     destination: Path,
     *,
+    training: Mapping[str, object] | None = None,
     default: bool,
     device: torch.device,
 ) -> Model:
     """Round trained weights to fp16, measure them before and after, and write a model folder at `destination`.
 
-    `training` is copied into the manifest: it says how, on which images, and for how long the weights were trained.
-    Raises `UserError` when the weights do not fit the variant.
+    The recipe says what the network is and at which size it reads images; it goes into the manifest with the number and the
+    fingerprint of the training images. `training`: what else there is to say of the run, as its device and its length.
+    A log beside the weights goes along. Accuracies are given per image and per label (the mean over labels that have images).
+    Raises `UserError` when the weights do not fit the recipe or the data set.
     """
-    spec = data.DATASETS[dataset]
-    config = cct.config(variant, num_classes=spec.num_labels, image_size=spec.image_size)
-    destination.mkdir(parents=True, exist_ok=True)
+    splits = {split: data.load(dataset, split, image_size=recipe.image_size) for split in data.SPLITS}
+    learned = splits.pop("train")
+    config = recipe.config(learned.num_labels)
     original = cct.load_weights(weights, config)
+    destination.mkdir(parents=True, exist_ok=True)
     rounded = destination / "weights.safetensors"
     with artifacts.replacing(rounded) as temporary:
-        save_file(
-            {name: value.half().contiguous() for name, value in original.state_dict().items()}, temporary
-        )
-    splits = {split: data.load(dataset, split) for split in ("held-out", "test")}
+        save_file({name: value.half().contiguous() for name, value in original.state_dict().items()}, temporary)
+    if (weights.parent / trainlog.FILE).is_file():
+        with artifacts.replacing(destination / trainlog.FILE) as temporary:
+            shutil.copyfile(weights.parent / trainlog.FILE, temporary)
+    about = {"recipe": asdict(recipe), "images": len(learned), "split": "train, without the held-out images"} | dict(training or {})
     model = models.write_manifest(
-        destination, name=variant, config=config, weights=rounded, default=default, dataset=dataset,
-        normalisation={"mean": spec.mean, "std": spec.std}, labels=splits["test"].names, training=training,
+        destination, name=recipe.model, config=config, weights=rounded, default=default, dataset=dataset,
+        normalisation=trainer.constants(learned), labels=learned.names, training=about,
     )  # fmt: skip
-    networks = {"fp32": original.to(device).eval(), "fp16": model.network(device)}
-    accuracy = {
-        name: {split: network_accuracy(network, model, images, device) for split, images in splits.items()}
-        for name, network in networks.items()
-    }
+    before = {split: network_accuracy(original.to(device), model, images, device) for split, images in splits.items()}
+    after = {split: network_accuracy(model.network(device), model, images, device) for split, images in splits.items()}
     measured = {
-        "accuracy": accuracy["fp16"],
-        "accuracy_before_rounding": accuracy["fp32"],
+        "accuracy": {split: found[0] for split, found in after.items()},
+        "accuracy_per_label": {split: found[1] for split, found in after.items()},
+        "accuracy_before_rounding": {split: found[0] for split, found in before.items()},
         "weights_before_rounding": artifacts.sha256_file(weights),
-        "data": {split: images.fingerprint for split, images in splits.items()},
+        "data": {"train": learned.fingerprint} | {split: images.fingerprint for split, images in splits.items()},
         "measured": artifacts.environment(device),
     }
     artifacts.write_json(destination / "manifest.json", model.manifest | measured)
@@ -66,13 +77,17 @@ def ship_weights(
 
 
 @torch.no_grad()
-def network_accuracy(network: cct.CCT, model: Model, images: Images, device: torch.device) -> float:
-    """Share of the images that the network gets right."""
-    correct = torch.zeros((), dtype=torch.int64, device=device)
+def network_accuracy(network: cct.CCT, model: Model, images: Images, device: torch.device) -> tuple[float, float]:
+    """Share of the images that the network gets right, and the mean of this share over the labels that have images."""
+    right = []
     for pixels, labels in batches(images, 256, device=device):
         with autocast(device):
-            correct += (network(model.normalise(pixels)).argmax(1) == labels).sum()
-    return correct.item() / len(images)
+            right.append(network(model.normalise(pixels)).argmax(1) == labels)
+    correct = torch.cat(right).cpu()
+    counts = images.labels.bincount(minlength=images.num_labels)
+    found = images.labels[correct].bincount(minlength=images.num_labels)
+    present = counts > 0
+    return correct.double().mean().item(), (found[present] / counts[present].double()).mean().item()
 
 
 def ship_study(study: Study) -> Path:
@@ -82,8 +97,9 @@ def ship_study(study: Study) -> Path:
     """
     if study.source != "measured":
         raise UserError("this study was opened from the files that ship; measure one with profile quick or full")
-    for stage in ("measure", "tables"):
-        for path in sorted(study.folders[stage].iterdir()):
+    folders = {stage: study.folders[stage] for stage in ("measure", "tables")} | findings.stages(study)
+    for stage, folder in folders.items():
+        for path in sorted(folder.iterdir()):
             if path.name in (artifacts.RECORD, measure.POOLED, "null.csv"):
                 continue
             name = f"{stage}.{path.name}" if path.name == artifacts.PROVENANCE else path.name
@@ -92,4 +108,24 @@ def ship_study(study: Study) -> Path:
                     f"{path.name} has {path.stat().st_size:,} bytes, more than the {LARGEST:,} that one file may have"
                 )
             shutil.copyfile(path, study.model.folder / name)
+    if study.dataset == "cifar100" and study.model.manifest.get("default"):
+        draw_hero()
     return study.model.folder
+
+
+def draw_hero(path: Path = HERO) -> Path:
+    """Draw the README's picture from the measurement that ships with CIFAR-100's default model; its hash goes into the file, for
+    a test to compare.
+
+    Its nodes are those of median noise at the first and the last encoder's `ff`: nobody picked them.
+    """
+    study = open_study("cifar100", profile="shipped", device="cpu")
+    places = [f"enc{m}/ff" for m in (1, study.measurement.encoders)]
+    chosen = [nodes.typical(study.tables["nodes"], place) for place in places]
+    seen = [nodes.look(*study.measurement[place].tensors(), place, node) for place, node in zip(places, chosen, strict=True)]
+    figure = figures.stamp(figures.overview.hero(seen[0], seen[1], study.tables["by_theta"]), study.measurement.about)
+    source = PngInfo()
+    source.add_text("Source", artifacts.sha256_file(study.model.folder / measure.FILE))
+    with artifacts.replacing(path) as temporary:
+        Image.open(io.BytesIO(figures.to_png(figure, dpi=150))).save(temporary, "PNG", optimize=True, pnginfo=source)
+    return path

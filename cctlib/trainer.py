@@ -54,7 +54,7 @@ class Trainer:
         self.network = network.to(device).to(memory_format=LAYOUT)
         self.averaged = copy.deepcopy(self.network).requires_grad_(False) if recipe.ema else None
         self.model = _wrapped(self.network, recipe, place)
-        self.optimizer = _optimizer(self.network, recipe)
+        self.optimizers = _optimizers(self.network, recipe)
         torch.manual_seed(recipe.seed + 1 + place.rank)  # processes must not drop the same images' branches
         self.decisions = torch.Generator().manual_seed(recipe.seed)
         self.noise = torch.Generator(device).manual_seed(recipe.seed)
@@ -71,15 +71,16 @@ class Trainer:
         pixels, labels, decisions, noise = self._batch()
         images, targets = augment(pixels, labels, decisions, num_labels=self.num_labels, noise=noise, **self.constants)
         rate = self.recipe.learning_rate(self.step / self.steps_per_epoch)
-        for group in self.optimizer.param_groups:
+        for group in (group for optimizer in self.optimizers for group in optimizer.param_groups):
             group["lr"] = rate
         with precision.autocast(self.place.device, self.recipe.precision):
             logits = self.model(images.contiguous(memory_format=LAYOUT))
         loss = cross_entropy(logits.float(), targets, label_smoothing=self.recipe.label_smoothing)
-        self.optimizer.zero_grad(set_to_none=True)
+        self.network.zero_grad(set_to_none=True)
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.clip or math.inf)
-        self.optimizer.step()
+        for optimizer in self.optimizers:
+            optimizer.step()
         self.step += 1
         if self.averaged is not None:
             self._average(self.averaged)
@@ -177,7 +178,7 @@ class Trainer:
             "seconds": self.seconds,
             "network": self.network.state_dict(),
             "averaged": self.averaged.state_dict() if self.averaged is not None else None,
-            "optimizer": self.optimizer.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "decisions": self.decisions.get_state(),
             "processes": self.place.gathered(own),
         }
@@ -199,7 +200,8 @@ class Trainer:
         self.network.load_state_dict(state["network"])
         if self.averaged is not None:
             self.averaged.load_state_dict(state["averaged"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
         self.decisions.set_state(state["decisions"])
         self.step, self.seconds, self.saved_step = state["step"], state["seconds"], state["step"]
         if len(state["processes"]) == self.place.world:  # another number of processes: dropout is drawn afresh
@@ -285,12 +287,27 @@ def _wrapped(network: nn.Module, recipe: Recipe, place: Place) -> nn.Module:
     return cast(nn.Module, torch.compile(step)) if recipe.compile else step
 
 
-def _optimizer(network: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    """AdamW, without decay for biases, norms and position embeddings."""
-    free = [p for name, p in network.named_parameters() if p.ndim < 2 or name.endswith("positional_emb")]
-    decayed = [p for name, p in network.named_parameters() if not (p.ndim < 2 or name.endswith("positional_emb"))]
-    groups = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": free, "weight_decay": 0.0}]
-    fused = decayed[0].device.type in ("cpu", "cuda")
-    return torch.optim.AdamW(groups, lr=recipe.lr, fused=fused)
+def _optimizers(network: nn.Module, recipe: Recipe) -> list[torch.optim.Optimizer]:
+    """AdamW, without decay for biases, norms and position embeddings; with Muon, only for what Muon does not take.
 
-
+    Muon takes the weight matrices of the encoders. Its steps are scaled to the size of AdamW's, so that one learning
+    rate and one decay serve both. Raises `UserError` where this torch has no Muon.
+    """
+    named = dict(network.named_parameters())
+    matrices = [name for name, p in named.items() if recipe.optimizer == "muon" and ".blocks." in name and p.ndim == 2]
+    free = [name for name, p in named.items() if p.ndim < 2 or name.endswith("positional_emb")]
+    decayed = [name for name in named if name not in {*matrices, *free}]
+    groups = [
+        {"params": [named[name] for name in names], "weight_decay": decay}
+        for names, decay in ((decayed, recipe.weight_decay), (free, 0.0))
+    ]
+    fused = next(network.parameters()).device.type in ("cpu", "cuda")
+    optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, lr=recipe.lr, fused=fused)]
+    if matrices:
+        if not hasattr(torch.optim, "Muon"):
+            raise UserError(f"recipe {recipe.name}: Muon needs torch 2.9, this is {torch.__version__}; update, or use optimizer adamw")
+        taken = [named[name] for name in matrices]
+        optimizers.append(
+            torch.optim.Muon(taken, lr=recipe.lr, weight_decay=recipe.weight_decay, adjust_lr_fn="match_rms_adamw")
+        )
+    return optimizers
