@@ -39,6 +39,7 @@ from cctlib.figures import (
     theta,
     to_html,
     to_png,
+    training,
     wording,
 )
 from cctlib.figures.style import Card, headline_of, stamp
@@ -116,7 +117,10 @@ STATIC = {
     "network 7x2, 14 encoders": lambda: network.network(config("cct_14_7x2", image_size=224, num_classes=102)),
     "journey": lambda: journey(100),
     "journey, 14 encoders": lambda: journey(10, 14),
-    "training": lambda: model.training_curve(tiny.training_log()),
+    "training, a full log": lambda: training.curves(
+        tiny.training_log().assign(accuracy=0.4, held_out_loss=1.0, lr=1e-3, images_per_second=80.0)
+    ),
+    "training": lambda: training.curves(tiny.training_log()),
     "accuracy by superclass": lambda: by_label(100, grouped=True),
     **{f"accuracy of {labels} labels": (lambda labels=labels: by_label(labels, grouped=False)) for labels in SIZES},
     **{
@@ -407,7 +411,7 @@ def test_trends_against_polyfit():
     [
         (lambda: snr.along_encoders(tiny.by_theta(), theta=0.9), "no row with theta 0.9"),
         (lambda: style.kinds_in(["mha", "conv"]), "unknown kind of site"),
-        (lambda: model.training_curve(pd.DataFrame({"epoch": [1], "loss": [2.0]})), "no accuracy"),
+        (lambda: training.curves(pd.DataFrame({"epoch": [1], "loss": [2.0]})), "no accuracy"),
         (lambda: model.accuracy_by_label(np.full(3, np.nan), ["a", "b", "c"]), "no label has an accuracy"),
         (lambda: snp.gallery([]), "no nodes given"),
         (lambda: browse.node_browser([], []), "no nodes given"),

@@ -1,7 +1,8 @@
 """Every picture of the book: one function a figure, which reads arrays and tables only, and returns the
 figure.
 
-    network, model       the network drawn; an image going through it; training; accuracy by label
+    network, model       the network drawn; an image going through it; accuracy by label
+    training             the course of the training
     confusions           what it confuses
     snp, browse          single nodes; the same to hover over
     snr, theta, null     along the encoders; at every threshold; against chance and other choices
@@ -29,6 +30,7 @@ from cctlib.figures import (
     snr,
     style,
     theta,
+    training,
     wording,
 )
 from cctlib.figures.interactive import to_html
@@ -52,5 +54,6 @@ __all__ = [
     "theta",
     "to_html",
     "to_png",
+    "training",
     "wording",
 ]

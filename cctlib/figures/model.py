@@ -1,14 +1,10 @@
-"""The model and how well it reads: an image going through it, training, accuracy by label, and what it
-confuses.
-"""
+"""The model and how well it reads: an image going through it, and its accuracy by label."""
 
 from collections.abc import Sequence
 
 import numpy as np
-import pandas as pd
 from jaxtyping import Float, Int, UInt8
 from matplotlib.axes import Axes
-from matplotlib.ticker import MaxNLocator
 
 from cctlib.errors import UserError
 from cctlib.figures.palette import FOREIGN, INK, MUTED, RULE, SEQUENTIAL, SIGNAL, WARN
@@ -28,11 +24,6 @@ from cctlib.figures.style import (
 from cctlib.figures.wording import number, percent, short
 
 UNIT = (0, 1, 0, 1)  # images and maps of tokens are laid over each other
-CURVES = {
-    "held_out": ("held-out images", SIGNAL),
-    "test": ("test images", WARN),
-    "train": ("training images", MUTED),
-}
 
 
 @themed
@@ -104,46 +95,6 @@ def _answers(axes: Axes, chances: Float[np.ndarray, "label"], names: Sequence[st
     axes.locator_params(axis="x", nbins=4)
     axes.spines["left"].set_visible(False)
     panel_title(axes, "the answer")
-
-
-@themed
-def training_curve(log: pd.DataFrame) -> Card:
-    """Loss and accuracy along training.
-
-    log: one row per logged step, with `epoch`, `loss`, and any of `held_out_accuracy`, `test_accuracy`,
-    `train_accuracy` (shares of 1; NaN where it was not measured). Raises `UserError` when no accuracy is
-    there.
-    """
-    curves = {name: f"{name}_accuracy" for name in CURVES if f"{name}_accuracy" in log and log[f"{name}_accuracy"].notna().any()}
-    if not curves:
-        raise UserError(f"training log has no accuracy: columns {list(log.columns)}, expected held_out_accuracy or test_accuracy")
-    figure = card(4.6)
-    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[1.7, 1])
-    for name, column in curves.items():
-        title, color = CURVES[name]
-        measured = log[log[column].notna()]
-        upper.plot(measured["epoch"], 100 * measured[column], color=color, label=title)
-    upper.set_ylabel("accuracy (%)")
-    upper.legend(loc="lower right")
-    upper.grid(axis="y")
-    lower.plot(log["epoch"], log["loss"], color=MUTED)
-    lower.set(ylabel="training loss (nats)", xlabel="epoch")
-    lower.grid(axis="y")
-    lower.locator_params(axis="y", nbins=4)
-    lower.xaxis.set_major_locator(MaxNLocator(integer=True))
-    figure.align_ylabels()
-    main = next(iter(curves))
-    measured = log[log[curves[main]].notna()]
-    values, epochs = measured[curves[main]].to_numpy(), measured["epoch"].to_numpy()
-    top = int(values.argmax())
-    upper.plot(epochs[top], 100 * values[top], "o", color=CURVES[main][1])
-    after = "at its last epoch" if top == len(values) - 1 else f"at epoch {epochs[top]:g}, and ends at {percent(values[-1])}"
-    headline(
-        figure,
-        f"Accuracy on {CURVES[main][0]} is highest, {percent(values[top])}, {after}",
-        "Accuracy, and the loss being minimised.",
-    )
-    return figure
 
 
 @themed

@@ -1,0 +1,82 @@
+"""How a network was trained: accuracy, loss, learning rate and speed, drawn from the log of the run."""
+
+from typing import Literal
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
+
+from cctlib.errors import UserError
+from cctlib.figures.palette import MUTED, SIGNAL, WARN
+from cctlib.figures.style import Card, card, headline, themed
+from cctlib.figures.wording import listing, percent
+
+Corner = Literal["lower right", "upper right"]
+ACCURACY = {
+    "held_out_accuracy": ("held-out images", SIGNAL, "-"),
+    "test_accuracy": ("test images", WARN, (0, (5, 2))),
+    "accuracy": ("training images, augmented", MUTED, (0, (1.5, 1.5))),
+}
+LOSS = {
+    "held_out_loss": ("held-out images", SIGNAL, "-"),
+    "loss": ("training images, as they are learned from", MUTED, (0, (1.5, 1.5))),
+}
+SINGLE = {  # panels of one curve
+    "lr": ("learning rate", "learning rate"),
+    "images_per_second": ("images/s", "speed"),
+}
+
+
+@themed
+def curves(log: pd.DataFrame) -> Card:
+    """Accuracy and loss along training and, where the log has them, learning rate and speed.
+
+    log: a row per logged step, with `epoch`, `loss`, and any of `held_out_accuracy`, `test_accuracy` (shares of 1; NaN where
+    they were not measured); optionally `accuracy` (of the training images), `held_out_loss`, `lr`, `images_per_second`.
+    Raises `UserError` when no accuracy on other images than the training ones is there.
+    """
+    known = [name for name in log if log[name].notna().any()]
+    judged = [name for name in ACCURACY if name in known and name != "accuracy"]
+    if not judged:
+        raise UserError(f"training log has no accuracy: columns {list(log.columns)}, expected held_out_accuracy or test_accuracy")
+    single = [name for name in SINGLE if name in known]
+    heights = [1.7, 1.2] + [0.7] * len(single)
+    figure = card(0.5 + 1.45 * sum(heights))
+    panels = figure.subplots(len(heights), 1, sharex=True, height_ratios=heights)
+    percents = log.assign(**{name: 100 * log[name] for name in ACCURACY if name in known})
+    _lines(panels[0], percents, ACCURACY, "accuracy (%)", "lower right")
+    _lines(panels[1], log, LOSS, "loss (nats)", "upper right")
+    for name, panel in zip(single, panels[2:], strict=True):
+        _lines(panel, log, {name: ("", SIGNAL, "-")}, SINGLE[name][0])
+    panels[-1].set_xlabel("epoch")
+    panels[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
+    figure.align_ylabels()
+    headline(figure, _message(log, judged[0], panels[0]), f"{listing(_drawn(single)).capitalize()} along training.")
+    return figure
+
+
+def _lines(axes: Axes, log: pd.DataFrame, names: dict[str, tuple], unit: str, legend: Corner | None = None) -> None:
+    for name, (label, color, style) in names.items():
+        if name in log and log[name].notna().any():
+            measured = log[log[name].notna()]
+            axes.plot(measured["epoch"], measured[name], color=color, linestyle=style, label=label)
+    axes.set_ylabel(unit)
+    axes.grid(axis="y")
+    axes.set_ylim(bottom=0)
+    axes.locator_params(axis="y", nbins=5 if legend else 3)
+    if legend:
+        axes.legend(loc=legend)
+
+
+def _message(log: pd.DataFrame, name: str, axes: Axes) -> str:
+    """What the best epoch was; a dot marks it."""
+    measured = log[log[name].notna()]
+    best, last = measured.loc[measured[name].idxmax()], measured.iloc[-1]
+    title, color, _ = ACCURACY[name]
+    axes.plot(best["epoch"], 100 * best[name], "o", color=color)
+    after = f"at epoch {best['epoch']:g}, and ends at {percent(last[name])}"
+    return f"Accuracy on {title} is highest, {percent(best[name])}, {'at the last epoch' if best[name] == last[name] else after}"
+
+
+def _drawn(single: list[str]) -> list[str]:
+    return ["accuracy", "loss", *(SINGLE[name][1] for name in single)]
