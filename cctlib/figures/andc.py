@@ -127,14 +127,16 @@ def accuracy_density(runs: pd.DataFrame, epochs: int | float | None = None) -> C
     headline(
         figure,
         _density_message(table),
-        f"After {_epochs(epochs)} of retraining; points: mean over seeds, bars: 95% over test images and seeds.",
+        f"{_after(epochs)}; points: mean over seeds, bars: 95% over test images and seeds.",
     )
     return figure
 
 
-def _epochs(epochs: SupportsFloat) -> str:
+def _after(epochs: SupportsFloat) -> str:
     number_of = float(epochs)
-    return count(int(number_of), "epoch") if number_of.is_integer() else f"{number_of:g} epochs"
+    if not number_of:
+        return "Without retraining"
+    return f"After {count(int(number_of), 'epoch') if number_of.is_integer() else f'{number_of:g} epochs'} of retraining"
 
 
 def _density_message(table: pd.DataFrame) -> str:
@@ -221,11 +223,11 @@ def latency(table: pd.DataFrame) -> Card:
         panel.set_xlabel("weights removed (%)")
     panels[0].set(yscale="log", ylabel="latency / dense latency")
     low, high = 0.8 * min(0.9, table.ratio.min()), 1.25 * max(1.1, table.ratio.max())
-    ticks = [tick for tick in (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50) if low <= tick <= high]
+    ticks = [tick for tick in (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1, 1.5, 2, 3, 5, 10, 20, 50) if low <= tick <= high]
     panels[0].set(ylim=(low, high), yticks=ticks, yticklabels=[f"{tick:g}" for tick in ticks])
     panels[0].minorticks_off()
-    keys = [Line2D([], [], color=SHADES[place], marker="osD^Pv"[place], label=form) for place, form in enumerate(forms)]
-    part.legend(handles=keys, loc="outside lower left", ncols=min(len(keys), 4))
+    keys = [Line2D([], [], color=SHADES[place], marker="osD^Pv"[place], label=FORMS.get(form, form)) for place, form in enumerate(forms)]
+    part.legend(handles=keys, loc="outside lower left", ncols=min(len(keys), 3))
     verdicts = [_fastest(table[table.batch == batch], batch) for batch in batches]
     headline(
         figure,
@@ -235,13 +237,15 @@ def latency(table: pd.DataFrame) -> Card:
     return figure
 
 
+FORMS = {"csr": "CSR matrices", "bags": "weighted bags", "blocks": "dense blocks", "chosen": "best form per layer"}
 SHADES = (SIGNAL, *[METHODS[method] for method in ("wanda", "andc", "magnitude")], MUTED, INK)
 
 
 def _fastest(rows: pd.DataFrame, batch: SupportsFloat) -> str:
     best = rows.loc[rows.ratio.idxmin()]
     if best.ratio < 1:
-        return f"at batch {float(batch):g}, {best.form} is fastest, {best.ratio:.2f} of dense at {100 * best.sparsity:.0f}% sparsity"
+        name = FORMS.get(best.form, best.form)
+        return f"at batch {float(batch):g}, {name}: {best.ratio:.2f} of the dense latency at {100 * best.sparsity:.0f}% sparsity"
     return f"at batch {float(batch):g}, no form is faster than dense"
 
 

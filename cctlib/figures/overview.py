@@ -189,7 +189,7 @@ def verdicts(table: pd.DataFrame) -> Card:
     tally = [f"{(table.verdict == verdict).sum()} {verdict}" for verdict in VERDICTS if (table.verdict == verdict).any()]
     headline(
         figure,
-        f"Of {count(len(table), 'claim')}: {', '.join(tally)}",
+        f"Of {len(table)} claims: {', '.join(tally)}" if len(table) > 1 else f"{table.claim.iloc[0]} is {table.verdict.iloc[0]} here",
         "Each verdict follows from a rule written down before the measurement.",
     )
     return figure
