@@ -112,7 +112,7 @@ def small_clusters(
     text = (
         f"{table.ratio.mean():.2f} times the cluster size of shuffled labels (mean over {len(table)} sites); "
         f"clusters of {span['size']} labels of {num_labels}, {span['count']} a node against "
-        f"{span['shuffled']} shuffled; {table.share.min():.0%} of nodes or more have a cluster"
+        f"{span['shuffled']} shuffled; at least {table.share.min():.0%} of the nodes have a cluster"
     )
     return rules.verdict(
         "C2", rules.every(states), text, percentiles(np.mean(table.ratios.to_list(), axis=0))
