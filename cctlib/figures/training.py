@@ -11,7 +11,7 @@ from cctlib.figures.palette import MUTED, SIGNAL, WARN
 from cctlib.figures.style import Card, card, headline, themed
 from cctlib.figures.wording import listing, percent
 
-Corner = Literal["lower right", "upper right"]
+Corner = Literal["lower right", "lower left"]
 ACCURACY = {
     "held_out_accuracy": ("held-out images", SIGNAL, "-"),
     "test_accuracy": ("test images", WARN, (0, (5, 2))),
@@ -45,7 +45,7 @@ def curves(log: pd.DataFrame) -> Card:
     panels = figure.subplots(len(heights), 1, sharex=True, height_ratios=heights)
     percents = log.assign(**{name: 100 * log[name] for name in ACCURACY if name in known})
     _lines(panels[0], percents, ACCURACY, "accuracy (%)", "lower right")
-    _lines(panels[1], log, LOSS, "loss (nats)", "upper right")
+    _lines(panels[1], log, LOSS, "loss (nats)", "lower left")
     for name, panel in zip(single, panels[2:], strict=True):
         _lines(panel, log, {name: ("", SIGNAL, "-")}, SINGLE[name][0])
     panels[-1].set_xlabel("epoch")
