@@ -264,7 +264,7 @@ def styled(
         [
             {
                 "selector": "th, td",
-                "props": "padding: 0.25em 0.8em; text-align: right; white-space: nowrap; border: 0",
+                "props": "padding: 0.25em 0.6em; text-align: right; border: 0; font-size: 0.92em",
             },
             {"selector": "th", "props": "font-weight: 600; border-bottom: 1px solid currentColor"},
             {"selector": "th:first-child, td:first-child", "props": "text-align: left"},
