@@ -10,6 +10,7 @@ from jaxtyping import Float, Integer
 from torch import Tensor
 
 LEVEL = 0.95
+RESAMPLES = 1000
 
 
 def resample(

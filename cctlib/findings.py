@@ -10,7 +10,7 @@ Held-out images decide (designated labels, masks), test images judge.
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +31,6 @@ from cctlib.study import Study, load_images
 HEADS = ("expert_heads", "expert_sites", "ablation_heads", "ablation_sites")
 PRUNING = ("pruning", "curves", "latency")
 BATCHES = (1, 128)  # images at a time, for latency
-RESAMPLES = 1000
 COMPARED = ("andc", "random", "magnitude", "wanda")  # retrained, and drawn along the thresholds
 
 
@@ -87,8 +86,8 @@ def ownership(study: Study, deals: int = 1000) -> Ownership:
 
 def mha_diagonals(study: Study, split: str) -> dict[str, Bool[Tensor, "node label"]]:
     """Diagonal sets of the nodes of every `mha` site, at theta 0.3."""
-    found = andc.diagonals(study.measurement, snp.THETA, split)
-    return {site: diagonal for site, diagonal in found.items() if parse(site)[1] == "mha"}
+    own = {site: values for site, values in study.measurement.sites.items() if parse(site)[1] == "mha"}
+    return andc.diagonals(replace(study.measurement, sites=own), snp.THETA, split)
 
 
 def heads_tables(study: Study) -> dict[str, pd.DataFrame]:
@@ -115,21 +114,23 @@ def heads_stage(study: Study, profile: Profile) -> Path:
     }
 
     def compute(work: Path) -> None:
+        diagonals = mha_diagonals(study, "held-out")
         designation = {
-            site: heads.designate(heads.count(diagonal, study.model.config.heads))
-            for site, diagonal in mha_diagonals(study, "held-out").items()
+            site: heads.designate(heads.count(diagonal, study.model.config.heads)) for site, diagonal in diagonals.items()
         }
-        alone = _experts_alone(study, designation, settings.gap_deals)
+        alone = _experts_alone(study, diagonals, designation, settings.gap_deals)
         artifacts.write_tables(alone | _ablation(study, test, designation, settings), work)
 
     return artifacts.stage(_home(study), "heads", inputs, compute, device=study.device)
 
 
-def _experts_alone(study: Study, designation: Mapping[str, Tensor], deals: int) -> dict[str, pd.DataFrame]:
+def _experts_alone(
+    study: Study, diagonals: Mapping[str, Tensor], designation: Mapping[str, Tensor], deals: int
+) -> dict[str, pd.DataFrame]:
     """Each head alone in the probe, from the pooled nodes of the test images that the measurement kept."""
     labels = torch.from_numpy(study.measurement.labels["test"]).long()
-    weights = bootstrap.resample(labels, RESAMPLES, torch.Generator().manual_seed(0))
-    diagonals, number = mha_diagonals(study, "held-out"), study.model.config.heads
+    weights = bootstrap.resample(labels, bootstrap.RESAMPLES, torch.Generator().manual_seed(0))
+    number = study.model.config.heads
     generator = torch.Generator().manual_seed(0)
     rows = []
     with np.load(study.folders["measure"] / measure.POOLED) as kept:
@@ -158,7 +159,7 @@ def _ablation(
     sets = {site: silence.head_and_random_sets(config.width, config.heads, settings.draws, generator) for site in chosen}
     whole, silenced = silence.predict(study.network(), study.model.normalise, test, sets, device=study.device)
     labels = test.labels.long()
-    weights = bootstrap.resample(labels, RESAMPLES, torch.Generator().manual_seed(0))
+    weights = bootstrap.resample(labels, bootstrap.RESAMPLES, torch.Generator().manual_seed(0))
     rows = [
         experts.ablation(
             site, whole, silenced[site][: config.heads], silenced[site][config.heads :], labels, designation[site], weights
@@ -297,10 +298,10 @@ def _home(study: Study) -> Path:
 
 
 def _shipped(study: Study, names: Sequence[str], command: str) -> dict[str, pd.DataFrame]:
-    folder = study.model.folder
-    if any(not (folder / f"{name}.parquet").is_file() for name in names):
+    try:
+        return artifacts.read_tables(study.model.folder, names)
+    except UserError:
         raise Missing(
             f"{', '.join(names)} did not ship with {study.model.name} of {study.dataset}, and need its images; where they "
             f"are, run: cctlib {command} --dataset {study.dataset} --profile quick"
-        )
-    return artifacts.read_tables(folder, names)
+        ) from None

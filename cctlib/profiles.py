@@ -19,7 +19,6 @@ ProfileName = Literal["auto", "quick", "full", "scratch", "shipped"]
 class HeadSettings:
     """The study of heads. encoders: those whose heads are silenced in the network, None for all of them."""
 
-    deals: int = 1000  # of nodes to heads, for the concentration
     gap_deals: int = 200  # of nodes to heads, for the expert gap
     test: int | None = None  # images that the network with silenced heads sees
     encoders: tuple[int, ...] | None = None

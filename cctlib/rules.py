@@ -24,7 +24,7 @@ import torch
 from jaxtyping import Float
 from scipy.stats import kendalltau
 
-from cctlib.bootstrap import LEVEL, resample
+from cctlib.bootstrap import LEVEL, RESAMPLES, resample
 from cctlib.errors import UserError
 
 State = Literal["supported", "not supported", "undetermined"]
@@ -44,7 +44,6 @@ UNRELATED = 0.1  # divisions of labels with an adjusted Rand index within +-0.1 
 THETA, THETAS = 0.3, (0.1, 0.7)
 SNR_VARIANTS = ("snr", "snr_blocks", "snr_node", "snr_field")
 SUB_BLOCKS = ("mha", "ff")
-RESAMPLES = 1000
 
 STATEMENTS = {
     "C1": "Probe accuracy progresses along the encoders.",

@@ -26,8 +26,6 @@ from cctlib.data import Images
 from cctlib.errors import UserError
 from cctlib.pruned import Reduced, Retraining, masked, predict, reduce, retrain
 
-RESAMPLES = 1000
-
 
 @dataclass(frozen=True)
 class Sweep:
@@ -123,7 +121,7 @@ def with_accuracies(
     truth = torch.from_numpy(labels)
     correct = torch.from_numpy(predictions == labels).T.double()  # [image, row]
     dense_correct = torch.from_numpy(dense == labels).double()
-    weights = bootstrap.resample(truth, RESAMPLES, torch.Generator().manual_seed(seed))
+    weights = bootstrap.resample(truth, bootstrap.RESAMPLES, torch.Generator().manual_seed(seed))
     change: Float[Tensor, "3 row"] = bootstrap.estimate(
         (correct - dense_correct[:, None]) / len(truth), weights
     )

@@ -29,7 +29,6 @@ ALTERNATIVES = {
     "averaged over held-out images": "held-out",
 }
 COUNTS = ("ones", "labels", "clusters", "signal", "noise", "column_noise", "foreign_noise")
-RESAMPLES = 1000
 
 
 def compute(
@@ -112,7 +111,7 @@ def clusters_table(site: str, found: snp.SiteStatistics) -> pd.DataFrame:
 def accuracy_table(result: Measurement) -> pd.DataFrame:
     """Progressive accuracy: site, encoder, kind, accuracy, low, high, as shares of 1."""
     labels = torch.from_numpy(result.labels["test"]).long()
-    weights = bootstrap.resample(labels, RESAMPLES, torch.Generator().manual_seed(0))
+    weights = bootstrap.resample(labels, bootstrap.RESAMPLES, torch.Generator().manual_seed(0))
     correct = np.stack(
         [values.predictions["test"] == result.labels["test"] for values in result.sites.values()], axis=1
     )

@@ -12,7 +12,7 @@ from cctlib.profiles import HeadSettings, Profile, PruningSettings
 
 PROFILE = Profile(
     "tiny", train=6, held_out=3, test=4, probe=ProbeSettings(epochs=2, batch=20, precision="fp32"), thetas=(0.1, 0.3, 0.7),
-    null_draws=2, label_orders=2, heads=HeadSettings(deals=50, gap_deals=25, test=3, draws=2),
+    null_draws=2, label_orders=2, heads=HeadSettings(gap_deals=25, test=3, draws=2),
     pruning=PruningSettings(
         test=3, curve_test=2, train=4, epochs=(0.0, 1.0), retrained=("fc",), thetas=(0.1, 0.3), curves=("fc", "all"),
         latency_thetas=(0.3,), seconds=0.1,

@@ -19,6 +19,7 @@ from cctlib.errors import UserError
 from cctlib.figures.palette import INK, METHODS, MUTED, PANEL, RULE, SIGNAL
 from cctlib.figures.style import Card, body, card, headline, panel_title, themed
 from cctlib.figures.wording import count, listing, sentence
+from cctlib.rules import TOLERANCE
 
 TITLES = {
     "andc": "ANDC",
@@ -28,7 +29,6 @@ TITLES = {
     "wanda": "Wanda",
 }
 POINTS = {"andc": "D", "shuffled": "v", "random": "s", "magnitude": "o", "wanda": "^"}
-TOLERANCE = 0.5  # points that count as no loss (Method, section 8, C4)
 
 
 def over_seeds(runs: pd.DataFrame) -> pd.DataFrame:

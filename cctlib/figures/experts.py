@@ -13,10 +13,11 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from cctlib.errors import UserError
-from cctlib.figures.heads import SIGNIFICANT, head_color
+from cctlib.figures.heads import head_color
 from cctlib.figures.palette import FOREIGN, GROUND, INK, KINDS, MUTED, SEQUENTIAL, readable
 from cctlib.figures.style import Array, Card, as_array, bare, body, card, encoder_axis, headline, themed
 from cctlib.figures.wording import number, short
+from cctlib.rules import SIGNIFICANT
 
 
 @themed

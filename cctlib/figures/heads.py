@@ -30,9 +30,9 @@ from cctlib.figures.style import (
     themed,
 )
 from cctlib.figures.wording import count, listing, number, short
+from cctlib.rules import SIGNIFICANT
 
 ROW = 0.148  # inches of a label's line
-SIGNIFICANT = 0.05
 
 
 def head_color(head: SupportsInt) -> str:
