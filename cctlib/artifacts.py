@@ -31,6 +31,7 @@ PACKAGE = Path(__file__).parent
 RECORD = "stage.json"  # what went in and the hash of what came out: equal for equal runs
 PROVENANCE = "provenance.json"  # when, where, how long: different for every run
 LOG = "log.jsonl"  # the course of a training, with its times: likewise
+RUN = "run.json"  # what a training was given, and the machine that it began on: likewise
 
 
 def sha256_file(path: Path) -> str:
@@ -190,7 +191,7 @@ def _compute(
     outputs = {
         path.name: sha256_file(path)
         for path in sorted(partial.iterdir())
-        if path.name not in (RECORD, PROVENANCE, LOG)
+        if path.name not in (RECORD, PROVENANCE, LOG, RUN)
     }
     write_json(partial / RECORD, {"stage": name, "inputs": inputs, "outputs": outputs})
     partial.rename(folder)

@@ -227,6 +227,15 @@ def sinusoids(tokens: int, width: int) -> Float[Tensor, "1 token node"]:
     return torch.where(node % 2 == 0, angle.sin(), angle.cos()).float()[None]
 
 
+def on_grid(embedding: Float[Tensor, "1 token node"], tokens: int) -> Float[Tensor, "1 place node"]:
+    """A position embedding for another square grid of `tokens`, so that every place of the image keeps its own (bicubic)."""
+    old, new = round(embedding.shape[1] ** 0.5), round(tokens**0.5)
+    if old == new:
+        return embedding
+    grid = embedding.transpose(1, 2).unflatten(2, (old, old))
+    return F.interpolate(grid, size=(new, new), mode="bicubic", antialias=True).flatten(2).transpose(1, 2)
+
+
 class Classifier(nn.Module):
     """What follows the tokenizer: positions, encoders, LayerNorm, SeqPool, linear layer."""
 
@@ -249,7 +258,7 @@ class Classifier(nn.Module):
 
     def forward(self, x: Tokens, at: Callable[[str, str, Tensor], Tensor], fused: bool) -> Logits:
         if self.positional_emb is not None:
-            x = x + self.positional_emb
+            x = x + on_grid(self.positional_emb, x.shape[1])
         return self.encode(F.dropout(x, self.dropout, self.training), 1, at, fused)
 
     def encode(self, x: Tokens, first: int, at: Callable[[str, str, Tensor], Tensor], fused: bool) -> Logits:
@@ -263,6 +272,9 @@ class Classifier(nn.Module):
 class CCT(nn.Module):
     """The network. `attention` is "explicit" (written out) or "fused" (one kernel), free to change later.
 
+    So is `image_size` (pixels, square), at first the configuration's: positions are resized to the grid of tokens that
+    images of that size have.
+
     Both forms give the same logits within 1e-5 in fp32; which is faster depends on the device. Attention maps
     need "explicit". Initial weights, dropout and stochastic depth draw from torch's global generator.
     """
@@ -271,6 +283,7 @@ class CCT(nn.Module):
         super().__init__()
         self.config = config
         self.attention = attention
+        self.image_size = config.image_size
         encoders = range(1, config.encoders + 1)
         self.tap_names = tuple(f"enc{m}/{kind}" for m in encoders for kind in (*SITES, "attention"))
         self._check_names(taps=(), gains={})
@@ -284,7 +297,7 @@ class CCT(nn.Module):
         """Logits of normalised images; with `taps`, also what the named sites hold.
 
         Args:
-            images: normalised, of the configuration's size (of any size where it has no positions).
+            images: normalised, of the network's `image_size` (of any size where it has no positions).
             taps: names such as "enc3/mha", encoders counted from 1: [image, token, node]; or
                 "enc3/attention", the maps after their softmax: [image, head, token, token]. A tap is the very
                 tensor that the network goes on with: not copied, not detached, in autocast's precision.
@@ -294,7 +307,7 @@ class CCT(nn.Module):
         Raises `UserError` for wrong images, unknown taps or gains, and attention maps of fused attention.
         """
         gains = gains or {}
-        _check_images(images, self.config)
+        _check_images(images, self.config, self.image_size)
         self._check_names(taps, gains)
         recorded: dict[str, Tensor] = {}
         at = _scaled_and_recorded(gains, taps, recorded)
@@ -362,13 +375,13 @@ def unknown_site(site: str, known: Iterable[str]) -> UserError:
     return UserError(f"site {site!r} is not known here; the nearest names are {', '.join(nearest) or 'none'}")
 
 
-def _check_images(images: Tensor, config: CCTConfig) -> None:
+def _check_images(images: Tensor, config: CCTConfig, size: int) -> None:
     if not images.is_floating_point():
         raise UserError(f"images are {images.dtype}; normalise them to floating point first (data.normalise)")
     if images.ndim != 4 or images.shape[1] != 3:
         raise UserError(f"images have shape {tuple(images.shape)}; expected [image, 3, height, width]")
-    height, width, size = images.shape[2], images.shape[3], config.image_size
-    if config.positional == "none" and (config.side(height) < 1 or config.side(width) < 1):
+    height, width = images.shape[2], images.shape[3]
+    if config.side(height) < 1 or config.side(width) < 1:
         raise UserError(f"images of {height}x{width} pixels leave this tokenizer no token; use larger ones")
     if config.positional != "none" and (height != size or width != size):
         raise UserError(f"images are {height}x{width} pixels, this network needs {size}x{size}; resize them")
@@ -417,6 +430,4 @@ def _fit_positions(state: dict[str, Tensor], config: CCTConfig) -> None:
         state[name] = sinusoids(config.tokens, config.width)
     old, new = round(found.shape[1] ** 0.5), config.side(config.image_size)
     if config.positional == "learnable" and old != new and old**2 == found.shape[1]:
-        grid = found.transpose(1, 2).unflatten(2, (old, old))
-        grid = F.interpolate(grid, size=(new, new), mode="bicubic", antialias=True)
-        state[name] = grid.flatten(2).transpose(1, 2)
+        state[name] = on_grid(found, config.tokens)

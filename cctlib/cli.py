@@ -11,10 +11,11 @@ from typing import Annotated
 import pandas as pd
 import tyro
 
-from cctlib import data
+from cctlib import data, recipes
 from cctlib.artifacts import replacing
 from cctlib.errors import UserError
 from cctlib.profiles import ProfileName
+from cctlib.recipes import UNCHANGED, Changes
 from cctlib.study import Study, open_study, resolve_device
 
 Dataset = Annotated[
@@ -170,12 +171,12 @@ def train_command(
         float | None, tyro.conf.arg(help="stop after so many hours, to be resumed later")
     ] = None,
     device: Device = "auto",
+    changes: tyro.conf.OmitArgPrefixes[Changes] = UNCHANGED,  # type: ignore[valid-type]  # a class made at run time
 ) -> None:
     """Train a network with a named recipe; under torchrun, on several processes."""
     from cctlib import train
-    from cctlib.recipes import recipe as named
 
-    chosen = named(recipe)
+    chosen = recipes.recipe(recipe, **{name: value for name, value in vars(changes).items() if value is not None})
     images = {
         split: data.load(dataset, split, image_size=chosen.image_size) for split in ("train", "held-out")
     }

@@ -1,6 +1,7 @@
 """Training a CCT: from nothing, or on from where a run was stopped or killed (Method, section 2).
 
     folder/checkpoint.pt           everything that is needed to go on
+    folder/run.json                recipe, images, and the machine that it began on
     folder/log.jsonl               a row every few steps, with held-out accuracy where an epoch ends
     folder/weights.safetensors     the result, fp32
 

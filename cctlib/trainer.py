@@ -19,7 +19,7 @@ from typing import cast
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, interpolate
 from torch.nn.parallel import DistributedDataParallel
 
 from cctlib import artifacts, cct, data, precision
@@ -73,8 +73,9 @@ class Trainer:
         rate = self.recipe.learning_rate(self.step / self.steps_per_epoch)
         for group in (group for optimizer in self.optimizers for group in optimizer.param_groups):
             group["lr"] = rate
+        self.network.image_size = self.recipe.size(self.step // self.steps_per_epoch)
         with precision.autocast(self.place.device, self.recipe.precision):
-            logits = self.model(images.contiguous(memory_format=LAYOUT))
+            logits = self.model(resized(images, self.network.image_size).contiguous(memory_format=LAYOUT))
         loss = cross_entropy(logits.float(), targets, label_smoothing=self.recipe.label_smoothing)
         self.network.zero_grad(set_to_none=True)
         loss.backward()
@@ -147,6 +148,7 @@ class Trainer:
     def evaluate(self) -> dict[str, float]:
         """Loss and accuracy on the held-out images, of the averaged weights where there are any."""
         network = self.network if self.averaged is None else self.averaged
+        self.network.image_size = self.recipe.image_size
         loss, accuracy = evaluate(network, self.held_out, self.constants, self.recipe, self.place)
         self.seconds, self.clock = self.seconds + time.monotonic() - self.clock, time.monotonic()
         return {"held_out_loss": loss, "held_out_accuracy": accuracy, "seconds": self.seconds}
@@ -163,6 +165,9 @@ class Trainer:
             self.folder.mkdir(parents=True, exist_ok=True)
             for left_over in self.folder.glob(f".{CHECKPOINT}.*.tmp"):  # of a process killed while it saved
                 left_over.unlink()
+            if self.step == 0:
+                about = {"processes": self.place.world, **artifacts.environment(self.place.device)}
+                artifacts.write_json(self.folder / artifacts.RUN, {**self.identity, "environment": about})
 
     def save(self) -> None:
         """Write the checkpoint, atomically. Raises `UserError` instead when the loss is not finite."""
@@ -222,6 +227,13 @@ class Trainer:
             with artifacts.replacing(path) as temporary:
                 save_file(tensors, temporary, metadata=about)
         return path
+
+
+def resized(images: Tensor, size: int) -> Tensor:
+    """Images [image, channel, height, width] at another size (pixels, square), antialiased."""
+    if images.shape[-1] == size:
+        return images
+    return interpolate(images, size=(size, size), mode="bilinear", antialias=True)
 
 
 def constants(images: Images) -> dict[str, tuple[float, ...]]:

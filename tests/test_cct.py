@@ -572,6 +572,17 @@ def test_positions_are_resized(tmp_path):
     assert torch.equal(cct.load_weights(path, TINY).classifier.positional_emb, table)
 
 
+def test_images_of_another_size_go_where_the_network_is_told(tmp_path):
+    """As through the network that is loaded for that size from the same file."""
+    network, path = tiny(), tmp_path / "weights.safetensors"
+    save_file(network.state_dict(), path)
+    network.image_size = 32
+    loaded = cct.load_weights(path, replace(TINY, image_size=32))
+    torch.testing.assert_close(network(pictures(size=32)), loaded(pictures(size=32)))
+    with pytest.raises(UserError, match="16x16 pixels, this network needs 32x32"):
+        network(pictures())
+
+
 def test_sinusoids_are_computed_anew_for_another_size(tmp_path):
     config, path = replace(TINY, positional="sine"), tmp_path / "weights.safetensors"
     save_file(tiny(positional="sine").state_dict(), path)

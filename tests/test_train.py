@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from timm.scheduler import CosineLRScheduler
 from tiny_data import write_folder
 from torch import nn
+from torchvision.transforms import v2 as transforms
 
 from cctlib import cli, data, models, trainer
 from cctlib import train as training
@@ -32,6 +33,7 @@ from cctlib.trainlog import read_log
 # Everything that draws random numbers is switched on.
 TINY = Recipe(
     name="tiny", model="cct_2_3x2", epochs=3, batch=8, lr=1e-3, warmup_epochs=1, ema=0.9, attention_dropout=0.1,
+    small_epochs=1, small_size=20,
     augmentation=Augmentation(
         shift=2, crop_scale=0.7, flip=True, randaugment=9, erasing=0.5, mixup=0.8, cutmix=1.0
     ),
@@ -370,7 +372,7 @@ def test_a_run_counts_its_image_passes(images, tmp_path):
 
 def test_every_data_set_and_device_has_a_recipe():
     assert recipe_for("cifar100", "cpu").name == "cpu" and recipe_for("cifar100", "cuda").name == "paper"
-    assert recipe_for("flowers102-kaggle", "cpu").name == "flowers-cpu" and recipe_for("flowers102", "cuda:1").name == "flowers"
+    assert recipe_for("flowers102-kaggle", "cpu").name == "flowers-kaggle-cpu" and recipe_for("flowers102", "cuda:1").name == "flowers"
     assert recipe_for("demo", "cpu").name == "demo"
 
 
@@ -450,6 +452,30 @@ def test_an_epoch_shows_every_image_once(images, tmp_path):
     assert not torch.equal(*orders)
 
 
+def test_the_first_epochs_see_small_images(images, tmp_path, monkeypatch):
+    """And the whole network learns from them, its positions resized; accuracy is always that of full images."""
+    run = trainer.Trainer(TINY, images["train"], images["held-out"], tmp_path, HERE)
+    seen, forward = [], run.network.tokenizer.forward
+    monkeypatch.setattr(run.network.tokenizer, "forward", lambda images: seen.append(images.shape[-1]) or forward(images))
+    for _ in range(run.steps):
+        before = run.network.classifier.positional_emb.detach().clone()
+        run.learn()
+        assert not torch.equal(before, run.network.classifier.positional_emb)
+    assert seen == [20] * 5 + [32] * 10
+    run.step, run.averaged = 0, None
+    run.learn()
+    seen.clear()
+    run.evaluate()
+    assert set(seen) == {32}
+
+
+def test_small_images_are_torchvisions_resized_ones(images):
+    pixels = images["train"].pixels[:4].float()
+    expected = transforms.functional.resize(pixels, [20, 20], antialias=True)
+    torch.testing.assert_close(trainer.resized(pixels, 20), expected)
+    assert trainer.resized(pixels, 32) is pixels
+
+
 def test_image_folders_are_normalised_as_their_data_set_says(images, tmp_path):
     for name in ("cat", "dog"):
         (tmp_path / "train" / name).mkdir(parents=True)
@@ -484,6 +510,18 @@ def test_the_command_line_trains_and_goes_on(tmp_path, capsys):
     assert refused.value.code == 2 and "holds a run already" in capsys.readouterr().err
     cli.main([*arguments, "--resume"])
     assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"] == 2
+
+
+def test_the_command_line_changes_a_recipe(tmp_path, capsys):
+    arguments = ["train", "--recipe", "demo", "--dataset", "demo", "--folder", str(tmp_path), "--hours", "0", "--device", "cpu"]
+    cli.main([*arguments, "--epochs", "7", "--mixup", "0.2", "--optimizer", "muon"])
+    run = json.loads((tmp_path / "run.json").read_text())["recipe"]
+    assert (run["epochs"], run["optimizer"], run["augmentation"]["mixup"]) == (7, "muon", 0.2)
+    assert run["lr"] == RECIPES["demo"].lr and run["augmentation"]["shift"] == RECIPES["demo"].augmentation.shift
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as refused:
+        cli.main([*arguments, "--small-epochs", "3", "--small-size", "99"])
+    assert refused.value.code == 2 and "3 epochs at 99 pixels do not fit" in capsys.readouterr().err
 
 
 @pytest.mark.slow
