@@ -225,7 +225,7 @@ def sweep_stage(study: Study, profile: Profile) -> Path:
             about = {f"dense_{name}": value for name, value in dense.items()}
             return found.table.assign(images=len(images[test]), trained_images=len(images["train"]), **about)
 
-        at, later = (snp.THETA,), tuple(amount for amount in settings.epochs if amount > 0)
+        at, later = (snp.THETA,), tuple(amount for amount in settings.amounts(len(images["train"])) if amount > 0)
         pruned = [swept(sweep.plan(andc.TARGETS, andc.METHODS, at, settings.seeds), (0.0,), "test")]
         if later:
             pruned.append(swept(sweep.plan(settings.retrained, COMPARED, at, settings.seeds), later, "test"))

@@ -84,6 +84,11 @@ class Measurement:
         """Share of the split's images that the network itself gets right."""
         return float((self.predictions[split] == self.labels[split]).mean())
 
+    def accuracy_per_label(self, split: str = "test") -> float:
+        """The same share label by label, and then the mean over the labels that have images."""
+        right = pd.Series(self.predictions[split] == self.labels[split])
+        return float(right.groupby(self.labels[split]).mean().mean())
+
 
 class _Extremes:
     """The EXTREMES largest values of each node and where they stand, streamed over batches; the smallest, by negation."""

@@ -33,19 +33,24 @@ class ProbeSettings:
 
     epochs: int = 2  # passes over the training images, at most
     batch: int = 128
+    least_steps: int = 300  # of an epoch: a small set is passed over as often as that takes
     learning_rate: float = 3e-3
-    patience: int = 1  # a probe stops after so many passes without a better held-out accuracy
+    patience: int = 1  # a probe stops after so many epochs without a better held-out accuracy
     normalised: tuple[str, ...] = ("ff",)  # kinds of site that get a LayerNorm without weights in front
     swapped: tuple[str, ...] = ("mha", "ff")  # kinds with a second probe, LayerNorm the other way round
     seed: int = 0
     precision: Precision = "auto"  # of the frozen trunk; probes are fp32
 
     def __post_init__(self) -> None:
-        if self.epochs < 1 or self.batch < 1 or not self.learning_rate > 0:
+        if self.epochs < 1 or self.batch < 1 or self.least_steps < 1 or not self.learning_rate > 0:
             raise UserError(
-                f"probe settings need epochs >= 1, batch >= 1 and a positive learning rate; got {self.epochs}, "
-                f"{self.batch}, {self.learning_rate}"
+                f"probe settings need epochs, batch and least_steps >= 1 and a positive learning rate; got {self.epochs}, "
+                f"{self.batch}, {self.least_steps}, {self.learning_rate}"
             )
+
+    def passes(self, images: int) -> int:
+        """How often an epoch passes over so many training images."""
+        return -(-self.least_steps // -(-images // self.batch))
 
 
 class Probe(nn.Module):
@@ -132,37 +137,36 @@ def train_probes(
     checkpoint: Path | None = None,
     checkpoint_steps: int = 50,
 ) -> pd.DataFrame:
-    """Train `probes` in place on the sites of the frozen `network`; each ends with the weights of its best pass.
+    """Train `probes` in place on the sites of the frozen `network`; each ends with the weights of its best epoch.
 
     `network(images, taps=...)` returns logits and tokens by site. With `checkpoint`, the state is saved there every
     `checkpoint_steps` batches, and a run that was killed goes on from it to the same weights, bit for bit on a CPU.
-    Returns the history: one row per pass and probe, with columns epoch, probe, held_out_accuracy, stopped.
+    Returns the history: one row per epoch and probe, with columns epoch, probe, held_out_accuracy, stopped.
     Raises `UserError` when a probe's loss stops being finite.
     """
     if len(held_out) == 0:
         raise UserError(
             "no held-out images: early stopping of probes decides on them; check the held-out split of the data set"
         )
-    run = _Run(
-        network, normalise, probes.to(device), settings, steps_per_epoch=-(-len(train) // settings.batch)
-    )
+    steps_per_pass, passes = -(-len(train) // settings.batch), settings.passes(len(train))
+    run = _Run(network, normalise, probes.to(device), settings, steps_per_epoch=passes * steps_per_pass)
     if checkpoint is not None and checkpoint.exists():
         run.load(checkpoint)
     total = settings.epochs * run.steps_per_epoch
     with tqdm(total=total, initial=run.step, desc="probes", unit="batch") as bar:
         while run.step < total and run.active:
-            epoch, done = divmod(run.step, run.steps_per_epoch)
-            order = torch.Generator().manual_seed(settings.seed * 1_000_003 + epoch)
+            number, done = divmod(run.step, steps_per_pass)
+            order = torch.Generator().manual_seed(settings.seed * 1_000_003 + number)
             for pixels, labels in batches(train, settings.batch, device=device, generator=order, skip=done):
                 run.learn(pixels, labels)
                 bar.update()
                 within = run.step % run.steps_per_epoch
                 if checkpoint is not None and within and run.step % checkpoint_steps == 0:
                     run.save(checkpoint)
-            run.finish_epoch(
-                epoch, accuracies(network, normalise, probes, held_out, run.active, settings, device=device)
-            )
-            bar.set_postfix_str(run.summary())
+            if run.step % run.steps_per_epoch == 0:
+                found = accuracies(network, normalise, probes, held_out, run.active, settings, device=device)
+                run.finish_epoch(number // passes, found)
+                bar.set_postfix_str(run.summary())
             if checkpoint is not None:
                 run.save(checkpoint)
     run.restore_best()
@@ -209,7 +213,7 @@ class _Run:
         for name, value in accuracy.items():
             if not all(bool(weight.isfinite().all()) for weight in self.probes[name].parameters()):
                 raise UserError(
-                    f"the probe {name} diverged in pass {epoch + 1}; lower learning_rate ({self.settings.learning_rate})"
+                    f"the probe {name} diverged in epoch {epoch + 1}; lower learning_rate ({self.settings.learning_rate})"
                 )
             if value > self.best[name]["accuracy"]:
                 self.best[name] = {
@@ -232,7 +236,7 @@ class _Run:
         )
 
     def restore_best(self) -> None:
-        """Give each probe the weights of its best pass."""
+        """Give each probe the weights of its best epoch."""
         for name, best in self.best.items():
             self.probes[name].load_state_dict(best["state"])
 

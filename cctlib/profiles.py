@@ -30,19 +30,26 @@ class PruningSettings:
     """The study of pruning: all methods at theta 0.3 with retraining, and without it along the thresholds.
 
     test, curve_test: images that judge the networks pruned at theta 0.3, and those along `thetas`.
-    train: images that retraining draws from; epochs: passes over these, 0 for none. retrained: the targets that are.
+    train: images that retraining draws from; epochs: passes over these, 0 for none, over sets smaller than `least_images` as many
+    more as make up for it. retrained: the targets that are.
     """
 
     test: int | None = None
     curve_test: int | None = None
     train: int | None = None
     epochs: tuple[float, ...] = (0.0, 1.0, 3.0)
+    least_images: int = 40_000
     retrained: tuple[str, ...] = ("proj", "linear1", "linear2", "fc", "all")
     thetas: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
     curves: tuple[str, ...] = ("proj", "linear1", "linear2", "fc", "all")
     seeds: tuple[int, ...] = (0, 1, 2)
     latency_thetas: tuple[float, ...] = (0.3, 0.4, 0.5, 0.6)  # of ANDC's masks whose networks are timed
     seconds: float = 8.0  # of timing each of them, for each batch
+
+    def amounts(self, images: int) -> tuple[float, ...]:
+        """`epochs` as passes over so many training images."""
+        more = max(1.0, self.least_images / images)
+        return tuple(round(more * amount, 2) for amount in self.epochs)
 
 
 @dataclass(frozen=True)
@@ -62,8 +69,8 @@ class Profile:
 
 
 FULL = Profile("full")
-# Two cores pass some 400 images a second through a CCT-7/3x2, and retrain 150: a tenth of a pass instead of three, judged by a
-# third of the test images.
+# Two cores pass some 400 images a second through a CCT-7/3x2, and retrain 150: a tenth of a pass over CIFAR-100 instead of three,
+# judged by a third of the test images.
 ON_PROCESSOR = replace(
     FULL, heads=HeadSettings(test=30), pruning=PruningSettings(test=30, curve_test=10, epochs=(0.0, 0.1))
 )
@@ -71,10 +78,10 @@ ON_PROCESSOR = replace(
 PROFILES = {
     "quick": Profile(
         "quick", train=100, held_out=20, test=30,
-        thetas=(0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7), null_draws=4, label_orders=4,
+        probe=ProbeSettings(least_steps=75), thetas=(0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7), null_draws=4, label_orders=4,
         heads=HeadSettings(gap_deals=100, test=15, encoders=(1, 4, 7)),
         pruning=PruningSettings(
-            test=5, curve_test=5, train=20, epochs=(0.0, 0.25), retrained=("fc", "all"),
+            test=5, curve_test=5, train=20, epochs=(0.0, 0.25), least_images=1, retrained=("fc", "all"),
             thetas=(0.1, 0.3, 0.5), curves=("fc", "all"), latency_thetas=(0.3, 0.5), seconds=1.0,
         ),
     ),

@@ -8,7 +8,7 @@ opened from the measurement that ships with the model, and says so wherever its 
 """
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -135,6 +135,27 @@ def shipped_study(dataset: str, model: str, device: torch.device) -> Study:
     return Study(
         dataset, found, measure.load(found.folder), tables.load(found.folder), "shipped", device, folders={}
     )  # fmt: skip
+
+
+def beside(study: Study) -> dict[str, Study]:
+    """The study, and what ships of the other data sets with a shipped default model; by title, in the order of `data.DATASETS`."""
+    found = {}
+    for dataset in dict.fromkeys([*data.DATASETS, study.dataset]):
+        other = study if dataset == study.dataset else None
+        if other is None and shipped_model(dataset, "default") is not None:
+            other = shipped_study(dataset, "default", study.device)
+        if other is not None:
+            found[other.provenance["dataset"]] = other
+    return found
+
+
+def provenance_of(studies: Iterable[Study]) -> dict[str, str]:
+    """What the line under a figure of several studies says: all that is said of any of them, once."""
+    said: dict[str, list[str]] = {}
+    for study in studies:
+        for key, value in study.provenance.items():
+            said.setdefault(key, []).append(str(value))
+    return {key: ", ".join(dict.fromkeys(values)) for key, values in said.items()}
 
 
 def measured_study(dataset: str, model: str, profile: Profile, runs: Path, device: torch.device) -> Study:

@@ -25,6 +25,7 @@ from cctlib.figures import (
     andc,
     browse,
     confusions,
+    datasets,
     experts,
     heads,
     model,
@@ -112,6 +113,13 @@ def across() -> Card:
     return overview.across_networks({"CCT-7": tiny.by_theta(7, ("mha", "ff")), "VGG-16": tiny.by_theta(13, ("filters",))})
 
 
+def side_by_side(number: int) -> Card:
+    """So many data sets on the same axes."""
+    names = ("CIFAR-100", "Flowers-102 (official split)", "Flowers-102 (split kaggle-6552)")[:number]
+    found = datasets.Measured(tiny.accuracy(), tiny.by_theta(), 0.633)
+    return datasets.side_by_side({name: found._replace(network=0.5 + 0.1 * place) for place, name in enumerate(names)})
+
+
 STATIC = {
     "network 3x2": lambda: network.network(config("cct_7_3x2")),
     "network 7x2, 14 encoders": lambda: network.network(config("cct_14_7x2", image_size=224, num_classes=102)),
@@ -163,6 +171,10 @@ STATIC = {
     "latency": lambda: andc.latency(tiny.latencies()),
     "hero": lambda: hero(100),
     "across networks": across,
+    "data sets": lambda: side_by_side(3),
+    "one data set": lambda: side_by_side(1),
+    "claims on data sets": lambda: datasets.claims(tiny.claims(("CIFAR-100", "Flowers-102 (official split)"))),
+    "claims on one": lambda: datasets.claims(tiny.claims(("demo shapes",))),
     "verdicts": lambda: overview.verdicts(tiny.verdicts()),
 }  # fmt: skip
 BROWSERS = {
@@ -178,7 +190,7 @@ BROWSERS = {
         for labels in SIZES
     },
 }
-WITHOUT_AXES = ("network", "verdicts")  # drawings: there is nothing to name
+WITHOUT_AXES = ("network", "verdicts", "claims")  # drawings: there is nothing to name
 
 
 def written(figure: Card) -> list[Text]:
@@ -423,6 +435,8 @@ def test_trends_against_polyfit():
         (lambda: andc.accuracy_density(tiny.pruned(), epochs=9), "9 epochs of retraining"),
         (lambda: overview.verdicts(tiny.verdicts().assign(verdict="true")), "unknown verdict"),
         (lambda: overview.across_networks({}), "0 networks"),
+        (lambda: datasets.side_by_side({}), "0 data sets"),
+        (lambda: datasets.claims(tiny.claims(("here",)).assign(verdict="true")), "unknown verdict"),
     ],
 )
 def test_bad_input_gets_one_clear_line(call, words):
@@ -454,8 +468,11 @@ def lab(color: str, cones: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("eye", CONES)
 @pytest.mark.parametrize(
     "colors",
-    [palette.KINDS.values(), palette.METHODS.values(), palette.HEADS[:4], (palette.SIGNAL, palette.WARN, palette.FOREIGN)],
-    ids=["kinds", "methods", "heads", "entries"],
+    [
+        palette.KINDS.values(), palette.METHODS.values(), palette.HEADS[:4], palette.DATASETS,
+        (palette.SIGNAL, palette.WARN, palette.FOREIGN),
+    ],
+    ids=["kinds", "methods", "heads", "data sets", "entries"],
 )  # fmt: skip
 def test_colours_can_be_told_apart_by_every_eye(colors, eye):
     """A difference of 15 in CIELAB is seen at a glance; a just noticeable one is about 2."""

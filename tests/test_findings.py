@@ -11,7 +11,7 @@ from cctlib.probe import ProbeSettings
 from cctlib.profiles import HeadSettings, Profile, PruningSettings
 
 PROFILE = Profile(
-    "tiny", train=6, held_out=3, test=4, probe=ProbeSettings(epochs=2, batch=20, precision="fp32"), thetas=(0.1, 0.3, 0.7),
+    "tiny", train=6, held_out=3, test=4, probe=ProbeSettings(epochs=2, batch=20, least_steps=1, precision="fp32"), thetas=(0.1, 0.3, 0.7),
     null_draws=2, label_orders=2, heads=HeadSettings(gap_deals=25, test=3, draws=2),
     pruning=PruningSettings(
         test=3, curve_test=2, train=4, epochs=(0.0, 1.0), retrained=("fc",), thetas=(0.1, 0.3), curves=("fc", "all"),

@@ -10,7 +10,7 @@ import torch
 from cctlib import cct, data, measure, probe, sites, snp, tables
 from cctlib.errors import UserError
 
-SETTINGS = probe.ProbeSettings(epochs=1, batch=20, precision="fp32")
+SETTINGS = probe.ProbeSettings(epochs=1, batch=20, least_steps=6, precision="fp32")  # two passes an epoch
 ABOUT = {"dataset": "Demo", "per_label": {"train": 6, "held-out": 2, "test": 3}}
 
 
@@ -168,7 +168,7 @@ def test_a_killed_training_of_probes_ends_with_the_same_weights(network, images,
         nonlocal steps
         save(run, path)
         steps += 1
-        if steps == 2:
+        if steps == 5:  # in the second pass
             raise Killed
 
     monkeypatch.setattr(probe._Run, "save", save_and_die)
@@ -178,6 +178,11 @@ def test_a_killed_training_of_probes_ends_with_the_same_weights(network, images,
     resumed, again = trained(network, images, checkpoint=tmp_path / "checkpoint.pt")
     pd.testing.assert_frame_equal(history, again)
     assert all(torch.equal(value, resumed.state_dict()[name]) for name, value in whole.state_dict().items())
+
+
+def test_a_small_set_is_passed_over_more_often():
+    settings = probe.ProbeSettings(batch=128, least_steps=300)
+    assert settings.passes(45_000) == 1 and settings.passes(1_836) == 20  # 15 steps each
 
 
 def test_training_all_probes_at_once_is_training_each_alone(network, images):

@@ -202,6 +202,18 @@ def verdicts() -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["claim", "statement", "verdict", "effect", "low", "high"])
 
 
+def claims(datasets: tuple[str, ...]) -> pd.DataFrame:
+    """Verdicts by data set: one claim that all agree on, and others."""
+    states = ("supported", "not supported", "undetermined")
+    statement = "The signal sharpens along the encoders: noise falls and the signal-to-noise ratio rises."
+    rows = [
+        (name, claim, statement, states[(line * place) % 3])
+        for line, claim in enumerate(("C1", "C2", "C3"))
+        for place, name in enumerate(datasets)
+    ]
+    return pd.DataFrame(rows, columns=["dataset", "claim", "statement", "verdict"])
+
+
 def training_log(epochs: int = 6) -> pd.DataFrame:
     """A log with accuracies where an epoch ended, and none elsewhere."""
     step = np.arange(1, 2 * epochs + 1)

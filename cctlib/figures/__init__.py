@@ -8,7 +8,7 @@ figure.
     snr, theta, null     along the encoders; at every threshold; against chance and other choices
     heads, experts       which labels a head owns; whether it is better at them
     andc                 pruning
-    overview             the story in one picture; the verdicts
+    overview, datasets   the story in one picture, the verdicts; several data sets side by side
     style, palette, interactive, wording    how figures look, and how messages are put into words
 
 A figure's title states what the data show, in words that comparisons choose. `stamp(figure, provenance)` adds
@@ -20,6 +20,7 @@ from cctlib.figures import (
     andc,
     browse,
     confusions,
+    datasets,
     experts,
     heads,
     model,
@@ -40,6 +41,7 @@ __all__ = [
     "andc",
     "browse",
     "confusions",
+    "datasets",
     "experts",
     "headline_of",
     "heads",

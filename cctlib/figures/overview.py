@@ -174,7 +174,7 @@ def verdicts(table: pd.DataFrame) -> Card:
     for row, (statement, effect), height in zip(table.itertuples(), blocks, heights, strict=True):
         axes.axhline(top, color=RULE, linewidth=1)
         axes.text(0.02, top + 0.1, row.claim, va="top", weight="bold", size=SMALLEST + 2, color=MUTED)
-        _pill(axes, 0.45, top + 0.1, row.verdict)
+        pill(axes, 0.45, top + 0.1, row.verdict)
         axes.text(1.95, top + 0.1, statement, va="top", weight="bold", size=SMALLEST + 1, linespacing=1.25)
         axes.text(
             1.95,
@@ -203,7 +203,8 @@ def _effect(row: Any, width: float) -> str:
     return wrap(effect, SMALLEST, width) + (f"\n95% interval: {number(row.low)} to {number(row.high)}" if interval else "")
 
 
-def _pill(axes: Axes, left: float, top: float, verdict: str) -> None:
+def pill(axes: Axes, left: float, top: float, verdict: str) -> None:
+    """A verdict with its sign, on axes measured in inches; filled where the claim is supported."""
     color, sign = VERDICTS[verdict]
     filled = verdict == "supported"
     axes.add_patch(

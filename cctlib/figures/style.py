@@ -162,12 +162,12 @@ def stamp(figure: Drawn, provenance: Mapping[str, object]) -> Drawn:
     """Write the line that says where a figure came from, on a matplotlib or plotly figure; returns the
     figure.
 
-    `provenance`: data set, model, weights (hash), commit, profile and device, and optionally `note` (for
+    `provenance`: data set, model, weights (hash, or several with commas between), commit, profile and device, and optionally `note` (for
     example that the shipped measurement is shown); an absent entry is written as "not recorded", so that a
     figure never passes as better documented than it is.
     """
     recorded: dict[str, str] = {key: str(provenance.get(key) or "not recorded") for key in STAMP_KEYS}
-    recorded["weights"] = recorded["weights"][:12]  # enough of a hash to find it
+    recorded["weights"] = ", ".join(of_model[:12] for of_model in recorded["weights"].split(", "))  # enough of a hash to find it
     phrases = [recorded["dataset"], recorded["model"], *(f"{key} {recorded[key]}" for key in STAMP_KEYS[2:])]
     if provenance.get("note"):
         phrases.append(str(provenance["note"]))

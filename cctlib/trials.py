@@ -1,0 +1,67 @@
+"""What was tried in training, and what it gave: short runs that ship as their logs, in groups that were compared with each other.
+
+    artifacts/trials/<group>/about.json          {"title": what was compared, in words}
+    artifacts/trials/<group>/<trial>/run.json    recipe, images, machine and commit
+    artifacts/trials/<group>/<trial>/log.jsonl   its course
+
+A trial is a folder that `cctlib train` wrote, without its weights. Trials of a group had the same images and as much
+time on the same machine; failures stay in it.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from cctlib import artifacts, trainlog
+from cctlib.errors import UserError
+
+FOLDER = "trials"
+TOLD = ("name", "epochs")  # of the settings: told in columns of their own
+
+
+def groups(folder: Path | None = None) -> list[str]:
+    """Names of the groups that ship, in alphabetical order."""
+    home = artifacts.shipped() / FOLDER if folder is None else folder
+    return sorted({path.parent.parent.name for path in home.glob(f"*/*/{artifacts.RUN}")})
+
+
+def title(group: str, folder: Path | None = None) -> str:
+    """What a group compares, in words."""
+    home = artifacts.shipped() / FOLDER if folder is None else folder
+    return artifacts.read_json(home / group / "about.json")["title"]
+
+
+def table(group: str, folder: Path | None = None) -> pd.DataFrame:
+    """One row a trial, the best first.
+
+    trial; settings (those in which the trials of the group differ); dataset; images (to learn from); epochs and image_passes (done);
+    minutes; images_per_second (of training, median over the log); held_out_accuracy (the last, a share of 1); device; commit.
+    Raises `UserError` where there is no such group, or a log without held-out accuracy.
+    """
+    home = (artifacts.shipped() / FOLDER if folder is None else folder) / group
+    runs = {path.parent.name: artifacts.read_json(path) for path in sorted(home.glob(f"*/{artifacts.RUN}"))}
+    if not runs:
+        raise UserError(f"{home} holds no trial; each is a folder with {artifacts.RUN} and {artifacts.LOG}, as `cctlib train` writes them")
+    settings = {name: _flat(run["recipe"]) for name, run in runs.items()}
+    differ = [key for key in next(iter(settings.values())) if len({json.dumps(own.get(key)) for own in settings.values()}) > 1]
+    rows = []
+    for name, run in runs.items():
+        log = trainlog.read_log(home / name / artifacts.LOG)
+        if "held_out_accuracy" not in log or log.held_out_accuracy.isna().all():
+            raise UserError(f"{home / name}: its log has no held-out accuracy; train it for an epoch at least")
+        last = log.iloc[-1]
+        rows.append({
+            "trial": name, "settings": ", ".join(f"{key} {settings[name].get(key)}" for key in differ if key not in TOLD),
+            "dataset": run["data"]["dataset"], "images": run["data"]["images"], "epochs": last.epoch,
+            "image_passes": int(last.step) * run["recipe"]["batch"], "minutes": log.seconds.max() / 60,
+            "images_per_second": log.images_per_second.median(), "held_out_accuracy": log.held_out_accuracy.dropna().iloc[-1],
+            "device": run["environment"]["device"], "commit": run["environment"]["commit"],
+        })  # fmt: skip
+    return pd.DataFrame(rows).sort_values("held_out_accuracy", ascending=False, ignore_index=True)
+
+
+def _flat(recipe: dict[str, Any]) -> dict[str, Any]:
+    """Settings of a recipe with those of its augmentation beside the others."""
+    return {key: value for key, value in recipe.items() if key != "augmentation"} | recipe["augmentation"]

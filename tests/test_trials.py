@@ -1,0 +1,50 @@
+"""What was tried: the table comes from logs alone, and says in what the trials differed."""
+
+import json
+
+import pytest
+
+from cctlib import artifacts, trials
+from cctlib import train as training
+from cctlib.data import load
+from cctlib.errors import UserError
+from cctlib.recipes import recipe
+
+
+@pytest.fixture(scope="module")
+def group(tmp_path_factory):
+    """Two short trainings of the demo set that differ in the optimizer and in mixup."""
+    folder = tmp_path_factory.mktemp("trials")
+    images = {split: load("demo", split).subset(per_label=4) for split in ("train", "held-out")}
+    for name, changes in {"plain": {}, "other": {"optimizer": "muon", "mixup": 0.5}}.items():
+        chosen = recipe("demo", epochs=2, batch=8, **changes)
+        training.train(chosen, images["train"], images["held-out"], folder / "demo" / name, device="cpu", progress=False)
+    return folder
+
+
+def test_a_group_is_told_from_its_logs(group):
+    table = trials.table("demo", group).set_index("trial")
+    assert trials.groups(group) == ["demo"] and set(table.index) == {"plain", "other"}
+    assert table.settings["other"] == "optimizer muon, mixup 0.5" and table.settings["plain"] == "optimizer adamw, mixup 0.0"
+    assert (table.epochs == 2).all() and (table.image_passes == 2 * 40).all() and (table.images == 40).all()
+    for name in table.index:
+        last = json.loads((group / "demo" / name / "log.jsonl").read_text().splitlines()[-1])
+        assert table.held_out_accuracy[name] == last["held_out_accuracy"] and table.minutes[name] == pytest.approx(last["seconds"] / 60)
+    assert table.held_out_accuracy.is_monotonic_decreasing
+
+
+def test_what_is_no_trial_is_named(group, tmp_path):
+    with pytest.raises(UserError, match="nothing holds no trial"):
+        trials.table("nothing", group)
+    run = {"recipe": {"batch": 8, "augmentation": {}}}
+    artifacts.write_json(tmp_path / "cut" / "short" / "run.json", run)
+    (tmp_path / "cut" / "short" / "log.jsonl").write_text('{"step": 1, "epoch": 0.1, "seconds": 1.0}\n')
+    with pytest.raises(UserError, match="short: its log has no held-out accuracy"):
+        trials.table("cut", tmp_path)
+
+
+@pytest.mark.parametrize("group", trials.groups())
+def test_what_ships_can_be_told(group):
+    table = trials.table(group)
+    assert trials.title(group) and len(table) > 1
+    assert table.held_out_accuracy.between(0, 1).all() and (table.dataset == table.dataset[0]).all()
