@@ -23,7 +23,7 @@ REFERENCE = "vit-pytorch"
 
 
 def reference(config: cct.CCTConfig) -> nn.Module:
-    """vit-pytorch's CCT of the same shape."""
+    """vit-pytorch's CCT of the same shape, regularised alike."""
     from vit_pytorch.cct import CCT
 
     return CCT(
@@ -38,6 +38,9 @@ def reference(config: cct.CCTConfig) -> nn.Module:
         mlp_ratio=config.mlp_ratio,
         num_classes=config.num_classes,
         positional_embedding=config.positional,
+        dropout_rate=config.dropout,
+        attention_dropout=config.attention_dropout,
+        stochastic_depth_rate=config.stochastic_depth,
     )
 
 

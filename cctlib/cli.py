@@ -160,7 +160,7 @@ def andc_command(
 
 def train_command(
     recipe: Annotated[
-        str, tyro.conf.arg(help="paper, paper-1500, flowers, flowers-cpu, cpu or demo", metavar="NAME")
+        str, tyro.conf.arg(help=", ".join(recipes.RECIPES), metavar="NAME")
     ] = "cpu",
     dataset: Dataset = "cifar100",
     folder: Annotated[
