@@ -218,6 +218,18 @@ def ship_command(
     print(f"wrote {ship_study(open_study(dataset, model, profile, runs, device))}")
 
 
+def ship_weights_command(
+    folder: Annotated[Path, tyro.conf.arg(help="of a finished training", metavar="DIR")],
+    default: Annotated[bool, tyro.conf.arg(help="make it the model that the book shows for its data set")] = False,
+    device: Device = "auto",
+) -> None:
+    """Round trained weights, measure their accuracy, and put them under artifacts/ (for maintainers)."""
+    from cctlib.ship import ship_run
+
+    model = ship_run(folder, default=default, device=resolve_device(device))
+    print(f"wrote {model.folder}: {model.manifest['accuracy']['test']:.2%} of the test images")
+
+
 def _say(study: Study) -> None:
     about = study.provenance
     print(
@@ -241,6 +253,7 @@ def commands() -> dict[str, Callable]:
         "andc": andc_command,
         "reproduce": reproduce_command,
         "ship": ship_command,
+        "ship-weights": ship_weights_command,
     }
 
 

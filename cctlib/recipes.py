@@ -5,6 +5,7 @@ A recipe is all that determines the weights, apart from the images and the hardw
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, make_dataclass, replace
 from typing import Any, Literal, Optional
 
@@ -184,6 +185,11 @@ def recipe(name: str, **changes: Any) -> Recipe:
     chosen = RECIPES[name]
     augmentation = {key: changes.pop(key) for key in list(changes) if hasattr(chosen.augmentation, key)}
     return replace(chosen, **changes, augmentation=replace(chosen.augmentation, **augmentation))
+
+
+def from_dict(settings: Mapping[str, Any]) -> Recipe:
+    """The recipe that `dataclasses.asdict` made the settings of, as they stand in logs and manifests."""
+    return Recipe(**{**settings, "augmentation": Augmentation(**settings["augmentation"])})
 
 
 def recipe_for(dataset: str, device: torch.device | str) -> Recipe:

@@ -22,11 +22,28 @@ from cctlib.errors import UserError
 from cctlib.figures import nodes
 from cctlib.models import Model
 from cctlib.precision import autocast
-from cctlib.recipes import Recipe
+from cctlib.recipes import Recipe, from_dict
 from cctlib.study import Study, open_study
 
 HERO = artifacts.PACKAGE.parent / "book" / "_static" / "hero.png"
 LARGEST = 20_000_000  # bytes of one file in git
+
+
+def ship_run(folder: Path, destination: Path | None = None, *, default: bool, device: torch.device) -> Model:
+    """`ship_weights` for what `cctlib train` left in `folder`, by default to its place under `artifacts/`.
+
+    The manifest says on which machine, from which commit and for how long it was trained. Raises `UserError` for a run without an
+    end, and as `ship_weights`.
+    """
+    run = artifacts.read_json(folder / artifacts.RUN)
+    weights = folder / trainer.WEIGHTS
+    if not weights.is_file():
+        raise UserError(f"{folder} holds no {weights.name}; its training has not come to its end, go on with: cctlib train --resume")
+    recipe, dataset = from_dict(run["recipe"]), run["data"]["dataset"]
+    minutes = round(trainlog.read_log(folder / trainlog.FILE).seconds.max() / 60, 1)
+    target = destination or artifacts.shipped() / dataset / recipe.model
+    about = {"minutes": minutes, **run["environment"]}
+    return ship_weights(weights, recipe, dataset, target, training=about, default=default, device=device)
 
 
 def ship_weights(

@@ -26,8 +26,8 @@ from cctlib.cct import CCT
 from cctlib.datasets import describe
 from cctlib.errors import UserError
 from cctlib.processes import Place
-from cctlib.recipes import RECIPES, Recipe, recipe, recipe_for
-from cctlib.ship import ship_weights
+from cctlib.recipes import RECIPES, Recipe, from_dict, recipe, recipe_for
+from cctlib.ship import ship_run, ship_weights
 from cctlib.trainlog import read_log
 
 # Everything that draws random numbers is switched on.
@@ -568,6 +568,16 @@ def test_accuracy_is_given_per_image_and_per_label_that_has_images(garden, tmp_p
     assert shipped.manifest["accuracy"]["test"] == pytest.approx(per_image)
     assert shipped.manifest["accuracy_per_label"]["test"] == pytest.approx(per_label)
     assert shipped.manifest["accuracy_before_rounding"] == shipped.manifest["accuracy"]
+
+
+def test_a_finished_run_ships_with_what_it_says_of_itself(images, tmp_path):
+    folder = tmp_path / "run"
+    run(images, folder, hours=0.0)
+    with pytest.raises(UserError, match="has not come to its end"):
+        ship_run(folder, tmp_path / "out", default=False, device=HERE.device)
+    run(images, folder, resume=True)
+    training = ship_run(folder, tmp_path / "out", default=False, device=HERE.device).manifest["training"]
+    assert from_dict(training["recipe"]) == TINY and {"commit", "device", "torch", "minutes"} <= set(training)
 
 
 def test_weights_of_another_recipe_do_not_ship(garden, tmp_path):
