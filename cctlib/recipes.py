@@ -85,7 +85,13 @@ class Recipe:
 
     def image_passes(self, images: int) -> int:
         """How often an image is learned from in a whole run; what fills no batch at the end of an epoch is left out."""
-        return images // self.batch * self.batch * self.epochs
+        return sum(self.passes_by_size(images).values())
+
+    def passes_by_size(self, images: int) -> dict[int, int]:
+        """The image passes of a whole run by the size (pixels) of the images, for what they cost."""
+        epoch, small = images // self.batch * self.batch, self.small_epochs
+        passes = {self.small_size: small * epoch, self.image_size: (self.epochs - small) * epoch}
+        return {size: number for size, number in passes.items() if number}
 
     def size(self, epoch: int) -> int:
         """Pixels along one side of the images that an epoch (counted from 0) sees."""
