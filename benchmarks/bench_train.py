@@ -7,7 +7,8 @@ Model, batch, precision, optimizer and kinds of augmentation are the same for al
 size, and they are random. A third row
 trains vit-pytorch's network on one batch that is there already, which tells the network's share from the pipeline's.
 The rows take turns, so that other load falls on all alike. Printed are images per second at the median turn, and the
-median over turns of the ratio to the usual pipeline.
+median over turns of the ratio to the usual pipeline; and, for our step, the share of the speed that this device has in a
+single matrix product of the network's shapes, timed in the same turns.
 """
 
 import argparse
@@ -28,14 +29,14 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from torchvision.transforms import v2 as transforms
 from torchvision.transforms.v2.functional import to_pil_image
 
-from cctlib import precision
+from cctlib import cct, compact, precision
 from cctlib.artifacts import device_name
 from cctlib.data import DATASETS, Images
 from cctlib.processes import Place
 from cctlib.recipes import Recipe, recipe
 from cctlib.trainer import Trainer
 
-USUAL, BARE, OURS = "vit-pytorch, DataLoader", "vit-pytorch, no data", "cctlib"
+USUAL, BARE, OURS, PRODUCT = "vit-pytorch, DataLoader", "vit-pytorch, no data", "cctlib", "matrix product"
 SPEC = DATASETS["cifar100"]
 IMAGES = 2_000
 STEPS = 3  # of a turn
@@ -119,6 +120,29 @@ def theirs(source: Iterator[tuple[Tensor, Tensor]], chosen: Recipe, device: torc
     return step
 
 
+def product(chosen: Recipe, device: torch.device) -> Callable[[], None]:
+    """A function that multiplies a batch of tokens by the weights of queries, keys and values, in the recipe's precision."""
+    config = chosen.config(SPEC.num_labels)
+    kind = torch.bfloat16 if chosen.precision == "bf16" else torch.float32
+    tokens = torch.randn(chosen.batch * config.tokens, config.width, device=device, dtype=kind)
+    weights = torch.randn(config.width, 3 * config.width, device=device, dtype=kind)
+    found = torch.empty(len(tokens), 3 * config.width, device=device, dtype=kind)
+
+    def multiply() -> None:
+        torch.mm(tokens, weights, out=found)
+
+    return multiply
+
+
+def share_of_product(chosen: Recipe, turns: dict[str, list[float]]) -> float:
+    """Multiplications a second of our step over those of the single product. A step counts three times its forward pass."""
+    config = chosen.config(SPEC.num_labels)
+    with torch.device("meta"):
+        step = 3 * chosen.batch * compact.count(cct.CCT(config), {}).macs
+    single = chosen.batch * config.tokens * config.width * 3 * config.width
+    return median(step / ours / (single / alone) for ours, alone in zip(turns[OURS], turns[PRODUCT], strict=True))
+
+
 def seconds(step: Callable[[], None], device: torch.device) -> float:
     """Wall time of a turn."""
     start = time.perf_counter()
@@ -139,6 +163,7 @@ def compare(chosen: Recipe, workers: int, budget: float, device: torch.device) -
             USUAL: theirs(usual_batches(images, chosen, workers, device), chosen, device),
             BARE: theirs(endless, chosen, device),
             OURS: ours.learn,
+            PRODUCT: product(chosen, device),
         }
         for step in steps.values():
             seconds(step, device)
@@ -182,8 +207,11 @@ def main() -> None:
     print(f"{chosen.model}, batch {chosen.batch}, {chosen.precision}, recipe {chosen.name}, {options.workers} workers, ", end="")
     print(f"{device_name(device)}, torch {torch.__version__}, {len(turns[OURS])} turns of {STEPS} steps")
     for name, times in turns.items():
+        if name == PRODUCT:
+            continue
         ratio = median(usual / own for usual, own in zip(turns[USUAL], times, strict=True))
         print(f"{name:24} {STEPS * chosen.batch / median(times):8.0f} images/s {ratio:6.2f} times the usual pipeline")
+    print(f"{OURS} multiplies at {share_of_product(chosen, turns):.0%} of the speed of a single matrix product")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ import tyro
 from cctlib import data, recipes
 from cctlib.artifacts import replacing
 from cctlib.errors import UserError
-from cctlib.profiles import ProfileName
 from cctlib.recipes import UNCHANGED, Changes
 from cctlib.study import Study, open_study, resolve_device
 
@@ -25,9 +24,10 @@ ModelName = Annotated[
     str, tyro.conf.arg(help="a shipped model, a folder with a manifest.json, or default", metavar="NAME")
 ]
 ProfileArg = Annotated[
-    ProfileName,
+    str,
     tyro.conf.arg(
-        help="quick: a subset of images; full: all; scratch: train first; shipped: compute nothing; auto: full on a GPU"
+        help="quick: a subset of images; full: all; scratch: train first; shipped: compute nothing; auto: full on a GPU",
+        metavar="NAME",
     ),
 ]
 Runs = Annotated[Path, tyro.conf.arg(help="where finished and half-finished stages are kept", metavar="DIR")]

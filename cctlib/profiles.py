@@ -5,14 +5,11 @@ is `full` after training the network first.
 """
 
 from dataclasses import dataclass, field, replace
-from typing import Literal
 
 import torch
 
 from cctlib.errors import UserError
 from cctlib.probe import ProbeSettings
-
-ProfileName = Literal["auto", "quick", "full", "scratch", "shipped"]
 
 
 @dataclass(frozen=True)

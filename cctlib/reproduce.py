@@ -12,7 +12,6 @@ from tqdm.auto import tqdm
 
 from cctlib import artifacts, book, findings
 from cctlib.errors import UserError
-from cctlib.profiles import ProfileName
 from cctlib.study import Study, open_study
 
 
@@ -24,7 +23,7 @@ def notebooks(folder: Path) -> list[Path]:
     return found
 
 
-def reproduce(dataset: str, model: str, profile: ProfileName, runs: Path, device: str) -> Path:
+def reproduce(dataset: str, model: str, profile: str, runs: Path, device: str) -> Path:
     """Measure, execute all notebooks and build the book. Returns the page to open."""
     sources = notebooks(Path("notebooks"))
     study = open_study(dataset, model, profile, runs, device)
