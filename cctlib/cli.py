@@ -5,13 +5,14 @@
 
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import pandas as pd
 import tyro
 
-from cctlib import data, recipes
+from cctlib import data, measure, recipes
 from cctlib.artifacts import replacing
 from cctlib.errors import UserError
 from cctlib.recipes import UNCHANGED, Changes
@@ -34,6 +35,25 @@ Runs = Annotated[Path, tyro.conf.arg(help="where finished and half-finished stag
 Device = Annotated[str, tyro.conf.arg(help="cpu, cuda, or auto", metavar="NAME")]
 
 
+@dataclass(frozen=True)
+class StudyOptions:
+    """Which network is measured on which images."""
+
+    dataset: Dataset = "cifar100"
+    model: ModelName = "default"
+    profile: ProfileArg = "auto"
+    runs: Runs = Path("runs")
+    device: Device = "auto"
+
+    def open(self) -> Study:
+        """The study, measured or found."""
+        return open_study(self.dataset, self.model, self.profile, self.runs, self.device)
+
+
+Chosen = tyro.conf.OmitArgPrefixes[StudyOptions]
+AS_USUAL = StudyOptions()
+
+
 def data_command(dataset: Dataset = "cifar100") -> None:
     """Find or download a data set, decode it once, and say what is in it."""
     rows = []
@@ -48,25 +68,18 @@ def data_command(dataset: Dataset = "cifar100") -> None:
     _show(pd.DataFrame(rows))
 
 
-def probe_command(
-    dataset: Dataset = "cifar100",
-    model: ModelName = "default",
-    profile: ProfileArg = "auto",
-    runs: Runs = Path("runs"),
-    device: Device = "auto",
-) -> None:
-    """Train a probe on every site and show the progressive accuracy (test images, 95% bootstrap interval)."""
-    study = open_study(dataset, model, profile, runs, device)
+def probe_command(chosen: Chosen = AS_USUAL) -> None:
+    """Train a probe on every site and show the progressive accuracy (test images): per image with a 95% bootstrap interval, and
+    per label."""
+    study = chosen.open()
     _say(study)
-    _show(study.tables["accuracy"].round(4))
+    table, result = study.tables["accuracy"], study.measurement
+    by_label = [measure.per_label(result[site].predictions["test"], result.labels["test"]) for site in table.site]
+    _show(table.assign(per_label=by_label).round(4))
 
 
 def snp_command(
-    dataset: Dataset = "cifar100",
-    model: ModelName = "default",
-    profile: ProfileArg = "auto",
-    runs: Runs = Path("runs"),
-    device: Device = "auto",
+    chosen: Chosen = AS_USUAL,
     theta: Annotated[
         float, tyro.conf.arg(help="threshold of the Boolean matrices, one of the measured ones")
     ] = 0.3,
@@ -75,10 +88,10 @@ def snp_command(
     ] = None,
 ) -> None:
     """Single-nodal performance: clusters, noise and signal to noise of every site."""
-    study = open_study(dataset, model, profile, runs, device)
+    study = chosen.open()
     table = study.tables["by_theta"]
-    chosen = table[(table.theta - theta).abs() < 1e-6]
-    if chosen.empty:
+    found = table[(table.theta - theta).abs() < 1e-6]
+    if found.empty:
         raise UserError(
             f"theta {theta} was not measured; measured are {', '.join(str(value) for value in sorted(table.theta.unique()))}"
         )
@@ -95,24 +108,18 @@ def snp_command(
         "foreign_noise",
         "snr",
     ]
-    _show(chosen[columns].round(2))
+    _show(found[columns].round(2))
     if csv is not None:
         with replacing(csv) as temporary:
             study.tables["nodes"].to_csv(temporary, index=False)
         print(f"wrote {csv}: {len(study.tables['nodes']):,} nodes")
 
 
-def heads_command(
-    dataset: Dataset = "cifar100",
-    model: ModelName = "default",
-    profile: ProfileArg = "auto",
-    runs: Runs = Path("runs"),
-    device: Device = "auto",
-) -> None:
+def heads_command(chosen: Chosen = AS_USUAL) -> None:
     """Heads: the labels they own, whether that could be chance, and whether they are experts at them."""
     from cctlib import findings
 
-    study = open_study(dataset, model, profile, runs, device)
+    study = chosen.open()
     _say(study)
     owned = findings.ownership(study)
     _show(owned.sites.drop(columns="site").round(3), "Concentration of labels on heads, against dealt nodes (test images)")
@@ -130,18 +137,14 @@ def heads_command(
 
 
 def andc_command(
-    dataset: Dataset = "cifar100",
-    model: ModelName = "default",
-    profile: ProfileArg = "auto",
-    runs: Runs = Path("runs"),
-    device: Device = "auto",
+    chosen: Chosen = AS_USUAL,
     theta: Annotated[float, tyro.conf.arg(help="threshold of the diagonal sets; 0.3 is retrained, others are not")] = 0.3,
     csv: Annotated[Path | None, tyro.conf.arg(help="write the table of all prunings at 0.3 to this file")] = None,
 ) -> None:
     """Pruning by diagonal connections, beside other masks that keep as many weights; cost and latency."""
     from cctlib import findings
 
-    study = open_study(dataset, model, profile, runs, device)
+    study = chosen.open()
     tables = findings.pruning_tables(study)
     found = tables["pruning" if abs(theta - 0.3) < 1e-6 else "curves"]
     found = found[(found.theta - theta).abs() < 1e-6]
@@ -192,30 +195,18 @@ def train_command(
     print(f"wrote {weights}")
 
 
-def reproduce_command(
-    dataset: Dataset = "cifar100",
-    model: ModelName = "default",
-    profile: ProfileArg = "auto",
-    runs: Runs = Path("runs"),
-    device: Device = "auto",
-) -> None:
+def reproduce_command(chosen: Chosen = AS_USUAL) -> None:
     """Measure, execute all notebooks and build the book; what is done already is not done again."""
     from cctlib.reproduce import reproduce
 
-    print(f"The book is built: open {reproduce(dataset, model, profile, runs, device)}")
+    print(f"The book is built: open {reproduce(chosen.dataset, chosen.model, chosen.profile, chosen.runs, chosen.device)}")
 
 
-def ship_command(
-    dataset: Dataset = "cifar100",
-    model: ModelName = "default",
-    profile: ProfileArg = "full",
-    runs: Runs = Path("runs"),
-    device: Device = "auto",
-) -> None:
+def ship_command(chosen: Chosen = StudyOptions(profile="full")) -> None:
     """Copy a measurement into the model's folder under artifacts/ (for maintainers)."""
     from cctlib.ship import ship_study
 
-    print(f"wrote {ship_study(open_study(dataset, model, profile, runs, device))}")
+    print(f"wrote {ship_study(chosen.open())}")
 
 
 def ship_weights_command(

@@ -198,3 +198,9 @@ def test_no_held_out_images_is_one_line(network, images):
     object.__setattr__(empty["held-out"], "labels", torch.zeros(0, dtype=torch.int64))
     with pytest.raises(UserError, match="no held-out images"):
         trained(network, empty)
+
+
+def test_accuracy_per_label_weighs_every_label_alike():
+    labels, read = np.array([0, 0, 0, 2, 2, 2, 2]), np.array([0, 0, 1, 2, 0, 1, 0])  # no image of label 1
+    assert measure.per_label(read, labels) == pytest.approx((2 / 3 + 1 / 4) / 2)
+    assert measure.per_label(labels[:4], labels[:4]) == 1
