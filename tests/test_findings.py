@@ -2,10 +2,12 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
+from tiny_data import write_folder
 
-from cctlib import andc, cct, claims, data, findings, heads, models, study
+from cctlib import andc, cct, claims, data, findings, heads, judge, models, study
 from cctlib.errors import UserError
 from cctlib.probe import ProbeSettings
 from cctlib.profiles import HeadSettings, Profile, PruningSettings
@@ -21,11 +23,11 @@ PROFILE = Profile(
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(scope="module")
-def opened(tmp_path_factory):
+def untrained(dataset, folder):
     """A study of an untrained network: its probes read little, and all that is computed from them is computed."""
-    folder = tmp_path_factory.mktemp("model")
-    config = cct.config("cct_2_3x2", num_classes=10, image_size=32)
+    names = data.describe(dataset).names
+    config = cct.config("cct_2_3x2", num_classes=len(names), image_size=32)
+    folder.mkdir()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         network = cct.CCT(config)
@@ -33,10 +35,38 @@ def opened(tmp_path_factory):
 
     save_file(network.state_dict(), folder / "weights.safetensors")
     models.write_manifest(
-        folder, name="cct_2_3x2", config=config, weights=folder / "weights.safetensors", dataset="demo",
-        normalisation={"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}, labels=data.load("demo", "test").names, training={},
+        folder, name="cct_2_3x2", config=config, weights=folder / "weights.safetensors", dataset=dataset,
+        normalisation={"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}, labels=names, training={},
     )  # fmt: skip
-    return study.measured_study("demo", str(folder), PROFILE, tmp_path_factory.mktemp("runs"), CPU)
+    return study.measured_study(dataset, str(folder), PROFILE, folder.with_name("runs"), CPU)
+
+
+@pytest.fixture(scope="module")
+def opened(tmp_path_factory):
+    return untrained("demo", tmp_path_factory.mktemp("demo") / "model")
+
+
+UNEQUAL = {"train": {"aster": 11, "iris": 14, "lily": 25, "rose": 18}, "test": {"aster": 2, "iris": 7, "lily": 1, "rose": 9}}
+
+
+def test_labels_with_unequal_numbers_of_images_are_judged_as_others(tmp_path):
+    root = write_folder(tmp_path / "garden", UNEQUAL, side=32)
+    found = untrained(f"folder:{root}", tmp_path / "model")
+    result, counts = found.measurement, np.bincount(found.measurement.labels["test"])
+    assert counts.tolist() == [2, 4, 1, 4]  # the profile takes four at most
+    network, images = found.network(), found.images("test")
+    right = (network(found.model.normalise(images.pixels)).argmax(1) == images.labels).numpy()
+    each = [right[result.labels["test"] == label].mean() for label in range(4)]
+    assert result.accuracy() == pytest.approx(right.mean()) and result.accuracy_per_label() == pytest.approx(np.mean(each))
+    accuracy = found.tables["accuracy"]
+    assert ((accuracy.low <= accuracy.accuracy) & (accuracy.accuracy <= accuracy.high)).all()
+    assert [verdict.claim for verdict in judge.along_encoders(found)] == ["C1", "C2", "C3"]
+
+
+def test_a_label_without_test_images_is_named(tmp_path):
+    missing = UNEQUAL | {"test": UNEQUAL["test"] | {"iris": 0}}
+    with pytest.raises(UserError, match="no image of label 1"):
+        untrained(f"folder:{write_folder(tmp_path / 'garden', missing, side=32)}", tmp_path / "model")
 
 
 def test_a_head_alone_is_the_probe_with_the_other_heads_weights_cut(opened):
