@@ -128,7 +128,7 @@ DEMO = Recipe(
 
 FLOWERS = replace(PAPER, name="flowers", model="cct_7_7x2", image_size=224, positional="sine", batch=96, lr=5e-4)
 
-# For a processor: a third of the tokens, two thirds of the time a fifth, and few epochs, in which Muon gets much further
+# For a processor: a third of the tokens, in two thirds of the epochs a fifth, and few epochs, in which Muon gets much further
 # than AdamW. Wide crops, erasing and some mixing fit a run of this length; RandAugment and mixing every batch, as published,
 # are for long ones.
 FLOWERS_CPU = replace(
