@@ -51,8 +51,9 @@ def execute(source: Path, parameters: dict[str, str], study: Study, runs: Path) 
     def compute(work: Path) -> None:
         try:
             papermill.execute_notebook(
-                source, work / source.name, parameters, progress_bar=False, log_output=False
-            )
+                source, work / source.name, parameters, progress_bar=False, log_output=False,
+                extra_arguments=["--log-level=40"],  # the kernel's own warnings are not for a reader of the progress bar
+            )  # fmt: skip
         except PapermillExecutionError as error:
             raise UserError(
                 f"{source} failed in cell {error.exec_count}: {error.ename}: {error.evalue}"

@@ -6,7 +6,7 @@ accuracy, low, high (95%) and accuracy_dense (shares of 1).
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import SupportsFloat
+from typing import Any, SupportsFloat
 
 import numpy as np
 import pandas as pd
@@ -254,10 +254,11 @@ def styled(
     formats: Mapping[str, str] | None = None,
     caption: str = "",
     best: Mapping[str, str] | None = None,
+    prose: Sequence[str] = (),
 ) -> Styler:
     """A table for a page: numbers formatted (`formats`: column -> format, e.g. "{:.1%}"), missing ones as a
-    dash, and in the columns of `best` ("max" or "min") the best value bold. Returns a pandas Styler; it reads
-    in light and dark themes, as it sets no colour.
+    dash, in the columns of `best` ("max" or "min") the best value bold, and those of `prose` set as text.
+    Returns a pandas Styler; it reads in light and dark themes, as it sets no colour.
     """
     style = table.style.format(dict(formats or {}), na_rep="–").hide(axis="index")
     style = style.set_table_styles(
@@ -274,4 +275,6 @@ def styled(
     for column, end in (best or {}).items():
         highlight = style.highlight_max if end == "max" else style.highlight_min
         style = highlight(subset=[column], props="font-weight: 700")
+    words: Any = {column: [{"selector": "", "props": "text-align: left; min-width: 8em; white-space: normal"}] for column in prose}
+    style = style.set_table_styles(words, overwrite=False)
     return style.set_caption(caption) if caption else style

@@ -102,7 +102,7 @@ def claims(table: pd.DataFrame) -> Card:
     if unknown := set(table.verdict) - set(VERDICTS):
         raise UserError(f"figures: unknown verdict {sorted(unknown)}, expected some of {list(VERDICTS)}")
     names, rows = list(table.dataset.unique()), table.drop_duplicates("claim")
-    column = 1.62
+    column = 1.5
     left = WIDTH - 2 * MARGIN - column * len(names)
     statements = [wrap(statement, SMALLEST + 0.5, left - 0.62) for statement in rows.statement]
     titles = [wrap(name, SMALLEST + 0.5, column - 0.15, bold=True) for name in names]

@@ -23,7 +23,7 @@ LOSS = {
 }
 SINGLE = {  # panels of one curve
     "lr": ("learning rate", "learning rate"),
-    "images_per_second": ("images/s", "speed"),
+    "images_per_second": ("images/s", "speed (running median)"),
 }
 
 
@@ -46,8 +46,10 @@ def curves(log: pd.DataFrame) -> Card:
     percents = log.assign(**{name: 100 * log[name] for name in ACCURACY if name in known})
     _lines(panels[0], percents, ACCURACY, "accuracy (%)", "lower right")
     _lines(panels[1], log, LOSS, "loss (nats)", "lower left")
+    speed = [name for name in single if name == "images_per_second"]  # a clock that is set right makes spikes of its own
+    smooth = log.assign(**{name: log[name].rolling(7, center=True, min_periods=1).median() for name in speed})
     for name, panel in zip(single, panels[2:], strict=True):
-        _lines(panel, log, {name: ("", SIGNAL, "-")}, SINGLE[name][0])
+        _lines(panel, smooth, {name: ("", SIGNAL, "-")}, SINGLE[name][0])
     panels[-1].set_xlabel("epoch")
     panels[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
     figure.align_ylabels()
