@@ -198,7 +198,7 @@ def test_killed_at_any_moment_it_ends_with_the_same_weights(images, whole, tmp_p
     (folder / ".checkpoint.pt.1.tmp").write_bytes(b"half a checkpoint")
     run(images, folder, recipe, resume=True)
     assert same_run(folder, uninterrupted)
-    assert sorted(path.name for path in folder.iterdir()) == ["checkpoint.pt", "log.jsonl", "weights.safetensors"]
+    assert sorted(path.name for path in folder.iterdir()) == ["checkpoint.pt", "log.jsonl", "run.json", "weights.safetensors"]
 
 
 def quiet():
@@ -329,7 +329,7 @@ def test_a_recipe_that_cannot_train_is_refused(wrong):
 
 
 def test_an_unknown_recipe_is_refused_with_the_names():
-    with pytest.raises(UserError, match="there are: paper, paper-1500, flowers, flowers-cpu, cpu, demo"):
+    with pytest.raises(UserError, match="there are: paper, paper-1500, flowers, flowers-cpu, flowers-kaggle-cpu, cpu, plain, demo"):
         recipe("papper")
 
 
@@ -484,7 +484,7 @@ def test_image_folders_are_normalised_as_their_data_set_says(images, tmp_path):
 
 
 def test_bf16_trains_where_it_is_asked_for(images, tmp_path):
-    short = replace(TINY, epochs=1, warmup_epochs=0, precision="bf16", ema=0.0)
+    short = replace(TINY, epochs=1, small_epochs=0, warmup_epochs=0, precision="bf16", ema=0.0)
     weights = run({**images, "train": images["train"].subset(per_label=2)}, tmp_path, replace(short, batch=16))
     assert all(value.dtype == torch.float32 and value.isfinite().all() for value in load_file(weights).values())
 
