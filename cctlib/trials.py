@@ -4,7 +4,7 @@
     artifacts/trials/<group>/<trial>/run.json    recipe, images, machine and commit
     artifacts/trials/<group>/<trial>/log.jsonl   its course
 
-A trial is a folder that `cctlib train` wrote, without its weights. Trials of a group had the same images and as much
+A trial is a folder that `cctlib train` wrote, without its weights. Trials of a group had the same images and about as much
 time on the same machine; failures stay in it.
 """
 
