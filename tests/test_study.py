@@ -69,7 +69,7 @@ def hashes(runs):
     return {
         f"{path.parent.name}/{path.name}": artifacts.sha256_file(path)
         for path in sorted(runs.rglob("*"))
-        if path.is_file() and path.suffix != ".lock" and path.name not in (artifacts.PROVENANCE, artifacts.LOG)
+        if path.is_file() and path.suffix != ".lock" and path.name not in (artifacts.PROVENANCE, artifacts.LOG, artifacts.RUN)
     }
 
 

@@ -491,7 +491,7 @@ def test_bf16_trains_where_it_is_asked_for(images, tmp_path):
 
 @pytest.mark.slow
 def test_a_compiled_step_learns_the_same(images, tmp_path):
-    same = replace(TINY, epochs=1, warmup_epochs=0, attention_dropout=0.0, stochastic_depth=0.0)
+    same = replace(TINY, epochs=1, small_epochs=0, warmup_epochs=0, attention_dropout=0.0, stochastic_depth=0.0)
     run(images, tmp_path / "eager", same)
     run(images, tmp_path / "compiled", replace(same, compile=True))
     eager, compiled = timeless(tmp_path / "eager"), timeless(tmp_path / "compiled")
