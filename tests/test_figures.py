@@ -115,7 +115,7 @@ def across() -> Card:
 
 def side_by_side(number: int) -> Card:
     """So many data sets on the same axes."""
-    names = ("CIFAR-100", "Flowers-102 (official split)", "Flowers-102 (split kaggle-6552)")[:number]
+    names = ("CIFAR-100", "Flowers-102 (official split)", "Flowers-102 (split kaggle-6552)", "demo shapes")[:number]
     found = datasets.Measured(tiny.accuracy(), tiny.by_theta(), 0.633)
     return datasets.side_by_side({name: found._replace(network=0.5 + 0.1 * place) for place, name in enumerate(names)})
 
@@ -173,6 +173,8 @@ STATIC = {
     "across networks": across,
     "data sets": lambda: side_by_side(3),
     "one data set": lambda: side_by_side(1),
+    "four data sets": lambda: side_by_side(4),
+    "claims on four": lambda: datasets.claims(tiny.claims(("CIFAR-100", "Flowers-102 (official split)", "Flowers-102 (kaggle)", "demo"))),
     "claims on data sets": lambda: datasets.claims(tiny.claims(("CIFAR-100", "Flowers-102 (official split)"))),
     "claims on one": lambda: datasets.claims(tiny.claims(("demo shapes",))),
     "verdicts": lambda: overview.verdicts(tiny.verdicts()),

@@ -3,16 +3,15 @@
 Every data set has its colour, its marker and its kind of line, in the order in which they are given.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.lines import Line2D
 
 from cctlib.errors import UserError
-from cctlib.figures.overview import VERDICTS, pill
+from cctlib.figures.overview import check_verdicts, pill
 from cctlib.figures.palette import DATASETS, INK, MUTED, RULE, readable
 from cctlib.figures.snr import at_theta, main_kinds
 from cctlib.figures.style import MARGIN, SMALLEST, WIDTH, Card, body, card, encoder_axis, headline, kinds_in, panel_title, themed, wrap
@@ -64,7 +63,9 @@ def side_by_side(measured: Mapping[str, Measured], theta: float = 0.3) -> Card:
         panel.grid(axis="y")
         panel.locator_params(axis="y", nbins=4)
         encoder_axis(panel, encoders, label=panel in panels[-1])
-    part.legend(handles=_keys(list(measured)), loc="outside upper left", ncols=len(measured), columnspacing=1.8, handlelength=2.6)
+    handles = panels[0, 0].get_legend_handles_labels()[0]
+    columns = len(handles) if len(handles) <= 3 else 2  # that fit beside each other
+    part.legend(handles=handles, loc="outside upper left", ncols=columns, columnspacing=1.8, handlelength=2.6)
     headline(
         figure,
         _message(measured, kinds[-1], theta),
@@ -83,11 +84,6 @@ def _draw(panel: Axes, entry: Measured, quantity: str, kind: str, theta: float, 
     panel.plot(rows.encoder, rows[quantity].replace([np.inf, -np.inf], np.nan), **look)
 
 
-def _keys(names: Sequence[str]) -> list[Line2D]:
-    looks = zip(names, DATASETS, LOOKS, strict=False)
-    return [Line2D([], [], color=color, marker=marker, linestyle=dash, label=name) for name, color, (marker, dash) in looks]
-
-
 def _message(measured: Mapping[str, Measured], kind: str, theta: float) -> str:
     moves = []
     for name, entry in measured.items():
@@ -99,12 +95,12 @@ def _message(measured: Mapping[str, Measured], kind: str, theta: float) -> str:
 @themed
 def claims(table: pd.DataFrame) -> Card:
     """Which claim holds on which data set. table: dataset, claim, statement, verdict, one row a claim and data set."""
-    if unknown := set(table.verdict) - set(VERDICTS):
-        raise UserError(f"figures: unknown verdict {sorted(unknown)}, expected some of {list(VERDICTS)}")
+    check_verdicts(table)
     names, rows = list(table.dataset.unique()), table.drop_duplicates("claim")
     column = 1.5
     left = WIDTH - 2 * MARGIN - column * len(names)
-    statements = [wrap(statement, SMALLEST + 0.5, left - 0.62) for statement in rows.statement]
+    roomy = left > 1.6  # beside four data sets the claims stand with their numbers alone
+    statements = [wrap(statement, SMALLEST + 0.5, left - 0.62) if roomy else "" for statement in rows.statement]
     titles = [wrap(name, SMALLEST + 0.5, column - 0.15, bold=True) for name in names]
     heights = [max(0.42, 0.2 + 0.17 * (text.count("\n") + 1)) for text in statements]
     top = 0.12 + 0.18 * max(title.count("\n") + 1 for title in titles)

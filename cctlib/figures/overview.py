@@ -156,13 +156,18 @@ def across_networks(
     return figure
 
 
+def check_verdicts(table: pd.DataFrame) -> None:
+    """Raise `UserError` for a verdict that has no sign."""
+    if unknown := set(table.verdict) - set(VERDICTS):
+        raise UserError(f"figures: unknown verdict {sorted(unknown)}, expected some of {list(VERDICTS)}")
+
+
 @themed
 def verdicts(table: pd.DataFrame) -> Card:
     """The claims, each with its verdict and its effect. table: claim, statement, verdict, effect, low, high
     (`rules.verdicts_table`).
     """
-    if unknown := set(table.verdict) - set(VERDICTS):
-        raise UserError(f"figures: unknown verdict {sorted(unknown)}, expected some of {list(VERDICTS)}")
+    check_verdicts(table)
     text = WIDTH - 2 * MARGIN - 2.2
     blocks = [(wrap(row.statement, SMALLEST + 1, text, bold=True), _effect(row, text)) for row in table.itertuples()]
     heights = [0.24 + 0.18 * (first.count("\n") + 1) + 0.162 * (second.count("\n") + 1) for first, second in blocks]
