@@ -173,11 +173,16 @@ def train_command(
     hours: Annotated[
         float | None, tyro.conf.arg(help="stop after so many hours, to be resumed later")
     ] = None,
+    per_label: Annotated[
+        int | None, tyro.conf.arg(help="learn from the first so many images of each label only, for a short trial")
+    ] = None,
+    checkpoint_minutes: Annotated[float, tyro.conf.arg(help="from one checkpoint to the next")] = 10.0,
+    tensorboard: Annotated[bool, tyro.conf.arg(help="write the log for TensorBoard as well")] = False,
     device: Device = "auto",
     changes: tyro.conf.OmitArgPrefixes[Changes] = UNCHANGED,  # type: ignore[valid-type]  # a class made at run time
 ) -> None:
     """Train a network with a named recipe; under torchrun, on several processes."""
-    from cctlib import train
+    from cctlib import train, trainer
 
     chosen = recipes.recipe(recipe, **{name: value for name, value in vars(changes).items() if value is not None})
     images = {
@@ -185,14 +190,16 @@ def train_command(
     }
     weights = train.train(
         chosen,
-        images["train"],
+        images["train"] if per_label is None else images["train"].subset(per_label=per_label),
         images["held-out"],
         folder,
         device=resolve_device(device),
         resume=resume,
         hours=hours,
+        checkpoint_minutes=checkpoint_minutes,
+        tensorboard=tensorboard,
     )
-    print(f"wrote {weights}")
+    print(f"wrote {weights}" + ("; go on with --resume" if weights.name == trainer.CHECKPOINT else ""))
 
 
 def reproduce_command(chosen: Chosen = AS_USUAL) -> None:

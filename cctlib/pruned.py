@@ -133,7 +133,7 @@ class Retraining:
     """How masked layers are retrained: AdamW without weight decay, learning rate falling linearly to zero.
 
     The rest of the network stays frozen and in eval mode, and the images are not augmented **(choice)**. Batch and rate
-    were chosen on held-out images, for a tenth of a pass with all layers of the interim model pruned.
+    were chosen on held-out images, for a tenth of a pass with all layers of an earlier model for CIFAR-100 pruned.
     """
 
     batch: int = 64

@@ -1,11 +1,11 @@
 """What was tried in training, and what it gave: short runs that ship as their logs, in groups that were compared with each other.
 
-    artifacts/trials/<group>/about.json          {"title": what was compared, in words}
+    artifacts/trials/<group>/about.json          {"title": what was compared, in words; "per_label": images of each label, if not all}
     artifacts/trials/<group>/<trial>/run.json    recipe, images, machine and commit
     artifacts/trials/<group>/<trial>/log.jsonl   its course
 
-A trial is a folder that `cctlib train` wrote, without its weights. Trials of a group had the same images and about as much
-time on the same machine; failures stay in it.
+A trial is a folder that `cctlib train` wrote, without its weights; `--per-label` makes it a short one. Trials of a group had the
+same images and about as much time on the same machine; failures stay in it.
 """
 
 import json
@@ -16,8 +16,9 @@ import pandas as pd
 
 from cctlib import artifacts, trainlog
 from cctlib.errors import UserError
+from cctlib.recipes import changed, flat, from_dict
 
-FOLDER = "trials"
+FOLDER, ABOUT = "trials", "about.json"
 TOLD = ("name", "epochs")  # of the settings: told in columns of their own
 
 
@@ -30,21 +31,23 @@ def groups(folder: Path | None = None) -> list[str]:
 def title(group: str, folder: Path | None = None) -> str:
     """What a group compares, in words."""
     home = artifacts.shipped() / FOLDER if folder is None else folder
-    return artifacts.read_json(home / group / "about.json")["title"]
+    return artifacts.read_json(home / group / ABOUT)["title"]
 
 
 def table(group: str, folder: Path | None = None) -> pd.DataFrame:
     """One row a trial, the best first.
 
     trial; settings (those in which the trials of the group differ); dataset; images (to learn from); epochs and image_passes (done);
-    minutes; images_per_second (of training, median over the log); held_out_accuracy (the last, a share of 1); device; commit.
+    minutes; images_per_second (of training, median over the log); held_out_accuracy (the last, a share of 1); device; commit;
+    command (which trains it again).
     Raises `UserError` where there is no such group, or a log without held-out accuracy.
     """
     home = (artifacts.shipped() / FOLDER if folder is None else folder) / group
     runs = {path.parent.name: artifacts.read_json(path) for path in sorted(home.glob(f"*/{artifacts.RUN}"))}
     if not runs:
         raise UserError(f"{home} holds no trial; each is a folder with {artifacts.RUN} and {artifacts.LOG}, as `cctlib train` writes them")
-    settings = {name: _flat(run["recipe"]) for name, run in runs.items()}
+    about = artifacts.read_json(home / ABOUT)
+    settings = {name: flat(from_dict(run["recipe"])) for name, run in runs.items()}
     differ = [key for key in next(iter(settings.values())) if len({json.dumps(own.get(key)) for own in settings.values()}) > 1]
     rows = []
     for name, run in runs.items():
@@ -57,11 +60,14 @@ def table(group: str, folder: Path | None = None) -> pd.DataFrame:
             "dataset": run["data"]["dataset"], "images": run["data"]["images"], "epochs": last.epoch,
             "image_passes": int(last.step) * run["recipe"]["batch"], "minutes": log.seconds.max() / 60,
             "images_per_second": log.images_per_second.median(), "held_out_accuracy": log.held_out_accuracy.dropna().iloc[-1],
-            "device": run["environment"]["device"], "commit": run["environment"]["commit"],
+            "device": run["environment"]["device"], "commit": run["environment"]["commit"], "command": command(run, about.get("per_label")),
         })  # fmt: skip
     return pd.DataFrame(rows).sort_values("held_out_accuracy", ascending=False, ignore_index=True)
 
 
-def _flat(recipe: dict[str, Any]) -> dict[str, Any]:
-    """Settings of a recipe with those of its augmentation beside the others."""
-    return {key: value for key, value in recipe.items() if key != "augmentation"} | recipe["augmentation"]
+def command(run: dict[str, Any], per_label: int | None = None) -> str:
+    """The command that trains again what a `run.json` tells of, on the first `per_label` images of each label."""
+    recipe = from_dict(run["recipe"])
+    settings = changed(recipe) | ({} if per_label is None else {"per_label": per_label})
+    options = [f"--{name.replace('_', '-')} {value}" for name, value in settings.items()]
+    return " ".join(["cctlib train --recipe", recipe.name, "--dataset", run["data"]["dataset"], *options])

@@ -425,7 +425,7 @@ def test_trends_against_polyfit():
     [
         (lambda: snr.along_encoders(tiny.by_theta(), theta=0.9), "no row with theta 0.9"),
         (lambda: style.kinds_in(["mha", "conv"]), "unknown kind of site"),
-        (lambda: training.curves(pd.DataFrame({"epoch": [1], "loss": [2.0]})), "no accuracy"),
+        (lambda: training.curves(pd.DataFrame({"epoch": [1], "loss": [2.0]})), "no held_out_accuracy"),
         (lambda: model.accuracy_by_label(np.full(3, np.nan), ["a", "b", "c"]), "no label has an accuracy"),
         (lambda: snp.gallery([]), "no nodes given"),
         (lambda: browse.node_browser([], []), "no nodes given"),

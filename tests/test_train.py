@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from timm.scheduler import CosineLRScheduler
 from tiny_data import write_folder
 from torch import nn
@@ -339,6 +340,15 @@ def test_tensorboard_is_asked_for_in_one_line_where_it_is_missing(images, tmp_pa
         run(images, tmp_path, tensorboard=True)
 
 
+def test_tensorboard_shows_the_rows_of_the_log(images, tmp_path):
+    run(images, tmp_path, tensorboard=True)
+    shown, log = EventAccumulator(str(tmp_path / "tensorboard")).Reload(), training.read_log(tmp_path / "log.jsonl")
+    for name in ("loss", "lr", "images_per_second", "held_out_accuracy"):
+        rows = log[["step", name]].dropna()
+        assert [event.step for event in shown.Scalars(name)] == rows.step.tolist()
+        assert [event.value for event in shown.Scalars(name)] == pytest.approx(rows[name].tolist(), rel=1e-6)
+
+
 # Recipes
 
 
@@ -504,7 +514,7 @@ def test_a_compiled_step_learns_the_same(images, tmp_path):
 def test_the_command_line_trains_and_goes_on(tmp_path, capsys):
     arguments = ["train", "--recipe", "demo", "--dataset", "demo", "--folder", str(tmp_path), "--hours", "0", "--device", "cpu"]
     cli.main(arguments)
-    assert "checkpoint.pt" in capsys.readouterr().out
+    assert "checkpoint.pt; go on with --resume" in capsys.readouterr().out
     with pytest.raises(SystemExit) as refused:
         cli.main(arguments)
     assert refused.value.code == 2 and "holds a run already" in capsys.readouterr().err

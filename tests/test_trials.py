@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from cctlib import artifacts, trials
+from cctlib import artifacts, cli, trials
 from cctlib import train as training
 from cctlib.data import load
 from cctlib.errors import UserError
@@ -15,10 +15,11 @@ from cctlib.recipes import recipe
 def group(tmp_path_factory):
     """Two short trainings of the demo set that differ in the optimizer and in mixup."""
     folder = tmp_path_factory.mktemp("trials")
-    images = {split: load("demo", split).subset(per_label=4) for split in ("train", "held-out")}
+    train, held_out = load("demo", "train").subset(per_label=4), load("demo", "held-out")
     for name, changes in {"plain": {}, "other": {"optimizer": "muon", "mixup": 0.5}}.items():
         chosen = recipe("demo", epochs=2, batch=8, **changes)
-        training.train(chosen, images["train"], images["held-out"], folder / "demo" / name, device="cpu", progress=False)
+        training.train(chosen, train, held_out, folder / "demo" / name, device="cpu", progress=False)
+    artifacts.write_json(folder / "demo" / trials.ABOUT, {"title": "Two optimizers", "per_label": 4})
     return folder
 
 
@@ -33,11 +34,20 @@ def test_a_group_is_told_from_its_logs(group):
     assert table.held_out_accuracy.is_monotonic_decreasing
 
 
+def test_a_trial_is_trained_again_by_its_command(group, tmp_path):
+    """The same recipe and the same images, and so on one machine the same course."""
+    row = trials.table("demo", group).set_index("trial").loc["other"]
+    cli.main([*row.command.split()[1:], "--folder", str(tmp_path), "--device", "cpu"])
+    first, again = (artifacts.read_json(folder / "run.json") for folder in (group / "demo" / "other", tmp_path))
+    assert first["recipe"] == again["recipe"] and first["data"] == again["data"]
+    assert training.read_log(tmp_path / "log.jsonl").held_out_accuracy.iloc[-1] == row.held_out_accuracy
+
+
 def test_what_is_no_trial_is_named(group, tmp_path):
     with pytest.raises(UserError, match="nothing holds no trial"):
         trials.table("nothing", group)
-    run = {"recipe": {"batch": 8, "augmentation": {}}}
-    artifacts.write_json(tmp_path / "cut" / "short" / "run.json", run)
+    artifacts.write_json(tmp_path / "cut" / trials.ABOUT, {"title": "Cut short"})
+    artifacts.write_json(tmp_path / "cut" / "short" / "run.json", {"recipe": {"augmentation": {}}})
     (tmp_path / "cut" / "short" / "log.jsonl").write_text('{"step": 1, "epoch": 0.1, "seconds": 1.0}\n')
     with pytest.raises(UserError, match="short: its log has no held-out accuracy"):
         trials.table("cut", tmp_path)
@@ -48,3 +58,4 @@ def test_what_ships_can_be_told(group):
     table = trials.table(group)
     assert trials.title(group) and len(table) > 1
     assert table.held_out_accuracy.between(0, 1).all() and (table.dataset == table.dataset[0]).all()
+    assert table.command.str.startswith("cctlib train --recipe ").all() and table.command.is_unique

@@ -7,14 +7,14 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from cctlib.errors import UserError
-from cctlib.figures.palette import MUTED, SIGNAL, WARN
+from cctlib.figures.palette import MUTED, SIGNAL
 from cctlib.figures.style import Card, card, headline, themed
 from cctlib.figures.wording import listing, percent
 
 Corner = Literal["lower right", "lower left"]
+JUDGED = "held_out_accuracy"
 ACCURACY = {
-    "held_out_accuracy": ("held-out images", SIGNAL, "-"),
-    "test_accuracy": ("test images", WARN, (0, (5, 2))),
+    JUDGED: ("held-out images", SIGNAL, "-"),
     "accuracy": ("training images, augmented", MUTED, (0, (1.5, 1.5))),
 }
 LOSS = {
@@ -31,14 +31,13 @@ SINGLE = {  # panels of one curve
 def curves(log: pd.DataFrame) -> Card:
     """Accuracy and loss along training and, where the log has them, learning rate and speed.
 
-    log: a row per logged step, with `epoch`, `loss`, and any of `held_out_accuracy`, `test_accuracy` (shares of 1; NaN where
-    they were not measured); optionally `accuracy` (of the training images), `held_out_loss`, `lr`, `images_per_second`.
-    Raises `UserError` when no accuracy on other images than the training ones is there.
+    log: a row per logged step, with `epoch`, `loss` and `held_out_accuracy` (a share of 1; NaN where it was not measured);
+    optionally `accuracy` (of the training images), `held_out_loss`, `lr`, `images_per_second`.
+    Raises `UserError` when the accuracy of held-out images is not there.
     """
     known = [name for name in log if log[name].notna().any()]
-    judged = [name for name in ACCURACY if name in known and name != "accuracy"]
-    if not judged:
-        raise UserError(f"training log has no accuracy: columns {list(log.columns)}, expected held_out_accuracy or test_accuracy")
+    if JUDGED not in known:
+        raise UserError(f"training log has no {JUDGED}: columns {list(log.columns)}; train it for an epoch at least")
     single = [name for name in SINGLE if name in known]
     heights = [1.7, 1.2] + [0.7] * len(single)
     figure = card(0.5 + 1.45 * sum(heights))
@@ -53,7 +52,7 @@ def curves(log: pd.DataFrame) -> Card:
     panels[-1].set_xlabel("epoch")
     panels[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
     figure.align_ylabels()
-    headline(figure, _message(log, judged[0], panels[0]), f"{listing(_drawn(single)).capitalize()} along training.")
+    headline(figure, _message(log, panels[0]), f"{listing(_drawn(single)).capitalize()} along training.")
     return figure
 
 
@@ -70,14 +69,15 @@ def _lines(axes: Axes, log: pd.DataFrame, names: dict[str, tuple], unit: str, le
         axes.legend(loc=legend)
 
 
-def _message(log: pd.DataFrame, name: str, axes: Axes) -> str:
+def _message(log: pd.DataFrame, axes: Axes) -> str:
     """What the best epoch was; a dot marks it."""
-    measured = log[log[name].notna()]
-    best, last = measured.loc[measured[name].idxmax()], measured.iloc[-1]
-    title, color, _ = ACCURACY[name]
-    axes.plot(best["epoch"], 100 * best[name], "o", color=color)
-    after = f"at epoch {best['epoch']:g}, and ends at {percent(last[name])}"
-    return f"Accuracy on {title} is highest, {percent(best[name])}, {'at the last epoch' if best[name] == last[name] else after}"
+    measured = log[log[JUDGED].notna()]
+    best, last = measured.loc[measured[JUDGED].idxmax()], measured.iloc[-1]
+    title, color, _ = ACCURACY[JUDGED]
+    axes.plot(best["epoch"], 100 * best[JUDGED], "o", color=color)
+    after = f"at epoch {best['epoch']:g}, and ends at {percent(last[JUDGED])}"
+    same = best[JUDGED] == last[JUDGED]
+    return f"Accuracy on {title} is highest, {percent(best[JUDGED])}, {'at the last epoch' if same else after}"
 
 
 def _drawn(single: list[str]) -> list[str]:
