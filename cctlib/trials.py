@@ -8,7 +8,6 @@ A trial is a folder that `cctlib train` wrote, without its weights; `--per-label
 same images and about as much time on the same machine; failures stay in it.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +36,8 @@ def title(group: str, folder: Path | None = None) -> str:
 def table(group: str, folder: Path | None = None) -> pd.DataFrame:
     """One row a trial, the best first.
 
-    trial; settings (those in which the trials of the group differ); dataset; images (to learn from); epochs and image_passes (done);
-    minutes; images_per_second (of training, median over the log); held_out_accuracy (the last, a share of 1); device; commit;
+    trial; settings (those in which it differs from the best trial); dataset; images (to learn from); epochs and image_passes
+    (done); minutes; images_per_second (of training, median over the log); held_out_accuracy (the last, a share of 1); device; commit;
     command (which trains it again).
     Raises `UserError` where there is no such group, or a log without held-out accuracy.
     """
@@ -47,8 +46,6 @@ def table(group: str, folder: Path | None = None) -> pd.DataFrame:
     if not runs:
         raise UserError(f"{home} holds no trial; each is a folder with {artifacts.RUN} and {artifacts.LOG}, as `cctlib train` writes them")
     about = artifacts.read_json(home / ABOUT)
-    settings = {name: flat(from_dict(run["recipe"])) for name, run in runs.items()}
-    differ = [key for key in next(iter(settings.values())) if len({json.dumps(own.get(key)) for own in settings.values()}) > 1]
     rows = []
     for name, run in runs.items():
         log = trainlog.read_log(home / name / artifacts.LOG)
@@ -56,13 +53,16 @@ def table(group: str, folder: Path | None = None) -> pd.DataFrame:
             raise UserError(f"{home / name}: its log has no held-out accuracy; train it for an epoch at least")
         last = log.iloc[-1]
         rows.append({
-            "trial": name, "settings": ", ".join(f"{key} {settings[name].get(key)}" for key in differ if key not in TOLD),
-            "dataset": run["data"]["dataset"], "images": run["data"]["images"], "epochs": last.epoch,
+            "trial": name, "dataset": run["data"]["dataset"], "images": run["data"]["images"], "epochs": last.epoch,
             "image_passes": int(last.step) * run["recipe"]["batch"], "minutes": log.seconds.max() / 60,
             "images_per_second": log.images_per_second.median(), "held_out_accuracy": log.held_out_accuracy.dropna().iloc[-1],
             "device": run["environment"]["device"], "commit": run["environment"]["commit"], "command": command(run, about.get("per_label")),
         })  # fmt: skip
-    return pd.DataFrame(rows).sort_values("held_out_accuracy", ascending=False, ignore_index=True)
+    found = pd.DataFrame(rows).sort_values("held_out_accuracy", ascending=False, ignore_index=True)
+    best, *_ = chosen = [flat(from_dict(runs[name]["recipe"])) for name in found.trial]
+    differ = [[key for key in own if key not in TOLD and own[key] != best[key]] for own in chosen]
+    found.insert(1, "settings", [", ".join(f"{key} {own[key]}" for key in keys) for keys, own in zip(differ, chosen, strict=True)])
+    return found
 
 
 def command(run: dict[str, Any], per_label: int | None = None) -> str:
