@@ -197,7 +197,8 @@ def recipe(name: str, **changes: Any) -> Recipe:
 def flat(chosen: Recipe) -> dict[str, Any]:
     """Settings of a recipe with those of its augmentation beside the others."""
     settings = asdict(chosen)
-    return settings | settings.pop("augmentation")
+    augmentation = settings.pop("augmentation")
+    return settings | augmentation
 
 
 def changed(chosen: Recipe) -> dict[str, Any]:
