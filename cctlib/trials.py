@@ -23,38 +23,41 @@ TOLD = ("name", "epochs")  # of the settings: told in columns of their own
 
 def groups(folder: Path | None = None) -> list[str]:
     """Names of the groups that ship, in alphabetical order."""
-    home = artifacts.shipped() / FOLDER if folder is None else folder
-    return sorted({path.parent.parent.name for path in home.glob(f"*/*/{artifacts.RUN}")})
+    return sorted({path.parent.parent.name for path in _home(folder).glob(f"*/*/{artifacts.RUN}")})
 
 
 def title(group: str, folder: Path | None = None) -> str:
     """What a group compares, in words."""
-    home = artifacts.shipped() / FOLDER if folder is None else folder
-    return artifacts.read_json(home / group / ABOUT)["title"]
+    return artifacts.read_json(_home(folder) / group / ABOUT)["title"]
+
+
+def courses(group: str, folder: Path | None = None) -> pd.DataFrame:
+    """One row an epoch of each trial: trial, minutes (since its start), held_out_accuracy (a share of 1).
+
+    Raises `UserError` where there is no such group, or a log without held-out accuracy.
+    """
+    logs = {name: _log(_home(folder) / group / name) for name in _runs(group, folder)}
+    found = pd.concat([log.assign(trial=name, minutes=log.seconds / 60) for name, log in logs.items()], ignore_index=True)
+    return found.dropna(subset="held_out_accuracy")[["trial", "minutes", "held_out_accuracy"]].reset_index(drop=True)
 
 
 def table(group: str, folder: Path | None = None) -> pd.DataFrame:
     """One row a trial, the best first.
 
-    trial; settings (those in which it differs from the best trial); dataset; images (to learn from); epochs and image_passes
+    trial; settings (those in which it differs from the best trial); model; dataset; images (to learn from); epochs and image_passes
     (done); minutes; images_per_second (of training, median over the log); held_out_accuracy (the last, a share of 1); device; commit;
     command (which trains it again).
     Raises `UserError` where there is no such group, or a log without held-out accuracy.
     """
-    home = (artifacts.shipped() / FOLDER if folder is None else folder) / group
-    runs = {path.parent.name: artifacts.read_json(path) for path in sorted(home.glob(f"*/{artifacts.RUN}"))}
-    if not runs:
-        raise UserError(f"{home} holds no trial; each is a folder with {artifacts.RUN} and {artifacts.LOG}, as `cctlib train` writes them")
+    home, runs = _home(folder) / group, _runs(group, folder)
     about = artifacts.read_json(home / ABOUT)
     rows = []
     for name, run in runs.items():
-        log = trainlog.read_log(home / name / artifacts.LOG)
-        if "held_out_accuracy" not in log or log.held_out_accuracy.isna().all():
-            raise UserError(f"{home / name}: its log has no held-out accuracy; train it for an epoch at least")
+        log = _log(home / name)
         last = log.iloc[-1]
         rows.append({
-            "trial": name, "dataset": run["data"]["dataset"], "images": run["data"]["images"], "epochs": last.epoch,
-            "image_passes": int(last.step) * run["recipe"]["batch"], "minutes": log.seconds.max() / 60,
+            "trial": name, "model": run["recipe"]["model"], "dataset": run["data"]["dataset"], "images": run["data"]["images"],
+            "epochs": last.epoch, "image_passes": int(last.step) * run["recipe"]["batch"], "minutes": log.seconds.max() / 60,
             "images_per_second": log.images_per_second.median(), "held_out_accuracy": log.held_out_accuracy.dropna().iloc[-1],
             "device": run["environment"]["device"], "commit": run["environment"]["commit"], "command": command(run, about.get("per_label")),
         })  # fmt: skip
@@ -71,3 +74,23 @@ def command(run: dict[str, Any], per_label: int | None = None) -> str:
     settings = changed(recipe) | ({} if per_label is None else {"per_label": per_label})
     options = [f"--{name.replace('_', '-')} {value}" for name, value in settings.items()]
     return " ".join(["cctlib train --recipe", recipe.name, "--dataset", run["data"]["dataset"], *options])
+
+
+def _home(folder: Path | None) -> Path:
+    return artifacts.shipped() / FOLDER if folder is None else folder
+
+
+def _runs(group: str, folder: Path | None) -> dict[str, dict[str, Any]]:
+    """The `run.json` of each trial of a group, by the trial's name."""
+    home = _home(folder) / group
+    runs = {path.parent.name: artifacts.read_json(path) for path in sorted(home.glob(f"*/{artifacts.RUN}"))}
+    if not runs:
+        raise UserError(f"{home} holds no trial; each is a folder with {artifacts.RUN} and {artifacts.LOG}, as `cctlib train` writes them")
+    return runs
+
+
+def _log(trial: Path) -> pd.DataFrame:
+    log = trainlog.read_log(trial / artifacts.LOG)
+    if "held_out_accuracy" not in log or log.held_out_accuracy.isna().all():
+        raise UserError(f"{trial}: its log has no held-out accuracy; train it for an epoch at least")
+    return log

@@ -129,6 +129,8 @@ STATIC = {
         tiny.training_log().assign(accuracy=0.4, held_out_loss=1.0, lr=1e-3, images_per_second=80.0)
     ),
     "training": lambda: training.curves(tiny.training_log()),
+    "trials": lambda: training.race(tiny.courses()),
+    "trials, as many as fit": lambda: training.race(tiny.courses("abcd")),
     "accuracy by superclass": lambda: by_label(100, grouped=True),
     **{f"accuracy of {labels} labels": (lambda labels=labels: by_label(labels, grouped=False)) for labels in SIZES},
     **{
@@ -407,6 +409,7 @@ def test_headlines_follow_their_data():
     worse.loc[worse.method == "andc", "accuracy"] = 0.1
     assert "within 0.5 points in 0 of 15 cases; it beats" in headline_of(andc.accuracy_density(worse))
     assert "random mask in 0 of 15" in headline_of(andc.accuracy_density(worse))
+    assert headline_of(training.race(tiny.courses())) == "“Two” ends at 60.0%, 10.0 points ahead of “one more”"
 
 
 def test_trends_against_polyfit():
@@ -426,6 +429,8 @@ def test_trends_against_polyfit():
         (lambda: snr.along_encoders(tiny.by_theta(), theta=0.9), "no row with theta 0.9"),
         (lambda: style.kinds_in(["mha", "conv"]), "unknown kind of site"),
         (lambda: training.curves(pd.DataFrame({"epoch": [1], "loss": [2.0]})), "no held_out_accuracy"),
+        (lambda: training.race(tiny.courses("a")), "1 trials: a figure compares 2 to 4"),
+        (lambda: training.race(tiny.courses("abcde")), "5 trials: a figure compares 2 to 4"),
         (lambda: model.accuracy_by_label(np.full(3, np.nan), ["a", "b", "c"]), "no label has an accuracy"),
         (lambda: snp.gallery([]), "no nodes given"),
         (lambda: browse.node_browser([], []), "no nodes given"),

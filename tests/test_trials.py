@@ -35,6 +35,15 @@ def test_a_group_is_told_from_its_logs(group):
     assert table.held_out_accuracy.is_monotonic_decreasing
 
 
+def test_a_course_is_that_of_the_log(group):
+    courses = trials.courses("demo", group)
+    assert courses.groupby("trial").size().to_dict() == {"plain": 2, "other": 2}
+    for name, own in courses.groupby("trial"):
+        rows = [json.loads(line) for line in (group / "demo" / name / "log.jsonl").read_text().splitlines()]
+        judged = [(row["seconds"] / 60, row["held_out_accuracy"]) for row in rows if "held_out_accuracy" in row]
+        assert list(zip(own.minutes, own.held_out_accuracy, strict=True)) == judged
+
+
 def test_a_trial_is_trained_again_by_its_command(group, tmp_path):
     """The same recipe and the same images, and so on one machine the same course."""
     row = trials.table("demo", group).set_index("trial").loc["other"]
@@ -52,6 +61,8 @@ def test_what_is_no_trial_is_named(group, tmp_path):
     (tmp_path / "cut" / "short" / "log.jsonl").write_text('{"step": 1, "epoch": 0.1, "seconds": 1.0}\n')
     with pytest.raises(UserError, match="short: its log has no held-out accuracy"):
         trials.table("cut", tmp_path)
+    with pytest.raises(UserError, match="short: its log has no held-out accuracy"):
+        trials.courses("cut", tmp_path)
 
 
 @pytest.mark.parametrize("group", trials.groups())

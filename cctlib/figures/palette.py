@@ -18,6 +18,7 @@ METHODS = {
     "wanda": "#D98A12",
 }
 DATASETS = ("#1F2430", "#C2428A", "#2F8FCB", "#B9A62C")  # in the order in which they are given
+TRIALS = tuple(zip(DATASETS, "osD^", strict=True))  # colour and marker, the best trial first
 SEQUENTIAL = "cividis"
 DIVERGING = LinearSegmentedColormap.from_list("field", ["#7A3B06", "#C9701B", "#F0C48E", "#FBFAF6", "#9FC3E0", "#2F79B5", "#0B3C68"])
 COUNTS = LinearSegmentedColormap.from_list("counts", ["#EDF1F4", "#9DBBD6", "#2F79B5", "#0B2A4A"])  # few to many, light to dark

@@ -1,4 +1,5 @@
-"""How a network was trained: accuracy, loss, learning rate and speed, drawn from the log of the run."""
+"""How a network was trained: accuracy, loss, learning rate and speed, drawn from the log of the run;
+and several trainings side by side."""
 
 from typing import Literal
 
@@ -7,9 +8,9 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from cctlib.errors import UserError
-from cctlib.figures.palette import MUTED, SIGNAL
-from cctlib.figures.style import Card, card, headline, themed
-from cctlib.figures.wording import listing, percent
+from cctlib.figures.palette import MUTED, SIGNAL, TRIALS
+from cctlib.figures.style import Card, body, card, headline, themed
+from cctlib.figures.wording import listing, number, percent
 
 Corner = Literal["lower right", "lower left"]
 JUDGED = "held_out_accuracy"
@@ -54,6 +55,42 @@ def curves(log: pd.DataFrame) -> Card:
     figure.align_ylabels()
     headline(figure, _message(log, panels[0]), f"{listing(_drawn(single)).capitalize()} along training.")
     return figure
+
+
+@themed
+def race(courses: pd.DataFrame) -> Card:
+    """Accuracy of held-out images against the time that each of several trainings had taken.
+
+    courses: a row per epoch, with `trial`, `minutes` and `held_out_accuracy` (a share of 1).
+    Raises `UserError` for more trials than can be told apart, and for fewer than two.
+    """
+    ends = courses.groupby("trial").held_out_accuracy.last().sort_values(ascending=False)
+    if not 2 <= len(ends) <= len(TRIALS):
+        raise UserError(f"{len(ends)} trials: a figure compares 2 to {len(TRIALS)} of them")
+    figure = card(4.0)
+    part = body(figure)
+    axes = part.subplots()
+    for name, (color, marker) in zip(ends.index, TRIALS, strict=False):
+        own = courses[courses.trial == name]
+        axes.plot(own.minutes, 100 * own.held_out_accuracy, color=color, marker=marker, label=f"{spoken(name)}, {percent(ends[name])}")
+    axes.set(xlabel="time since the start (minutes)", ylabel="held-out accuracy (%)")
+    axes.set_xlim(left=0)
+    axes.set_ylim(bottom=0)
+    axes.grid(axis="y")
+    part.legend(loc="outside upper left", ncols=2, columnspacing=1.8, handlelength=2.2)
+    headline(figure, _winner(ends), "A mark where an epoch ended; the time counts everything, judging included.")
+    return figure
+
+
+def spoken(trial: str) -> str:
+    """The name of a trial in words."""
+    return trial.replace("-", " ")
+
+
+def _winner(ends: pd.Series) -> str:
+    """Who is ahead in the end, and by how much."""
+    (first, second), ahead = ends.index[:2], 100 * (ends.iloc[0] - ends.iloc[1])
+    return f"“{spoken(first).capitalize()}” ends at {percent(ends.iloc[0])}, {number(ahead, 2)} points ahead of “{spoken(second)}”"
 
 
 def _lines(axes: Axes, log: pd.DataFrame, names: dict[str, tuple], unit: str, legend: Corner | None = None) -> None:
