@@ -4,7 +4,7 @@ Every data set has its colour, its marker and its kind of line, in the order in 
 """
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 
 from cctlib.errors import UserError
 from cctlib.figures.overview import check_verdicts, pill
-from cctlib.figures.palette import DATASETS, INK, MUTED, RULE, readable
+from cctlib.figures.palette import DATASETS, INK, LOOKS, MUTED, RULE, readable
 from cctlib.figures.snr import at_theta, main_kinds
 from cctlib.figures.style import MARGIN, SMALLEST, WIDTH, Card, body, card, encoder_axis, headline, kinds_in, panel_title, themed, wrap
 from cctlib.figures.wording import count, course, listing, sentence
@@ -24,7 +24,6 @@ QUANTITIES = {  # with the words at the axis
     "noise": "noise per node\n(entries)",
     "snr": "signal to noise\n(SNR)",
 }
-LOOKS: tuple[tuple[str, Any], ...] = (("o", "-"), ("D", (0, (5, 2))), ("^", (0, (1.2, 1.6))), ("s", (0, (5, 1.5, 1.2, 1.5))))
 
 
 class Measured(NamedTuple):
@@ -47,11 +46,10 @@ def side_by_side(measured: Mapping[str, Measured], theta: float = 0.3) -> Card:
     figure = card(0.5 + 1.5 * len(QUANTITIES))
     part = body(figure)
     panels = part.subplots(len(QUANTITIES), len(kinds), sharex="col", sharey="row", squeeze=False)
-    for (name, entry), color, (marker, dash) in zip(measured.items(), DATASETS, LOOKS, strict=False):
-        look = {"color": color, "marker": marker, "linestyle": dash, "markeredgecolor": "white", "markeredgewidth": 0.6, "label": name}
+    for (name, entry), look in zip(measured.items(), LOOKS, strict=False):
         for row, quantity in zip(panels, QUANTITIES, strict=True):
             for panel, kind in zip(row, kinds, strict=True):
-                _draw(panel, entry, quantity, kind, theta, look)
+                _draw(panel, entry, quantity, kind, theta, look | {"label": name})
     for row, words in zip(panels, QUANTITIES.values(), strict=True):
         row[0].set_ylabel(words)
         row[0].margins(y=0.12)

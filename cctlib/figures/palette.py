@@ -1,6 +1,8 @@
 """The colours of the figures, which people with any of the common kinds of colour blindness can tell "
 "apart (tested)."""
 
+from typing import Any
+
 import numpy as np
 from matplotlib.colors import LinearSegmentedColormap, to_hex, to_rgb
 
@@ -18,7 +20,12 @@ METHODS = {
     "wanda": "#D98A12",
 }
 DATASETS = ("#1F2430", "#C2428A", "#2F8FCB", "#B9A62C")  # in the order in which they are given
-TRIALS = tuple(zip(DATASETS, "osD^", strict=True))  # colour and marker, the best trial first
+LOOKS: tuple[dict[str, Any], ...] = tuple(  # of lines that are compared with each other, in the same colours and order
+    {"color": color, "marker": marker, "linestyle": dash, "markeredgecolor": "white", "markeredgewidth": 0.6}
+    for color, marker, dash in zip(
+        DATASETS, "oD^s", ("-", (0, (5, 2)), (0, (1.2, 1.6)), (0, (5, 1.5, 1.2, 1.5))), strict=True
+    )
+)
 SEQUENTIAL = "cividis"
 DIVERGING = LinearSegmentedColormap.from_list("field", ["#7A3B06", "#C9701B", "#F0C48E", "#FBFAF6", "#9FC3E0", "#2F79B5", "#0B3C68"])
 COUNTS = LinearSegmentedColormap.from_list("counts", ["#EDF1F4", "#9DBBD6", "#2F79B5", "#0B2A4A"])  # few to many, light to dark

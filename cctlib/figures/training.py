@@ -8,9 +8,9 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from cctlib.errors import UserError
-from cctlib.figures.palette import MUTED, SIGNAL, TRIALS
+from cctlib.figures.palette import LOOKS, MUTED, SIGNAL
 from cctlib.figures.style import Card, body, card, headline, themed
-from cctlib.figures.wording import listing, number, percent
+from cctlib.figures.wording import listing, number, percent, sentence
 
 Corner = Literal["lower right", "lower left"]
 JUDGED = "held_out_accuracy"
@@ -65,19 +65,19 @@ def race(courses: pd.DataFrame) -> Card:
     Raises `UserError` for more trials than can be told apart, and for fewer than two.
     """
     ends = courses.groupby("trial").held_out_accuracy.last().sort_values(ascending=False)
-    if not 2 <= len(ends) <= len(TRIALS):
-        raise UserError(f"{len(ends)} trials: a figure compares 2 to {len(TRIALS)} of them")
+    if not 2 <= len(ends) <= len(LOOKS):
+        raise UserError(f"{len(ends)} trials: a figure compares 2 to {len(LOOKS)} of them")
     figure = card(4.0)
     part = body(figure)
     axes = part.subplots()
-    for name, (color, marker) in zip(ends.index, TRIALS, strict=False):
+    for name, look in zip(ends.index, LOOKS, strict=False):
         own = courses[courses.trial == name]
-        axes.plot(own.minutes, 100 * own.held_out_accuracy, color=color, marker=marker, label=f"{spoken(name)}, {percent(ends[name])}")
+        axes.plot(own.minutes, 100 * own.held_out_accuracy, **look, label=f"{spoken(name)}, {percent(ends[name])}")
     axes.set(xlabel="time since the start (minutes)", ylabel="held-out accuracy (%)")
     axes.set_xlim(left=0)
     axes.set_ylim(bottom=0)
     axes.grid(axis="y")
-    part.legend(loc="outside upper left", ncols=2, columnspacing=1.8, handlelength=2.2)
+    part.legend(loc="outside upper left", ncols=2, columnspacing=1.8, handlelength=2.6)
     headline(figure, _winner(ends), "A mark where an epoch ended; the time counts everything, judging included.")
     return figure
 
@@ -90,7 +90,7 @@ def spoken(trial: str) -> str:
 def _winner(ends: pd.Series) -> str:
     """Who is ahead in the end, and by how much."""
     (first, second), ahead = ends.index[:2], 100 * (ends.iloc[0] - ends.iloc[1])
-    return f"“{spoken(first).capitalize()}” ends at {percent(ends.iloc[0])}, {number(ahead, 2)} points ahead of “{spoken(second)}”"
+    return f"“{sentence(spoken(first))}” ends at {percent(ends.iloc[0])}, {number(ahead, 2)} points ahead of “{spoken(second)}”"
 
 
 def _lines(axes: Axes, log: pd.DataFrame, names: dict[str, tuple], unit: str, legend: Corner | None = None) -> None:
