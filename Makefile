@@ -39,7 +39,7 @@ reproduce: $(STAMP) ## measure, run the notebooks, build the book; only what cha
 	@$(BIN)/cctlib reproduce $(OPTIONS)
 
 book: $(STAMP) ## build the book from the notebooks that were run last
-	@$(BIN)/python -m cctlib.book make
+	@$(BIN)/python -m tools.book make
 
 serve: $(STAMP) ## show the built book at http://localhost:PORT (8000)
 	@test -f _build/html/index.html || { echo "make: there is no book yet; run: make reproduce" >&2; exit 2; }
@@ -63,13 +63,13 @@ check: $(STAMP) ## lint, types, notebooks without outputs, workflows, links insi
 	@$(BIN)/pytest -q tests/test_project.py
 
 links: $(STAMP) ## try every link of the book that leaves it (needs the network)
-	@$(BIN)/python -m cctlib.book links
+	@$(BIN)/python -m tools.book links
 
 bench: $(STAMP) ## speed, against other people's code in the same run
 	@for script in benchmarks/bench_*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
 
 address: $(STAMP) ## write the repository's address from pyproject.toml into notebooks, README and CITATION.cff
-	@$(BIN)/python -m cctlib.book address
+	@$(BIN)/python -m tools.book address
 
 pins: ## resolve the newest versions in a fresh environment and write them to constraints.txt
 	@rm -rf .venv-pins && $(PYTHON) -m venv .venv-pins

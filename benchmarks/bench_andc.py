@@ -20,8 +20,11 @@ from collections import Counter
 
 import torch
 
-from cctlib import andc, cct, compact, latency, measure, models, sparsefile
-from cctlib.artifacts import device_name
+from cctlib.andc import compact, latency, sparsefile
+from cctlib.andc import masks as andc
+from cctlib.model import cct, manifest
+from cctlib.snp import measure
+from cctlib.stages import device_name
 
 GOAL = 0.9  # the sparsity at which pruned must be faster than dense
 
@@ -42,7 +45,7 @@ def andc_zeros(theta: float) -> cct.CCT | None:
     """The shipped CIFAR-100 model under ANDC's masks for all layers; None where no measurement ships with
     it.
     """
-    model = models.find("cifar100")
+    model = manifest.find("cifar100")
     if model is None or not (model.folder / measure.FILE).is_file():
         return None
     network = model.network("cpu")

@@ -15,9 +15,9 @@ from statistics import median
 import torch
 from torch import Tensor, nn
 
-from cctlib import cct
-from cctlib.artifacts import device_name
-from cctlib.sites import site_names
+from cctlib.model import cct
+from cctlib.model.sites import site_names
+from cctlib.stages import device_name
 
 REFERENCE = "vit-pytorch"
 

@@ -22,9 +22,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cctlib import cct, measure, models, sites, snp
-from cctlib.artifacts import device_name
-from cctlib.probe import Probe
+from cctlib.model import cct, manifest, sites
+from cctlib.snp import fields as snp
+from cctlib.snp import measure
+from cctlib.snp.probe import Probe
+from cctlib.stages import device_name
 
 FIELDS_GOAL, CLUSTERS_GOAL, SECONDS_GOAL = 300, 50, 10
 BATCH, SAMPLED, TURNS = 250, 6, 3
@@ -35,7 +37,7 @@ Site = tuple[Tensor, Tensor]  # mu and W, [label, node]
 
 def measured_sites(folder: Path | None) -> tuple[str, dict[str, Site]]:
     """Where the arrays come from, and mu and W of every site."""
-    shipped = models.find("cifar100")
+    shipped = manifest.find("cifar100")
     folder = folder or (shipped.folder if shipped else None)
     if folder and (folder / measure.FILE).is_file():
         found = measure.load(folder)

@@ -29,12 +29,13 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from torchvision.transforms import v2 as transforms
 from torchvision.transforms.v2.functional import to_pil_image
 
-from cctlib import cct, compact, precision
-from cctlib.artifacts import device_name
-from cctlib.data import DATASETS, Images
-from cctlib.processes import Place
-from cctlib.recipes import Recipe, recipe
-from cctlib.trainer import Trainer
+from cctlib.andc import compact
+from cctlib.data.images import DATASETS, Images
+from cctlib.model import cct, precision
+from cctlib.stages import device_name
+from cctlib.training.processes import Place
+from cctlib.training.recipes import Recipe, recipe
+from cctlib.training.trainer import Trainer
 
 USUAL, BARE, OURS, PRODUCT = "vit-pytorch, DataLoader", "vit-pytorch, no data", "cctlib", "matrix product"
 SPEC = DATASETS["cifar100"]

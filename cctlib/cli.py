@@ -12,11 +12,13 @@ from typing import Annotated
 import pandas as pd
 import tyro
 
-from cctlib import data, measure, recipes
-from cctlib.artifacts import replacing
+from cctlib.data import images as data
 from cctlib.errors import UserError
-from cctlib.recipes import UNCHANGED, Changes
+from cctlib.snp import measure
+from cctlib.stages import replacing
 from cctlib.study import Study, open_study, resolve_device
+from cctlib.training import recipes
+from cctlib.training.recipes import UNCHANGED, Changes
 
 Dataset = Annotated[
     str, tyro.conf.arg(help="cifar100, flowers102, flowers102-kaggle, demo, or folder:PATH", metavar="NAME")
@@ -182,13 +184,13 @@ def train_command(
     changes: tyro.conf.OmitArgPrefixes[Changes] = UNCHANGED,  # type: ignore[valid-type]  # a class made at run time
 ) -> None:
     """Train a network with a named recipe; under torchrun, on several processes."""
-    from cctlib import train, trainer
+    from cctlib.training import run, trainer
 
     chosen = recipes.recipe(recipe, **{name: value for name, value in vars(changes).items() if value is not None})
     images = {
         split: data.load(dataset, split, image_size=chosen.image_size) for split in ("train", "held-out")
     }
-    weights = train.train(
+    weights = run.train(
         chosen,
         images["train"] if per_label is None else images["train"].subset(per_label=per_label),
         images["held-out"],
@@ -204,14 +206,14 @@ def train_command(
 
 def reproduce_command(chosen: Chosen = AS_USUAL) -> None:
     """Measure, execute all notebooks and build the book; what is done already is not done again."""
-    from cctlib.reproduce import reproduce
+    from tools.reproduce import reproduce
 
     print(f"The book is built: open {reproduce(chosen.dataset, chosen.model, chosen.profile, chosen.runs, chosen.device)}")
 
 
 def ship_command(chosen: Chosen = StudyOptions(profile="full")) -> None:
     """Copy a measurement into the model's folder under artifacts/ (for maintainers)."""
-    from cctlib.ship import ship_study
+    from tools.ship import ship_study
 
     print(f"wrote {ship_study(chosen.open())}")
 
@@ -222,7 +224,7 @@ def ship_weights_command(
     device: Device = "auto",
 ) -> None:
     """Round trained weights, measure their accuracy, and put them under artifacts/ (for maintainers)."""
-    from cctlib.ship import ship_run
+    from tools.ship import ship_run
 
     model = ship_run(folder, default=default, device=resolve_device(device))
     print(f"wrote {model.folder}: {model.manifest['accuracy']['test']:.2%} of the test images")

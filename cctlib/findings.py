@@ -20,12 +20,17 @@ from jaxtyping import Bool, Int64
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from cctlib import andc, artifacts, bootstrap, experts, heads, latency, measure, silence, snp, sweep, tables
-from cctlib.data import Images
+from cctlib import bootstrap
+from cctlib import stages as artifacts
+from cctlib.andc import latency, masks, sweep
+from cctlib.andc.retrain import Retraining, masked
+from cctlib.data.images import Images
 from cctlib.errors import UserError
+from cctlib.heads import experts, silence
+from cctlib.heads import ownership as heads
+from cctlib.model.sites import parse
 from cctlib.profiles import HeadSettings, Profile, PruningSettings
-from cctlib.pruned import Retraining, masked
-from cctlib.sites import parse
+from cctlib.snp import fields, measure, tables
 from cctlib.study import Study, load_images
 
 HEADS = ("expert_heads", "expert_sites", "ablation_heads", "ablation_sites")
@@ -76,7 +81,7 @@ def ownership(study: Study, deals: int = 1000) -> Ownership:
         dealt = heads.null_counts(held_out, number, generator, deals)
         meaning = heads.semantics(counts, dealt, groups, generator)
         enriched = heads.enrichment(counts, groups, names)
-    whole = [tables.site_row(site, snp.measure_heads(*study.measurement[site].tensors(), number)) for site in counts]
+    whole = [tables.site_row(site, fields.measure_heads(*study.measurement[site].tensors(), number)) for site in counts]
     return Ownership(
         counts=counts, designation={site: heads.designate(of_site) for site, of_site in counts.items()},
         sets=heads.head_sets(counts), labels=labels, sites=sites, overlap=heads.overlap(tested, null),
@@ -87,7 +92,7 @@ def ownership(study: Study, deals: int = 1000) -> Ownership:
 def mha_diagonals(study: Study, split: str) -> dict[str, Bool[Tensor, "node label"]]:
     """Diagonal sets of the nodes of every `mha` site, at theta 0.3."""
     own = {site: values for site, values in study.measurement.sites.items() if parse(site)[1] == "mha"}
-    return andc.diagonals(replace(study.measurement, sites=own), snp.THETA, split)
+    return masks.diagonals(replace(study.measurement, sites=own), fields.THETA, split)
 
 
 def heads_tables(study: Study) -> dict[str, pd.DataFrame]:
@@ -110,7 +115,7 @@ def heads_stage(study: Study, profile: Profile) -> Path:
         "weights": study.model.weights_hash,
         "data": test.fingerprint,
         "settings": asdict(settings),
-        "code": artifacts.code_hash("cct", "snp", "heads", "experts", "silence", "bootstrap", "findings"),
+        "code": artifacts.CODE,
     }
 
     def compute(work: Path) -> None:
@@ -208,14 +213,14 @@ def sweep_stage(study: Study, profile: Profile) -> Path:
         "weights": study.model.weights_hash,
         "data": {split: part.fingerprint for split, part in images.items()},
         "settings": asdict(settings) | {"retraining": asdict(retraining)},
-        "code": artifacts.code_hash("cct", "snp", "andc", "pruned", "sweep", "sparsefile", "compact", "bootstrap", "findings"),
+        "code": artifacts.CODE,
     }
 
     def compute(work: Path) -> None:
         network = study.network()
-        diagonals = {theta: andc.diagonals(study.measurement, theta) for theta in {*settings.thetas, snp.THETA}}
+        diagonals = {theta: masks.diagonals(study.measurement, theta) for theta in {*settings.thetas, fields.THETA}}
 
-        def swept(prunings: list[andc.Pruning], epochs: Sequence[float], test: str) -> pd.DataFrame:
+        def swept(prunings: list[masks.Pruning], epochs: Sequence[float], test: str) -> pd.DataFrame:
             possible = _possible(prunings, diagonals, study.model.config.encoders)
             found = sweep.sweep(
                 network, study.model.normalise, possible, diagonals, images[test], device=study.device,
@@ -225,8 +230,8 @@ def sweep_stage(study: Study, profile: Profile) -> Path:
             about = {f"dense_{name}": value for name, value in dense.items()}
             return found.table.assign(images=len(images[test]), trained_images=len(images["train"]), **about)
 
-        at, later = (snp.THETA,), tuple(amount for amount in settings.amounts(len(images["train"])) if amount > 0)
-        pruned = [swept(sweep.plan(andc.TARGETS, andc.METHODS, at, settings.seeds), (0.0,), "test")]
+        at, later = (fields.THETA,), tuple(amount for amount in settings.amounts(len(images["train"])) if amount > 0)
+        pruned = [swept(sweep.plan(masks.TARGETS, masks.METHODS, at, settings.seeds), (0.0,), "test")]
         if later:
             pruned.append(swept(sweep.plan(settings.retrained, COMPARED, at, settings.seeds), later, "test"))
         curves = swept(sweep.plan(settings.curves, COMPARED, settings.thetas, settings.seeds[:1]), (0.0,), "curve")
@@ -235,7 +240,7 @@ def sweep_stage(study: Study, profile: Profile) -> Path:
     return artifacts.stage(_home(study), "andc", inputs, compute, device=study.device)
 
 
-def _possible(prunings: list[andc.Pruning], diagonals: Mapping[float, andc.Diagonals], encoders: int) -> list[andc.Pruning]:
+def _possible(prunings: list[masks.Pruning], diagonals: Mapping[float, masks.Diagonals], encoders: int) -> list[masks.Pruning]:
     """Those that leave every layer a weight; the others are named on standard error.
 
     Raises `UserError` when none are left.
@@ -243,7 +248,7 @@ def _possible(prunings: list[andc.Pruning], diagonals: Mapping[float, andc.Diago
     refused: dict[tuple[str, float], str] = {}
     for target, theta in dict.fromkeys((pruning.target, pruning.theta) for pruning in prunings):
         try:
-            andc.andc_masks(diagonals[theta], encoders, target)
+            masks.andc_masks(diagonals[theta], encoders, target)
         except UserError as error:
             refused[target, theta] = str(error)
             print(f"pruning of {target} at theta {theta:g} is left out: {error}", file=sys.stderr, flush=True)
@@ -261,17 +266,17 @@ def latency_stage(study: Study, settings: PruningSettings) -> Path:
         "thetas": settings.latency_thetas,
         "seconds": settings.seconds,
         "machine": artifacts.device_name(study.device),
-        "code": artifacts.code_hash("cct", "andc", "compact", "sparselayers", "latency", "findings"),
+        "code": artifacts.CODE,
     }
 
     def compute(work: Path) -> None:
         network = study.network()
-        all_layers = [andc.Pruning("all", "andc", theta) for theta in settings.latency_thetas]
-        diagonals = {theta: andc.diagonals(study.measurement, theta) for theta in settings.latency_thetas}
+        all_layers = [masks.Pruning("all", "andc", theta) for theta in settings.latency_thetas]
+        diagonals = {theta: masks.diagonals(study.measurement, theta) for theta in settings.latency_thetas}
         timed = []
         possible = _possible(all_layers, diagonals, study.model.config.encoders)
         for pruning in tqdm(possible, desc="latency", unit="threshold"):
-            with masked(network, andc.make_masks(pruning, network, diagonals[pruning.theta])):
+            with masked(network, masks.make_masks(pruning, network, diagonals[pruning.theta])):
                 timed.append(latency.measure(network, BATCHES, settings.seconds).assign(theta=pruning.theta))
         artifacts.write_tables({"latency": pd.concat(timed, ignore_index=True)}, work)
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from cctlib.errors import UserError
-from cctlib.probe import ProbeSettings
+from cctlib.snp.probe import ProbeSettings
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ stage finds its checkpoint again.
 """
 
 import hashlib
+import importlib
 import importlib.metadata
-import importlib.resources
 import json
 import os
 import platform
@@ -45,16 +45,14 @@ def sha256_json(value: object) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def code_hash(*modules: str) -> str:
-    """SHA-256 over the source of the named modules of cctlib, so that a stage is redone when its code changes."""
-    return sha256_json([(PACKAGE / f"{module}.py").read_text() for module in modules])
-
-
 def package_hash() -> str:
     """SHA-256 over the source of the whole package."""
     return sha256_json(
-        {str(path.relative_to(PACKAGE)): path.read_text() for path in sorted(PACKAGE.rglob("*.py"))}
+        {str(path.relative_to(PACKAGE)): path.read_text("utf-8") for path in sorted(PACKAGE.rglob("*.py"))}
     )
+
+
+CODE = package_hash()  # when the package was imported: a file edited later is not the code that runs
 
 
 def commit() -> str:
@@ -211,4 +209,4 @@ def is_whole(folder: Path) -> bool:
 def shipped() -> Path:
     """The folder of results that come with the package: `artifacts/` of a checkout, or its installed copy."""
     checkout = PACKAGE.parent / "artifacts"
-    return checkout if checkout.is_dir() else Path(str(importlib.resources.files("cctlib_artifacts")))
+    return checkout if checkout.is_dir() else Path(importlib.import_module("cctlib_artifacts").__path__[0])

@@ -19,15 +19,18 @@ import pandas as pd
 import torch
 from safetensors.torch import load_file, save_file
 
-from cctlib import artifacts, data, measure, models, probe, sites, tables
-from cctlib.cct import CCT
-from cctlib.data import Images
+from cctlib import stages
+from cctlib.data import images as data
+from cctlib.data.images import Images
 from cctlib.errors import UserError
-from cctlib.measure import Measurement
-from cctlib.models import Model
-from cctlib.precision import attention
-from cctlib.probe import Probes, ProbeSettings
+from cctlib.model import manifest, sites
+from cctlib.model.cct import CCT
+from cctlib.model.manifest import Model
+from cctlib.model.precision import attention
 from cctlib.profiles import Profile, resolve_profile
+from cctlib.snp import measure, probe, tables
+from cctlib.snp.measure import Measurement
+from cctlib.snp.probe import Probes, ProbeSettings
 
 
 def resolve_device(name: str = "auto") -> torch.device:
@@ -123,7 +126,7 @@ def open_study(
 
 def shipped_model(dataset: str, model: str) -> Model | None:
     """The model, if a measurement comes with it."""
-    found = models.find(dataset, model)
+    found = manifest.find(dataset, model)
     return found if found is not None and (found.folder / measure.FILE).is_file() else None
 
 
@@ -161,7 +164,7 @@ def provenance_of(studies: Iterable[Study]) -> dict[str, str]:
 def measured_study(dataset: str, model: str, profile: Profile, runs: Path, device: torch.device) -> Study:
     """Run the stages that are not done yet, and return the study."""
     home = runs / dataset.replace(":", "_").replace("/", "_")
-    found = None if profile.name == "scratch" else models.find(dataset, model)
+    found = None if profile.name == "scratch" else manifest.find(dataset, model)
     trained = found or train_model(dataset, home, device)
     probes = probe_stage(dataset, trained, profile, home, device)
     measured = measure_stage(dataset, trained, profile, probes, home, device)
@@ -172,8 +175,8 @@ def measured_study(dataset: str, model: str, profile: Profile, runs: Path, devic
 
 def train_model(dataset: str, home: Path, device: torch.device) -> Model:
     """Train the data set's own recipe; the stage's folder is a model folder."""
-    from cctlib import train  # late: most studies train nothing
-    from cctlib.recipes import recipe_for
+    from cctlib.training import run  # late: most studies train nothing
+    from cctlib.training.recipes import recipe_for
 
     recipe = recipe_for(dataset, device)
     images = {
@@ -183,16 +186,16 @@ def train_model(dataset: str, home: Path, device: torch.device) -> Model:
     inputs = {
         "recipe": asdict(recipe),
         "data": {split: images[split].fingerprint for split in ("train", "held-out")},
-        "code": artifacts.code_hash("cct", "train", "trainer", "augment", "randaugment"),
+        "code": stages.CODE,
     }
-    folder = artifacts.stage(
+    folder = stages.stage(
         home,
         "train",
         inputs,
-        lambda work: train.train_model(recipe, images, work, device=device),
+        lambda work: run.train_model(recipe, images, work, device=device),
         device=device,
     )
-    return models.open_model(folder)
+    return manifest.open_model(folder)
 
 
 def probe_stage(dataset: str, model: Model, profile: Profile, home: Path, device: torch.device) -> Path:
@@ -203,7 +206,7 @@ def probe_stage(dataset: str, model: Model, profile: Profile, home: Path, device
         "weights": model.weights_hash,
         "data": [train_images.fingerprint, held_out.fingerprint],
         "settings": asdict(profile.probe),
-        "code": artifacts.code_hash("cct", "checkpoints", "sites", "probe"),
+        "code": stages.CODE,
     }
 
     def compute(work: Path) -> None:
@@ -219,7 +222,7 @@ def probe_stage(dataset: str, model: Model, profile: Profile, home: Path, device
             work / "probes.safetensors",
         )
 
-    return artifacts.stage(home, "probe", inputs, compute, device=device)
+    return stages.stage(home, "probe", inputs, compute, device=device)
 
 
 def fresh_probes(model: Model, settings: ProbeSettings) -> Probes:
@@ -231,7 +234,7 @@ def fresh_probes(model: Model, settings: ProbeSettings) -> Probes:
 
 def load_probes(folder: Path, model: Model, device: torch.device) -> Probes:
     """The probes that a probe stage wrote."""
-    written = artifacts.read_json(folder / artifacts.RECORD)["inputs"]["settings"]
+    written = stages.read_json(folder / stages.RECORD)["inputs"]["settings"]
     lists: dict[str, Any] = {name: tuple(value) for name, value in written.items() if isinstance(value, list)}
     settings = ProbeSettings(**(written | lists))
     probes = fresh_probes(model, settings)
@@ -247,10 +250,10 @@ def measure_stage(
     test = load_images(dataset, "test", profile.test, model)
     per_label = {"train": profile.train, "held-out": profile.held_out, "test": profile.test}
     inputs = {
-        "probes": artifacts.sha256_file(probes / "probes.safetensors"),
+        "probes": stages.sha256_file(probes / "probes.safetensors"),
         "data": [held_out.fingerprint, test.fingerprint],
         "null_draws": profile.null_draws,
-        "code": artifacts.code_hash("cct", "checkpoints", "sites", "probe", "measure", "snp", "tables"),
+        "code": stages.CODE,
     }
     about = {
         "dataset": data.DATASETS[test.dataset].title if test.dataset in data.DATASETS else dataset,
@@ -258,7 +261,7 @@ def measure_stage(
         "weights": model.weights_hash,
         "profile": profile.name,
         "per_label": per_label,
-        **artifacts.environment(device),
+        **stages.environment(device),
     }
 
     def compute(work: Path) -> None:
@@ -269,20 +272,20 @@ def measure_stage(
             precision=profile.probe.precision, device=device, about=about,
         )  # fmt: skip
         measure.save(result, work)
-        with artifacts.replacing(work / measure.POOLED) as temporary, temporary.open("wb") as file:
+        with stages.replacing(work / measure.POOLED) as temporary, temporary.open("wb") as file:
             np.savez(file, **pooled)  # type: ignore[arg-type]
         null.to_csv(work / "null.csv", index=False)
 
-    return artifacts.stage(home, "measure", inputs, compute, device=device)
+    return stages.stage(home, "measure", inputs, compute, device=device)
 
 
 def tables_stage(measured: Path, profile: Profile, home: Path, device: torch.device) -> Path:
     """Make the tables of SNP (see `tables.py`)."""
     inputs = {
-        "measurement": artifacts.sha256_file(measured / measure.FILE),
+        "measurement": stages.sha256_file(measured / measure.FILE),
         "thetas": profile.thetas,
         "label_orders": profile.label_orders,
-        "code": artifacts.code_hash("snp", "bootstrap", "tables"),
+        "code": stages.CODE,
     }
 
     def compute(work: Path) -> None:
@@ -295,4 +298,4 @@ def tables_stage(measured: Path, profile: Profile, home: Path, device: torch.dev
             device,
         )
 
-    return artifacts.stage(home, "tables", inputs, compute, device=device)
+    return stages.stage(home, "tables", inputs, compute, device=device)

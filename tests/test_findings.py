@@ -7,10 +7,15 @@ import pytest
 import torch
 from tiny_data import write_folder
 
-from cctlib import andc, cct, claims, data, findings, heads, judge, models, study
+from cctlib import findings, study
+from cctlib.andc import masks
+from cctlib.claims import judge, verdicts
+from cctlib.data import images as data
 from cctlib.errors import UserError
-from cctlib.probe import ProbeSettings
+from cctlib.heads import ownership
+from cctlib.model import cct, manifest
 from cctlib.profiles import HeadSettings, Profile, PruningSettings
+from cctlib.snp.probe import ProbeSettings
 
 PROFILE = Profile(
     "tiny", train=6, held_out=3, test=4, probe=ProbeSettings(epochs=2, batch=20, least_steps=1, precision="fp32"), thetas=(0.1, 0.3, 0.7),
@@ -34,7 +39,7 @@ def untrained(dataset, folder):
     from safetensors.torch import save_file
 
     save_file(network.state_dict(), folder / "weights.safetensors")
-    models.write_manifest(
+    manifest.write_manifest(
         folder, name="cct_2_3x2", config=config, weights=folder / "weights.safetensors", dataset=dataset,
         normalisation={"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}, labels=names, training={},
     )  # fmt: skip
@@ -76,7 +81,7 @@ def test_a_head_alone_is_the_probe_with_the_other_heads_weights_cut(opened):
     network = opened.network()
     for site in ("enc1/mha", "enc2/mha"):
         diagonal = findings.mha_diagonals(opened, "held-out")[site]
-        owner = heads.designate(heads.count(diagonal, number))
+        owner = ownership.designate(ownership.count(diagonal, number))
         _, taps = network(opened.model.normalise(images.pixels), taps=[site])
         for head in range(number):
             probe = opened.probes[site]
@@ -87,7 +92,7 @@ def test_a_head_alone_is_the_probe_with_the_other_heads_weights_cut(opened):
             row = table[(table.site == site) & (table["head"] == head)].iloc[0]
             for column, chosen in (
                 ("own", [owner[label] == head for label in images.labels]),
-                ("others", [owner[label] not in (head, heads.NOBODY) for label in images.labels]),
+                ("others", [owner[label] not in (head, ownership.NOBODY) for label in images.labels]),
             ):
                 chosen = torch.tensor(chosen)
                 expected = right[chosen].mean().item() if (owner == head).any() else float("nan")
@@ -116,13 +121,13 @@ def test_pruning_has_all_methods_and_can_be_judged(opened):
     tables = findings.pruning_tables(opened)
     at, curves, timed = (tables[name] for name in findings.PRUNING)
     without = at[at.epochs == 0]
-    assert set(without.target) == set(andc.TARGETS)
+    assert set(without.target) == set(masks.TARGETS)
     for _, rows in without.groupby("target"):
-        assert set(rows.method) == set(andc.METHODS) and (rows.method == "random").sum() == 3
+        assert set(rows.method) == set(masks.METHODS) and (rows.method == "random").sum() == 3
         assert rows[rows.method != "shuffled"].density.nunique() == 1  # equal density
     assert set(at[at.epochs > 0].target) == {"fc"} and (at.images == 30).all() and (curves.images == 20).all()
     assert set(curves.theta) == {0.1, 0.3} and (at.dense_bytes > at.bytes).all()
-    assert claims.pruning(at).verdict in ("supported", "not supported", "undetermined")
+    assert verdicts.pruning(at).verdict in ("supported", "not supported", "undetermined")
     assert set(timed.batch) == {1, 128}
 
 
@@ -135,7 +140,7 @@ def test_finished_stages_are_not_done_again(opened, monkeypatch):
 
 
 def test_what_ships_with_a_model_is_read_and_what_does_not_is_named(opened):
-    from cctlib.ship import ship_study
+    from tools.ship import ship_study
 
     bare = replace(opened, source="shipped", profile=None, folders={})
     for tables in (findings.heads_tables, findings.pruning_tables):
@@ -153,7 +158,7 @@ def test_what_ships_with_a_model_is_read_and_what_does_not_is_named(opened):
 def test_a_target_that_would_lose_every_weight_is_left_out_and_named(capsys):
     nothing = {site: torch.zeros(4, 5, dtype=torch.bool) for site in ("enc1/mha", "enc1/trunk", "enc1/ff_hidden", "enc1/ff")}
     some = nothing | {"enc1/ff": torch.ones(4, 5, dtype=torch.bool)}
-    prunings = [andc.Pruning("fc", "andc"), andc.Pruning("proj", "andc")]
+    prunings = [masks.Pruning("fc", "andc"), masks.Pruning("proj", "andc")]
     assert findings._possible(prunings, {0.3: some}, 1) == prunings[:1]
     assert "pruning of proj at theta 0.3 is left out" in capsys.readouterr().err
     with pytest.raises(UserError, match="nothing can be pruned"):

@@ -81,7 +81,7 @@ def test_the_picture_in_the_readme_is_drawn_from_what_ships():
     [default] = [path.parent for path in manifests if json.loads(path.read_text())["default"]]
     drawn = hashlib.sha256((default / "measurement.npz").read_bytes()).hexdigest()
     with Image.open(picture) as opened:
-        assert opened.info["Source"] == drawn, 'run: python -c "from cctlib.ship import draw_hero; draw_hero()"'
+        assert opened.info["Source"] == drawn, 'run: python -c "from tools.ship import draw_hero; draw_hero()"'
 
 
 def test_no_file_in_git_is_too_large():
@@ -91,7 +91,7 @@ def test_no_file_in_git_is_too_large():
 
 
 def test_the_address_can_be_changed_in_one_place(tmp_path, monkeypatch):
-    from cctlib import book
+    from tools import book
 
     for name in ("README.md", "CITATION.cff", "pyproject.toml"):
         shutil.copy(ROOT / name, tmp_path)

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from cctlib import artifacts
+from cctlib import stages
 from cctlib.errors import UserError
 
 
@@ -19,14 +19,14 @@ def run(runs, calls, inputs=None):
         (work / "result.txt").write_text("42")
         (work / "checkpoint.pt").write_text("half")
 
-    return artifacts.stage(runs, "probe", inputs or {"seed": 0}, compute, device="cpu")
+    return stages.stage(runs, "probe", inputs or {"seed": 0}, compute, device="cpu")
 
 
 def test_a_finished_stage_is_not_computed_again(tmp_path):
     calls = []
     first, second = run(tmp_path, calls), run(tmp_path, calls)
     assert first == second and len(calls) == 1
-    assert not (first / "checkpoint.pt").exists() and artifacts.is_whole(first)
+    assert not (first / "checkpoint.pt").exists() and stages.is_whole(first)
 
 
 def test_other_inputs_are_another_stage(tmp_path):
@@ -44,9 +44,9 @@ def test_a_damaged_stage_is_made_again(tmp_path, damage):
 
 def test_the_record_says_what_made_the_result(tmp_path):
     folder = run(tmp_path, [])
-    record, provenance = (artifacts.read_json(folder / name) for name in (artifacts.RECORD, artifacts.PROVENANCE))
+    record, provenance = (stages.read_json(folder / name) for name in (stages.RECORD, stages.PROVENANCE))
     assert record["inputs"] == {"seed": 0}
-    assert record["outputs"] == {"result.txt": artifacts.sha256_file(folder / "result.txt")}
+    assert record["outputs"] == {"result.txt": stages.sha256_file(folder / "result.txt")}
     assert {"made", "seconds", "torch", "device", "commit"} <= set(provenance)
 
 
@@ -80,7 +80,7 @@ def test_a_stage_killed_at_any_moment_goes_on(tmp_path):
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
         assert not [path for path in tmp_path.glob("slow-*") if path.is_dir() and path.suffix != ".partial"]
-    folder = artifacts.Path(subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip())
+    folder = stages.Path(subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip())
     assert (folder / "resumed.txt").read_text() == "yes"
     assert (folder / "result.txt").read_text() == "".join(map(str, range(40)))
     assert sorted(path.name for path in folder.iterdir()) == ["provenance.json", "result.txt", "resumed.txt", "stage.json"]
@@ -89,7 +89,7 @@ def test_a_stage_killed_at_any_moment_goes_on(tmp_path):
 def test_replacing_leaves_the_old_file_when_the_block_fails(tmp_path):
     path = tmp_path / "table.csv"
     path.write_text("old")
-    with pytest.raises(RuntimeError), artifacts.replacing(path) as temporary:
+    with pytest.raises(RuntimeError), stages.replacing(path) as temporary:
         temporary.write_text("half of the n")
         raise RuntimeError("no space")
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
@@ -98,9 +98,7 @@ def test_replacing_leaves_the_old_file_when_the_block_fails(tmp_path):
 def test_broken_json_is_one_line(tmp_path):
     (tmp_path / "manifest.json").write_text("{")
     with pytest.raises(UserError, match=r"manifest.json is not valid JSON") as caught:
-        artifacts.read_json(tmp_path / "manifest.json")
+        stages.read_json(tmp_path / "manifest.json")
     assert "\n" not in str(caught.value)
 
 
-def test_code_hash_changes_with_the_module():
-    assert artifacts.code_hash("probe") != artifacts.code_hash("probe", "artifacts")

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from cctlib import artifacts, open_study
+from cctlib import open_study, stages
 from cctlib.errors import UserError
 
 
@@ -67,9 +67,9 @@ def test_help_reads_well(tmp_path):
 def hashes(runs):
     """Hash of every result of every finished stage; when, where and how fast it was made is no result."""
     return {
-        f"{path.parent.name}/{path.name}": artifacts.sha256_file(path)
+        f"{path.parent.name}/{path.name}": stages.sha256_file(path)
         for path in sorted(runs.rglob("*"))
-        if path.is_file() and path.suffix != ".lock" and path.name not in (artifacts.PROVENANCE, artifacts.LOG, artifacts.RUN)
+        if path.is_file() and path.suffix != ".lock" and path.name not in (stages.PROVENANCE, stages.LOG, stages.RUN)
     }
 
 

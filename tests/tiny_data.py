@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from cctlib.datasets import DATASETS
+from cctlib.data.datasets import DATASETS
 
 
 def pictures(count: int, seed: int = 0, side: int = 32) -> np.ndarray:

@@ -2,9 +2,9 @@
 
 import torch
 
-from cctlib import sites
-from cctlib.cct import CCT, CCTConfig
-from cctlib.data import Images
+from cctlib.data.images import Images
+from cctlib.model import sites
+from cctlib.model.cct import CCT, CCTConfig
 
 LABELS = 5
 CONFIG = CCTConfig(

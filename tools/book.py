@@ -1,17 +1,11 @@
 """The book: executed notebooks and prose, put together, checked, and built so that it asks the network for nothing.
 
-In a notebook:
-
-    from cctlib.book import glue, show_plotly
-
-`glue` names a number for the prose, `show_plotly` shows an interactive figure. On the command line `make book` calls `make`:
+`make book` calls `make`:
 `assemble` lays everything out under `_build/source`, with the paths of the repository (so that links to Colab and to the
 source are right), and `build` runs Jupyter Book on it.
 """
 
-import base64
 import hashlib
-import io
 import json
 import os
 import re
@@ -23,50 +17,12 @@ import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 from cctlib.errors import UserError
-from cctlib.executed import PLOTLY, as_page, glued, read_executed, run_of
+from tools.executed import as_page, glued, read_executed, run_of
 
 ROOT = Path(__file__).resolve().parent.parent
-MODULES = [
-    "data", "download", "augment", "cct", "precision", "train", "sites", "probe", "snp", "measure", "bootstrap", "tables",
-    "heads", "andc", "artifacts", "models", "study", "figures", "reproduce", "book", "executed", "cli", "errors",
-]  # fmt: skip
-
-
-# --- what notebooks call -----------------------------------------------------------------------------------------------
-
-
-def glue(name: str, value: str) -> None:
-    """Record a formatted text under `name`, for the prose of any page to show; nothing is displayed.
-
-    Write the text as it shall be read (`f"{accuracy:.1%}"`). Without MyST-NB (in Colab, say) nothing happens.
-    """
-    try:
-        from myst_nb import glue as record
-    except ImportError:
-        return
-    record(name, str(value), display=False)
-
-
-def show_plotly(figure: Any, alt: str, twin: Any = None) -> None:
-    """Show an interactive figure. `alt` says in words what it shows; `twin` is a static matplotlib figure of the same.
-
-    The figure is handed out as data: JupyterLab draws it, the book draws it with its own copy of plotly.js, and whoever draws
-    nothing (a viewer without scripts, paper) shows the twin. Colab gets plotly's own renderer.
-    """
-    if "google.colab" in sys.modules:
-        figure.show(renderer="colab")
-        return
-    from IPython.display import display
-
-    bundle = {PLOTLY: json.loads(figure.to_json()), "text/plain": alt}
-    if twin is not None:
-        stream = io.BytesIO()
-        twin.savefig(stream, format="png", dpi=150, metadata={"Software": None})
-        bundle["image/png"] = base64.b64encode(stream.getvalue()).decode()
-    display(bundle, raw=True)
+ROOMS = ("data", "model", "training", "snp", "heads", "andc", "claims", "figures")  # in the order of the method
 
 
 # --- the book ----------------------------------------------------------------------------------------------------------
@@ -158,9 +114,9 @@ def _jupyter_book(source: Path, out: Path, log: Path, *options: str) -> None:
 
 def _hash(source: Path) -> str:
     """SHA-256 over the assembled files, the package (its docstrings are a page), and the versions of the builders."""
-    from cctlib.artifacts import package_hash  # late: it loads torch, which nothing else here needs
+    from cctlib.stages import CODE  # late: it loads torch, which nothing else here needs
 
-    digest = hashlib.sha256(package_hash().encode())
+    digest = hashlib.sha256(CODE.encode())
     digest.update(json.dumps(_versions("jupyter-book", "sphinx", "sphinx-book-theme", "myst-nb")).encode())
     for path in sorted(path for path in source.rglob("*") if path.is_file() and "__pycache__" not in path.parts):
         digest.update(f"{path.relative_to(source)}\0".encode() + hashlib.sha256(path.read_bytes()).digest())
@@ -187,10 +143,9 @@ def _runs_table(runs: Mapping[str, Mapping[str, str]]) -> str:
 def _modules() -> str:
     """Markdown: a section for every public module, in the order in which data flows, filled from docstrings by autodoc."""
     package = ROOT / "cctlib"
-    found = [path.relative_to(package).with_suffix("").as_posix().replace("/", ".") for path in package.rglob("*.py")]
-    names = [name.removesuffix(".__init__") for name in found if not name.rpartition(".")[2].startswith("__main") and name != "__init__"]
-    known = {name: position for position, name in enumerate(MODULES)}
-    names.sort(key=lambda name: (known.get(name.partition(".")[0], len(known)), name))
+    door = sorted(path.stem for path in package.glob("[a-z]*.py"))
+    rooms = [f"{room}.{path.stem}" for room in ROOMS for path in sorted((package / room).glob("[a-z]*.py"))]
+    names = [*door, *rooms]
     section = "## `cctlib.{0}`\n\n```{{eval-rst}}\n.. automodule:: cctlib.{0}\n   :members:\n   :member-order: bysource\n```\n"
     return "\n".join(section.format(name) for name in names)
 

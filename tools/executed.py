@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from cctlib.errors import UserError
+from cctlib.notebook import PLOTLY
 
-PLOTLY = "application/vnd.plotly.v1+json"
+
 GLUED = "application/papermill.record/"
 UNSEEN_TAGS = {"parameters", "injected-parameters"}  # what was set is told on the page of runs instead
 

@@ -10,9 +10,10 @@ import papermill
 from papermill.exceptions import PapermillExecutionError
 from tqdm.auto import tqdm
 
-from cctlib import artifacts, book, findings
+from cctlib import findings, stages
 from cctlib.errors import UserError
 from cctlib.study import Study, open_study
+from tools import book
 
 
 def notebooks(folder: Path) -> list[Path]:
@@ -41,11 +42,11 @@ def reproduce(dataset: str, model: str, profile: str, runs: Path, device: str) -
 def execute(source: Path, parameters: dict[str, str], study: Study, runs: Path) -> Path:
     """The executed copy of a notebook. Raises `UserError` with the notebook's own error when a cell fails."""
     inputs = {
-        "source": artifacts.sha256_file(source),
+        "source": stages.sha256_file(source),
         "parameters": parameters,
         "reads": {name: folder.name for name, folder in study.folders.items()}
-        or artifacts.sha256_json(study.provenance),
-        "code": artifacts.package_hash(),
+        or stages.sha256_json(study.provenance),
+        "code": stages.CODE,
     }
 
     def compute(work: Path) -> None:
@@ -59,5 +60,5 @@ def execute(source: Path, parameters: dict[str, str], study: Study, runs: Path) 
                 f"{source} failed in cell {error.exec_count}: {error.ename}: {error.evalue}"
             ) from None
 
-    folder = artifacts.stage(runs / "notebooks", source.stem, inputs, compute, device=study.device)
+    folder = stages.stage(runs / "notebooks", source.stem, inputs, compute, device=study.device)
     return folder / source.name

@@ -16,16 +16,20 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from safetensors.torch import save_file
 
-from cctlib import artifacts, cct, data, figures, findings, measure, models, trainer, trainlog
-from cctlib.data import Images, batches
+from cctlib import figures, findings, stages
+from cctlib.data import images as data
+from cctlib.data.images import Images, batches
 from cctlib.errors import UserError
 from cctlib.figures import nodes
-from cctlib.models import Model
-from cctlib.precision import autocast
-from cctlib.recipes import Recipe, from_dict
+from cctlib.model import cct, manifest
+from cctlib.model.manifest import Model
+from cctlib.model.precision import autocast
+from cctlib.snp import measure
 from cctlib.study import Study, open_study
+from cctlib.training import log, trainer
+from cctlib.training.recipes import Recipe, from_dict
 
-HERO = artifacts.PACKAGE.parent / "book" / "_static" / "hero.png"
+HERO = stages.PACKAGE.parent / "book" / "_static" / "hero.png"
 LARGEST = 20_000_000  # bytes of one file in git
 
 
@@ -35,13 +39,13 @@ def ship_run(folder: Path, destination: Path | None = None, *, default: bool, de
     The manifest says on which machine, from which commit and for how long it was trained. Raises `UserError` for a run without an
     end, and as `ship_weights`.
     """
-    run = artifacts.read_json(folder / artifacts.RUN)
+    run = stages.read_json(folder / stages.RUN)
     weights = folder / trainer.WEIGHTS
     if not weights.is_file():
         raise UserError(f"{folder} holds no {weights.name}; its training has not come to its end, go on with: cctlib train --resume")
     recipe, dataset = from_dict(run["recipe"]), run["data"]["dataset"]
-    minutes = round(trainlog.read_log(folder / trainlog.FILE).seconds.max() / 60, 1)
-    target = destination or artifacts.shipped() / dataset / recipe.model
+    minutes = round(log.read_log(folder / log.FILE).seconds.max() / 60, 1)
+    target = destination or stages.shipped() / dataset / recipe.model
     about = {"minutes": minutes, **run["environment"]}
     return ship_weights(weights, recipe, dataset, target, training=about, default=default, device=device)
 
@@ -69,13 +73,13 @@ def ship_weights(
     original = cct.load_weights(weights, config)
     destination.mkdir(parents=True, exist_ok=True)
     rounded = destination / "weights.safetensors"
-    with artifacts.replacing(rounded) as temporary:
+    with stages.replacing(rounded) as temporary:
         save_file({name: value.half().contiguous() for name, value in original.state_dict().items()}, temporary)
-    if (weights.parent / trainlog.FILE).is_file():
-        with artifacts.replacing(destination / trainlog.FILE) as temporary:
-            shutil.copyfile(weights.parent / trainlog.FILE, temporary)
+    if (weights.parent / log.FILE).is_file():
+        with stages.replacing(destination / log.FILE) as temporary:
+            shutil.copyfile(weights.parent / log.FILE, temporary)
     about = {"recipe": asdict(recipe), "images": len(learned), "split": "train, without the held-out images"} | dict(training or {})
-    model = models.write_manifest(
+    model = manifest.write_manifest(
         destination, name=recipe.model, config=config, weights=rounded, default=default, dataset=dataset,
         normalisation=trainer.constants(learned), labels=learned.names, training=about,
     )  # fmt: skip
@@ -85,12 +89,12 @@ def ship_weights(
         "accuracy": {split: found[0] for split, found in after.items()},
         "accuracy_per_label": {split: found[1] for split, found in after.items()},
         "accuracy_before_rounding": {split: found[0] for split, found in before.items()},
-        "weights_before_rounding": artifacts.sha256_file(weights),
+        "weights_before_rounding": stages.sha256_file(weights),
         "data": {"train": learned.fingerprint} | {split: images.fingerprint for split, images in splits.items()},
-        "measured": artifacts.environment(device),
+        "measured": stages.environment(device),
     }
-    artifacts.write_json(destination / "manifest.json", model.manifest | measured)
-    return models.open_model(destination)
+    stages.write_json(destination / "manifest.json", model.manifest | measured)
+    return manifest.open_model(destination)
 
 
 @torch.no_grad()
@@ -117,9 +121,9 @@ def ship_study(study: Study) -> Path:
     folders = {stage: study.folders[stage] for stage in ("measure", "tables")} | findings.stages(study)
     for stage, folder in folders.items():
         for path in sorted(folder.iterdir()):
-            if path.name in (artifacts.RECORD, measure.POOLED, "null.csv"):
+            if path.name in (stages.RECORD, measure.POOLED, "null.csv"):
                 continue
-            name = f"{stage}.{path.name}" if path.name == artifacts.PROVENANCE else path.name
+            name = f"{stage}.{path.name}" if path.name == stages.PROVENANCE else path.name
             if path.stat().st_size > LARGEST:
                 raise UserError(
                     f"{path.name} has {path.stat().st_size:,} bytes, more than the {LARGEST:,} that one file may have"
@@ -142,7 +146,7 @@ def draw_hero(path: Path = HERO) -> Path:
     seen = [nodes.look(*study.measurement[place].tensors(), place, node) for place, node in zip(places, chosen, strict=True)]
     figure = figures.stamp(figures.overview.hero(seen[0], seen[1], study.tables["by_theta"]), study.measurement.about)
     source = PngInfo()
-    source.add_text("Source", artifacts.sha256_file(study.model.folder / measure.FILE))
-    with artifacts.replacing(path) as temporary:
+    source.add_text("Source", stages.sha256_file(study.model.folder / measure.FILE))
+    with stages.replacing(path) as temporary:
         Image.open(io.BytesIO(figures.to_png(figure, dpi=150))).save(temporary, "PNG", optimize=True, pnginfo=source)
     return path

@@ -24,10 +24,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cctlib.andc import Masks, layers
-from cctlib.cct import CCT, Encoder
+from cctlib.andc.masks import Masks, layers
+from cctlib.andc.sparselayers import FORMS, make_form
 from cctlib.errors import UserError
-from cctlib.sparselayers import FORMS, make_form
+from cctlib.model.cct import CCT, Encoder
 
 TURNS = 3  # each form is timed so often at least
 WORTH = 0.95  # a form other than the dense one must take less than this share of its time

@@ -7,9 +7,10 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from cctlib import andc, compact
-from cctlib.cct import CCT
-from cctlib.sparselayers import FORMS
+from cctlib.andc import compact
+from cctlib.andc import masks as andc
+from cctlib.andc.sparselayers import FORMS
+from cctlib.model.cct import CCT
 
 TURNS = 3  # each row is timed so often at least
 EQUAL = 1e-5  # largest difference of logits, as a share of the largest one

@@ -19,12 +19,12 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from cctlib import snp
-from cctlib.cct import CCT
-from cctlib.data import Images, batches
+from cctlib.data.images import Images, batches
 from cctlib.errors import UserError
-from cctlib.measure import Measurement
-from cctlib.precision import Precision, autocast
+from cctlib.model.cct import CCT
+from cctlib.model.precision import Precision, autocast
+from cctlib.snp import fields
+from cctlib.snp.measure import Measurement
 
 KINDS = ("proj", "linear1", "linear2", "fc")
 TARGETS = (*KINDS, "all")
@@ -76,7 +76,7 @@ def layers(encoders: int, target: str = "all") -> tuple[Layer, ...]:
 
 
 def diagonals(
-    measurement: Measurement, theta: float = snp.THETA, split: str = "held-out"
+    measurement: Measurement, theta: float = fields.THETA, split: str = "held-out"
 ) -> dict[str, Bool[Tensor, "_ _"]]:
     """D_n of every node of every measured site, as [node, label], from the images of `split`.
 
@@ -91,7 +91,7 @@ def diagonals(
                 f"measure that split (measured: {', '.join(measured.mu) or 'none'})"
             )
         mu, W = measured.tensors(split)
-        found[site] = snp.boolean(mu, W, theta).diagonal(dim1=1, dim2=2).contiguous()
+        found[site] = fields.boolean(mu, W, theta).diagonal(dim1=1, dim2=2).contiguous()
     return found
 
 
@@ -262,7 +262,7 @@ def input_norms(
             pooled, taps = forward_to_fc(network, normalise(pixels), sites)
         for layer in every:
             nodes = pooled if layer.kind == "fc" else taps[layer.source].flatten(0, 1)
-            square = nodes.to(snp.wide(nodes.device)).square().sum(0)
+            square = nodes.to(fields.wide(nodes.device)).square().sum(0)
             squares[layer.weight] = squares.get(layer.weight, 0) + square
     return {name: square.sqrt().float() for name, square in squares.items()}
 
@@ -289,7 +289,7 @@ class Pruning:
 
     target: str
     method: str
-    theta: float = snp.THETA
+    theta: float = fields.THETA
     seed: int = 0  # of masks by chance, and of the order of images in retraining
 
     def __post_init__(self) -> None:

@@ -19,11 +19,11 @@ from jaxtyping import Int64
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cctlib.andc import Masks, forward_to_fc, weights_of
-from cctlib.cct import CCT
-from cctlib.data import Images, batches
+from cctlib.andc.masks import Masks, forward_to_fc, weights_of
+from cctlib.data.images import Images, batches
 from cctlib.errors import UserError
-from cctlib.precision import Precision, autocast
+from cctlib.model.cct import CCT
+from cctlib.model.precision import Precision, autocast
 
 TOKENS_HELD = 512 * 2**20  # bytes of tokens that may be held to save the tokenizer's share of each pass
 

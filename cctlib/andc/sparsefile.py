@@ -22,8 +22,8 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from cctlib.artifacts import replacing
 from cctlib.errors import UserError
+from cctlib.stages import replacing
 
 FORMAT = "cctlib-sparse-1"
 # Bits of a mask have no context worth modelling: no literal context (lc, lp), no alignment (pb).
@@ -69,7 +69,7 @@ def load_sparse(path: Path) -> dict[str, Tensor]:
             tensors = {name: file.get_tensor(name) for name in names}
         if about.get("format") != FORMAT:
             raise UserError(
-                f"{path}: not a file of pruned weights ({FORMAT}); cctlib.checkpoints reads dense ones"
+                f"{path}: not a file of pruned weights ({FORMAT}); cctlib.model.checkpoints reads dense ones"
             )
         for name, shape in json.loads(about["sparse"]).items():
             kept = _unpack(tensors.pop(f"{name}:kept"), shape)

@@ -19,12 +19,14 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from cctlib import andc, artifacts, bootstrap, compact, sparsefile
-from cctlib.andc import BY_CHANCE, Diagonals, Masks, Pruning
-from cctlib.cct import CCT
-from cctlib.data import Images
+from cctlib import bootstrap, stages
+from cctlib.andc import compact, sparsefile
+from cctlib.andc import masks as andc
+from cctlib.andc.masks import BY_CHANCE, Diagonals, Masks, Pruning
+from cctlib.andc.retrain import Reduced, Retraining, masked, predict, reduce, retrain
+from cctlib.data.images import Images
 from cctlib.errors import UserError
-from cctlib.pruned import Reduced, Retraining, masked, predict, reduce, retrain
+from cctlib.model.cct import CCT
 
 
 @dataclass(frozen=True)
@@ -249,13 +251,13 @@ class _Run:
             "test": self.test.fingerprint,
             "precision": self.settings.precision,
         }
-        path = self.folder / f"checkpoint-{name}-{artifacts.sha256_json(inputs)[:12]}.npz"
+        path = self.folder / f"checkpoint-{name}-{stages.sha256_json(inputs)[:12]}.npz"
         try:
             with np.load(path) as found:
                 return dict(found)
         except (OSError, ValueError, EOFError, zipfile.BadZipFile):  # not there, or not whole
             result = compute()
-            with artifacts.replacing(path) as temporary, temporary.open("wb") as file:
+            with stages.replacing(path) as temporary, temporary.open("wb") as file:
                 np.savez_compressed(file, **result)  # type: ignore[arg-type]
             return result
 

@@ -9,8 +9,9 @@ from collections.abc import Mapping, Sequence
 import pandas as pd
 import torch
 
-from cctlib import bootstrap, claims, findings
-from cctlib.rules import Verdict, central, not_measured
+from cctlib import bootstrap, findings
+from cctlib.claims import verdicts as claims
+from cctlib.claims.rules import Verdict, central, not_measured
 from cctlib.study import Study
 
 BOTH = ("cifar100", "flowers102")  # the paper's data sets; Flowers-102 in its official split

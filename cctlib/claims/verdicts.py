@@ -14,10 +14,10 @@ import torch
 from jaxtyping import Float, Integer
 from torch import Tensor
 
-from cctlib import rules
+from cctlib.claims import rules
+from cctlib.claims.rules import NOT_SUPPORTED, SUPPORTED, UNDETERMINED, State, Verdict, not_measured, percentiles
 from cctlib.errors import UserError
-from cctlib.rules import NOT_SUPPORTED, SUPPORTED, UNDETERMINED, State, Verdict, not_measured, percentiles
-from cctlib.sites import parse
+from cctlib.model.sites import parse
 
 
 class Part(NamedTuple):

@@ -23,9 +23,9 @@ from filelock import FileLock
 from jaxtyping import Int64, UInt8
 from tqdm.auto import tqdm
 
-from cctlib.download import require_space
+from cctlib.data.download import require_space
+from cctlib.data.sources import BadData, Source
 from cctlib.errors import UserError
-from cctlib.sources import BadData, Source
 
 FORMAT = 1  # raised when images are decoded, resized or ordered otherwise: older entries are made again
 BLOCK = 256  # rows decoded, copied or hashed at a time

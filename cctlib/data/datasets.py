@@ -5,8 +5,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cctlib import demo, download, sources
-from cctlib import labels as known
+from cctlib.data import demo, download, sources
+from cctlib.data import labels as known
 from cctlib.errors import UserError
 
 SPLITS = ("train", "held-out", "test")

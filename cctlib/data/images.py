@@ -31,11 +31,12 @@ import torch
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
-from cctlib import demo, download, imagecache, sources
-from cctlib.datasets import DATASETS, SPLITS, Dataset, describe
+from cctlib.data import cache as imagecache
+from cctlib.data import demo, download, sources
+from cctlib.data.cache import Arrays
+from cctlib.data.datasets import DATASETS, SPLITS, Dataset, describe
+from cctlib.data.sources import BadData, Found, Source
 from cctlib.errors import UserError
-from cctlib.imagecache import Arrays
-from cctlib.sources import BadData, Found, Source
 
 __all__ = [
     "DATASETS", "SPLITS", "DataUnavailable", "Dataset", "Images", "available", "batches", "describe", "load",

@@ -27,7 +27,7 @@ import pyarrow.parquet
 from jaxtyping import Int64, UInt8
 from PIL import ExifTags, Image, ImageOps
 
-from cctlib import labels as known
+from cctlib.data import labels as known
 from cctlib.errors import UserError
 
 SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
@@ -170,7 +170,7 @@ def flowers102_numbers(dataset: str, part: str, official: dict[str, Any]) -> Int
     if dataset == "flowers102":
         names = ("trnid", "valid") if part == "train" else ("tstid",)
         return np.sort(np.concatenate([np.atleast_1d(official[name]) for name in names]).astype(np.int64))
-    text = importlib.resources.files("cctlib").joinpath("flowers102_kaggle.json").read_text()
+    text = importlib.resources.files("cctlib.data").joinpath("flowers102_kaggle.json").read_text()
     kaggle = {name: np.array(numbers) for name, numbers in json.loads(text).items()}
     everything = np.arange(1, 8190)
     return kaggle["test"] if part == "test" else np.setdiff1d(everything, np.concatenate([*kaggle.values()]))

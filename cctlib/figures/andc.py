@@ -15,11 +15,11 @@ from matplotlib.figure import SubFigure
 from matplotlib.lines import Line2D
 from pandas.io.formats.style import Styler
 
+from cctlib.claims.rules import TOLERANCE
 from cctlib.errors import UserError
 from cctlib.figures.palette import INK, METHODS, MUTED, PANEL, RULE, SIGNAL
 from cctlib.figures.style import Card, body, card, headline, panel_title, themed
 from cctlib.figures.wording import count, listing, sentence
-from cctlib.rules import TOLERANCE
 
 TITLES = {
     "andc": "ANDC",

@@ -1,6 +1,6 @@
 """Experts: is a head better at the labels it owns, alone or when it is missing, and where does it look?
 
-Tables are those of `cctlib.experts`, as shares of 1 with 95% intervals (*_low, *_high); heads count from 0.
+Tables are those of `cctlib.heads.experts`, as shares of 1 with 95% intervals (*_low, *_high); heads count from 0.
 """
 
 from collections.abc import Sequence
@@ -12,12 +12,12 @@ from matplotlib.artist import Artist
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
+from cctlib.claims.rules import SIGNIFICANT
 from cctlib.errors import UserError
 from cctlib.figures.heads import head_color
 from cctlib.figures.palette import FOREIGN, GROUND, INK, KINDS, MUTED, SEQUENTIAL, readable
 from cctlib.figures.style import Array, Card, as_array, bare, body, card, encoder_axis, headline, themed
 from cctlib.figures.wording import number, short
-from cctlib.rules import SIGNIFICANT
 
 
 @themed

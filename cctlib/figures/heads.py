@@ -1,6 +1,6 @@
 """Heads: which labels each head owns, and whether that could be chance.
 
-Tables are those of `cctlib.heads`; heads are counted from 0, as in Method, section 3.
+Tables are those of `cctlib.heads.ownership`; heads are counted from 0, as in Method, section 3.
 """
 
 from collections.abc import Sequence
@@ -14,6 +14,7 @@ from matplotlib.image import AxesImage
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 
+from cctlib.claims.rules import SIGNIFICANT
 from cctlib.errors import UserError
 from cctlib.figures.palette import COUNTS, DIVERGING, FOREIGN, HEADS, INK, KINDS, MUTED, WARN, readable
 from cctlib.figures.style import (
@@ -30,7 +31,6 @@ from cctlib.figures.style import (
     themed,
 )
 from cctlib.figures.wording import count, listing, number, short
-from cctlib.rules import SIGNIFICANT
 
 ROW = 0.148  # inches of a label's line
 

@@ -7,10 +7,10 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.patches import Circle, FancyArrowPatch, FancyBboxPatch, Polygon, Rectangle
 
-from cctlib.cct import SITES, CCTConfig
 from cctlib.figures.palette import GROUND, HEADS, INK, KINDS, MUTED, PANEL, RULE, contrast, readable
 from cctlib.figures.style import SMALLEST, Card, card, headline, themed
-from cctlib.sites import width
+from cctlib.model.cct import SITES, CCTConfig
+from cctlib.model.sites import width
 
 STEEL, STEEL_LIGHT = "#33475B", "#D9E0E6"
 WIDE, TALL = 6.8, 4.58  # inches: the drawing's own coordinates

@@ -7,9 +7,9 @@ import pandas as pd
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from cctlib import snp
 from cctlib.errors import UserError
 from cctlib.figures.wording import count
+from cctlib.snp import fields
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ def look(
     W: Float[Tensor, "label node"],
     site: str,
     index: int,
-    theta: float = snp.THETA,
+    theta: float = fields.THETA,
 ) -> Node:
     """The node `index` of a site, from the site's `mu` and `W` (Method, section 5).
 
@@ -43,12 +43,12 @@ def look(
     """
     if not 0 <= index < mu.shape[1]:
         raise UserError(f"{site} has nodes 0 to {mu.shape[1] - 1}, not {index}")
-    boolean = snp.boolean(mu[:, [index]], W[:, [index]], theta)
-    parts = snp.field(mu[:, index], W[:, index]), boolean[0], snp.clusters(boolean)[0]
+    boolean = fields.boolean(mu[:, [index]], W[:, [index]], theta)
+    parts = fields.field(mu[:, index], W[:, index]), boolean[0], fields.clusters(boolean)[0]
     return Node(site, index, theta, *(part.cpu().numpy() for part in parts))
 
 
-def typical(nodes: pd.DataFrame, site: str, theta: float = snp.THETA) -> int:
+def typical(nodes: pd.DataFrame, site: str, theta: float = fields.THETA) -> int:
     """The non-empty node of a site whose noise is nearest the site's median: one that nobody picked.
 
     nodes: site, node, silent, noise, one row a node (and theta). Raises `UserError` when all are silent.

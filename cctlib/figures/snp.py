@@ -45,7 +45,7 @@ from cctlib.figures.style import (
     wrap,
 )
 from cctlib.figures.wording import count, short
-from cctlib.sites import parse
+from cctlib.model.sites import parse
 
 ENTRIES = ListedColormap([PANEL, SIGNAL, WARN, FOREIGN])
 ENTRY_NAMES = ("zero", "signal: inside a cluster", "column noise", "foreign noise")

@@ -25,8 +25,8 @@ from torch.nn.functional import one_hot
 
 from cctlib.bootstrap import estimate
 from cctlib.errors import UserError
-from cctlib.heads import NOBODY, count_dealt, deal, designate, p_value
-from cctlib.sites import parse
+from cctlib.heads.ownership import NOBODY, count_dealt, deal, designate, p_value
+from cctlib.model.sites import parse
 
 Array = Tensor | np.ndarray
 

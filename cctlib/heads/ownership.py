@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from cctlib.errors import UserError
-from cctlib.sites import parse
+from cctlib.model.sites import parse
 
 NOBODY = -1  # the designation of a label that no node has, or that several heads share
 SAME = 1e-9  # two means of the same counts may differ by rounding; the null must not lose a tie to that

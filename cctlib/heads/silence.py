@@ -7,12 +7,12 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from cctlib.cct import CCT
-from cctlib.data import Images, batches
+from cctlib.data.images import Images, batches
 from cctlib.errors import UserError
-from cctlib.heads import owners
-from cctlib.precision import Precision, autocast
-from cctlib.sites import parse
+from cctlib.heads.ownership import owners
+from cctlib.model.cct import CCT
+from cctlib.model.precision import Precision, autocast
+from cctlib.model.sites import parse
 
 
 def head_and_random_sets(nodes: int, heads: int, draws: int, generator: torch.Generator) -> Bool[Tensor, "row node"]:

@@ -30,8 +30,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cctlib import checkpoints
 from cctlib.errors import UserError
+from cctlib.model import checkpoints
 
 SITES = (
     "mha",  # concatenated heads, before the projection

@@ -14,9 +14,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from cctlib import artifacts, cct
-from cctlib.data import normalise
+from cctlib import stages
+from cctlib.data.images import normalise
 from cctlib.errors import UserError
+from cctlib.model import cct
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class Model:
         path = self.folder / self.manifest["weights"]["file"]
         if not path.is_file():
             raise UserError(f"{path} is missing; the manifest beside it names it, restore it or train again")
-        found = artifacts.sha256_file(path)
+        found = stages.sha256_file(path)
         if found != self.weights_hash:
             raise UserError(
                 f"{path} has SHA-256 {found[:12]}, its manifest says {self.weights_hash[:12]}; restore the file"
@@ -67,7 +68,7 @@ class Model:
 
 def open_model(folder: Path) -> Model:
     """The model in `folder`. Raises `UserError` when there is no readable manifest."""
-    return Model(folder, artifacts.read_json(folder / "manifest.json"))
+    return Model(folder, stages.read_json(folder / "manifest.json"))
 
 
 def find(dataset: str, model: str = "default") -> Model | None:
@@ -79,7 +80,7 @@ def find(dataset: str, model: str = "default") -> Model | None:
         return open_model(Path(model))
     shipped = [
         open_model(path.parent)
-        for path in sorted((artifacts.shipped() / dataset.replace(":", "_")).glob("*/manifest.json"))
+        for path in sorted((stages.shipped() / dataset.replace(":", "_")).glob("*/manifest.json"))
     ]
     chosen = [
         entry
@@ -101,8 +102,8 @@ def write_manifest(
     manifest = {
         "name": name,
         "config": asdict(config),
-        "weights": {"file": weights.name, "sha256": artifacts.sha256_file(weights)},
+        "weights": {"file": weights.name, "sha256": stages.sha256_file(weights)},
         **entries,
     }
-    artifacts.write_json(folder / "manifest.json", manifest)
+    stages.write_json(folder / "manifest.json", manifest)
     return open_model(folder)

@@ -16,8 +16,8 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from cctlib.cct import SITES, CCTConfig, unknown_site
 from cctlib.errors import UserError
+from cctlib.model.cct import SITES, CCTConfig, unknown_site
 
 FILTERS = "filters"
 

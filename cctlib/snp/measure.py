@@ -19,11 +19,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from cctlib import artifacts, sites, snp
-from cctlib.data import Images, batches
+from cctlib import stages
+from cctlib.data.images import Images, batches
 from cctlib.errors import UserError
-from cctlib.precision import Precision, autocast
-from cctlib.probe import Probe, Probes, site_of
+from cctlib.model import sites
+from cctlib.model.precision import Precision, autocast
+from cctlib.snp import fields
+from cctlib.snp.probe import Probe, Probes, site_of
 
 FILE, POOLED = "measurement.npz", "pooled.npz"
 EXTREMES = 8  # images kept at either end of each node
@@ -124,11 +126,11 @@ def nodewise_pool(probe: Probe, tokens: Float[Tensor, "image token node"]) -> Fl
 class Reading:
     """What one pass over one split leaves behind: per site, on the device that it was made on."""
 
-    sums: dict[str, snp.FieldSums]  # by probe
+    sums: dict[str, fields.FieldSums]  # by probe
     predictions: dict[str, Tensor]  # by probe, and of the network under ""
     pooled: dict[str, Tensor]  # of the sites asked for, [image, node]
-    nodewise: dict[str, snp.FieldSums]
-    null: dict[str, snp.FieldSums]
+    nodewise: dict[str, fields.FieldSums]
+    null: dict[str, fields.FieldSums]
     extremes: dict[str, _Extremes]
 
 
@@ -152,7 +154,7 @@ def read(
     sites to keep p_n(x) of.
     """
     labels = images.labels.to(device)
-    shuffled = snp.shuffled(labels, null_draws, torch.Generator().manual_seed(seed)) if null_draws else None
+    shuffled = fields.shuffled(labels, null_draws, torch.Generator().manual_seed(seed)) if null_draws else None
     result = _empty_reading(probes, images.num_labels, device, null_draws, alternatives)
     predicted: dict[str, list[Tensor]] = {name: [] for name in ("", *result.sums)}
     pooled_parts: dict[str, list[Tensor]] = {site: [] for site in keep_pooled}
@@ -184,8 +186,8 @@ def _empty_reading(
 ) -> Reading:
     widths = {name: probes[name].fc.in_features for name in probes.names}
 
-    def sums(names: tuple[str, ...], repeats: int | None = None) -> dict[str, snp.FieldSums]:
-        return {name: snp.FieldSums.zeros(num_labels, widths[name], repeats, device) for name in names}
+    def sums(names: tuple[str, ...], repeats: int | None = None) -> dict[str, fields.FieldSums]:
+        return {name: fields.FieldSums.zeros(num_labels, widths[name], repeats, device) for name in names}
 
     return Reading(
         sums=sums(probes.names if alternatives else probes.sites), predictions={}, pooled={},
@@ -221,7 +223,7 @@ def measure(
 
     Raises `UserError` when a label has no image in one of the splits.
     """
-    from cctlib.tables import site_row  # late: tables read measurements
+    from cctlib.snp.tables import site_row  # late: tables read measurements
 
     how: dict[str, Any] = {"device": device, "precision": precision}
     mha = tuple(site for site in probes.sites if sites.parse(site)[1] == "mha")
@@ -251,7 +253,7 @@ def measure(
         for site, name in probes.swapped.items()
     }
     null = [
-        site_row(site, snp.measure(mu, probes[site].fc.weight.detach())) | {"draw": draw}
+        site_row(site, fields.measure(mu, probes[site].fc.weight.detach())) | {"draw": draw}
         for site in probes.sites if null_draws
         for draw, mu in enumerate(tested.null[site].mean())
     ]  # fmt: skip
@@ -282,15 +284,15 @@ def save(result: Measurement, folder: Path) -> None:
             arrays[f"{where}/extremes"] = values.extremes
         for name in ("mu", "predictions"):
             arrays |= {f"{where}/{name}/{split}": array for split, array in getattr(values, name).items()}
-    with artifacts.replacing(folder / FILE) as temporary, temporary.open("wb") as file:
+    with stages.replacing(folder / FILE) as temporary, temporary.open("wb") as file:
         np.savez_compressed(file, **arrays)
     described = {name: getattr(result, name) for name in ("names", "groups", "group_names", "about")}
-    artifacts.write_json(folder / "measurement.json", described)
+    stages.write_json(folder / "measurement.json", described)
 
 
 def load(folder: Path) -> Measurement:
     """Read what `save` wrote. Raises `UserError` for missing or damaged files."""
-    described = artifacts.read_json(folder / "measurement.json")
+    described = stages.read_json(folder / "measurement.json")
     path = folder / FILE
     try:
         with np.load(path, allow_pickle=False) as file:

@@ -21,10 +21,11 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from tqdm.auto import tqdm
 
-from cctlib import artifacts, sites
-from cctlib.data import Images, batches
+from cctlib import stages
+from cctlib.data.images import Images, batches
 from cctlib.errors import UserError
-from cctlib.precision import Precision, autocast
+from cctlib.model import sites
+from cctlib.model.precision import Precision, autocast
 
 
 @dataclass(frozen=True)
@@ -248,7 +249,7 @@ class _Run:
             "schedule": self.schedule.state_dict(),
             **{name: getattr(self, name) for name in ("step", "active", "best", "history")},
         }
-        with artifacts.replacing(path) as temporary:
+        with stages.replacing(path) as temporary:
             torch.save(state, temporary)
 
     def load(self, path: Path) -> None:

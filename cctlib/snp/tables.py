@@ -17,9 +17,11 @@ import numpy as np
 import pandas as pd
 import torch
 
-from cctlib import artifacts, bootstrap, measure, sites, snp
+from cctlib import bootstrap, stages
 from cctlib.errors import UserError
-from cctlib.measure import Measurement, SiteMeasurement
+from cctlib.model import sites
+from cctlib.snp import fields, measure
+from cctlib.snp.measure import Measurement, SiteMeasurement
 
 NAMES = ("accuracy", "nodes", "clusters", "by_theta", "null", "orders", "alternatives")
 CHOSEN, SWAPPED = "as chosen", "LayerNorm at mha, none at ff"
@@ -40,16 +42,16 @@ def compute(
     device: torch.device,
 ) -> None:
     """Write all tables into `folder`, as Parquet. Raises `UserError` when 0.3 is not among the thresholds."""
-    if snp.THETA not in thetas:
-        raise UserError(f"thresholds {thetas} lack {snp.THETA}, at which claims are judged; add it")
+    if fields.THETA not in thetas:
+        raise UserError(f"thresholds {thetas} lack {fields.THETA}, at which claims are judged; add it")
     by_theta, nodes, clusters = [], [], []
     for site in result.sites:
         mu, W = (array.to(device) for array in result[site].tensors())
         for theta in thetas:
-            found = snp.measure(mu, W, theta)
+            found = fields.measure(mu, W, theta)
             by_theta.append(site_row(site, found))
             nodes.append(nodes_table(site, found))
-            if theta == snp.THETA:
+            if theta == fields.THETA:
                 clusters.append(clusters_table(site, found))
     made = {
         "accuracy": accuracy_table(result),
@@ -60,15 +62,15 @@ def compute(
         "orders": orders_table(result, label_orders, device),
         "alternatives": alternatives_table(result, device),
     }
-    artifacts.write_tables(made, folder)
+    stages.write_tables(made, folder)
 
 
 def load(folder: Path) -> dict[str, pd.DataFrame]:
     """The tables by name. Raises `UserError` for a missing one."""
-    return artifacts.read_tables(folder, NAMES)
+    return stages.read_tables(folder, NAMES)
 
 
-def site_row(site: str, found: snp.SiteStatistics) -> dict[str, object]:
+def site_row(site: str, found: fields.SiteStatistics) -> dict[str, object]:
     """One row of `by_theta`: the site's name, encoder and kind, the threshold, and its summary."""
     encoder, kind = sites.parse(site)
     numbers = {name: value.item() for name, value in found.summary().items()}
@@ -82,7 +84,7 @@ def site_row(site: str, found: snp.SiteStatistics) -> dict[str, object]:
     }
 
 
-def nodes_table(site: str, found: snp.SiteStatistics) -> pd.DataFrame:
+def nodes_table(site: str, found: fields.SiteStatistics) -> pd.DataFrame:
     """Rows of `nodes` for one site and threshold."""
     encoder, kind = sites.parse(site)
     counts = {name: getattr(found, name).cpu().numpy().astype(np.int32) for name in COUNTS}
@@ -98,7 +100,7 @@ def nodes_table(site: str, found: snp.SiteStatistics) -> pd.DataFrame:
     return pd.DataFrame(where | counts)
 
 
-def clusters_table(site: str, found: snp.SiteStatistics) -> pd.DataFrame:
+def clusters_table(site: str, found: fields.SiteStatistics) -> pd.DataFrame:
     """Rows of `clusters` for one site."""
     encoder, kind = sites.parse(site)
     sizes = found.sizes.cpu().numpy()
@@ -123,14 +125,14 @@ def accuracy_table(result: Measurement) -> pd.DataFrame:
 
 def orders_table(result: Measurement, label_orders: int, device: torch.device) -> pd.DataFrame:
     """How far the clusters depend on the label order: rows as `by_theta`, with the number of the random `order`."""
-    orders = snp.shuffled(torch.arange(len(result.names)), label_orders, torch.Generator().manual_seed(0)).to(
+    orders = fields.shuffled(torch.arange(len(result.names)), label_orders, torch.Generator().manual_seed(0)).to(
         device
     )
     rows = []
     for site in result.sites:
         mu, W = (array.to(device) for array in result[site].tensors())
         rows += [
-            site_row(site, snp.measure(mu, W, order=order)) | {"order": number}
+            site_row(site, fields.measure(mu, W, order=order)) | {"order": number}
             for number, order in enumerate(orders)
         ]
     return pd.DataFrame(rows)
@@ -144,7 +146,7 @@ def alternatives_table(result: Measurement, device: torch.device) -> pd.DataFram
     def row(alternative: str, site: str, measured: SiteMeasurement, split: str = "test") -> dict[str, object]:
         mu, W = (array.to(device) for array in measured.tensors(split))
         right = (measured.predictions["test"] == result.labels["test"]).mean() if split == "test" else np.nan
-        return site_row(site, snp.measure(mu, W)) | {"alternative": alternative, "accuracy": float(right)}
+        return site_row(site, fields.measure(mu, W)) | {"alternative": alternative, "accuracy": float(right)}
 
     rows = [
         row(alternative, site, measured, split)

@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 from cctlib.errors import UserError
-from cctlib.randaugment import draw_operations, rand_augment, to_device
+from cctlib.training.randaugment import draw_operations, rand_augment, to_device
 
 ATTEMPTS = 10  # boxes tried for an image before it is left whole
 

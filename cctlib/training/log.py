@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from cctlib import artifacts
+from cctlib import stages
 from cctlib.errors import UserError
 
 FILE = "log.jsonl"
@@ -21,7 +21,7 @@ class Log:
         if not writes:
             return
         kept = [row for row in _rows(self.path) if row["step"] <= step]
-        with artifacts.replacing(self.path) as temporary:
+        with stages.replacing(self.path) as temporary:
             temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
         if tensorboard:
             self.board = _board(folder, step)

@@ -11,10 +11,10 @@ from typing import Any, Literal, Optional
 
 import torch
 
-from cctlib import cct
-from cctlib.augment import Augmentation
 from cctlib.errors import UserError
-from cctlib.precision import Precision
+from cctlib.model import cct
+from cctlib.model.precision import Precision
+from cctlib.training.augment import Augmentation
 
 
 @dataclass(frozen=True)

@@ -17,13 +17,13 @@ from pathlib import Path
 import torch
 from tqdm.auto import tqdm
 
-from cctlib import cct, models
-from cctlib.data import Images
+from cctlib.data.images import Images
 from cctlib.errors import UserError
-from cctlib.processes import Place, processes, stop_signals
-from cctlib.recipes import RECIPES, Recipe, recipe, recipe_for
-from cctlib.trainer import CHECKPOINT, Trainer, constants, evaluate, form_of_attention
-from cctlib.trainlog import Log, read_log
+from cctlib.model import cct, manifest
+from cctlib.training.log import Log, read_log
+from cctlib.training.processes import Place, processes, stop_signals
+from cctlib.training.recipes import RECIPES, Recipe, recipe, recipe_for
+from cctlib.training.trainer import CHECKPOINT, Trainer, constants, evaluate, form_of_attention
 
 __all__ = ["RECIPES", "Recipe", "read_log", "recipe", "recipe_for", "train", "train_model"]
 
@@ -94,7 +94,7 @@ def train(
 
 def train_model(
     recipe: Recipe, images: dict[str, Images], folder: Path, *, device: torch.device | str, progress: bool = True
-) -> models.Model:
+) -> manifest.Model:
     """Train in `folder`, or go on there, and make it a model folder: weights, log and manifest.
 
     `images` holds the splits train, held-out and test. The manifest has the final weights' accuracy on the last two.
@@ -107,7 +107,7 @@ def train_model(
     accuracy = {
         split: evaluate(network, images[split], constants(learned), recipe, alone)[1] for split in ("held-out", "test")
     }
-    return models.write_manifest(
+    return manifest.write_manifest(
         folder,
         name=recipe.model,
         config=config,

@@ -22,13 +22,15 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, interpolate
 from torch.nn.parallel import DistributedDataParallel
 
-from cctlib import artifacts, cct, data, precision
-from cctlib.augment import Draw, augment, draw
-from cctlib.data import Images
+from cctlib import stages
+from cctlib.data import images as data
+from cctlib.data.images import Images
 from cctlib.errors import UserError
-from cctlib.processes import Place
-from cctlib.recipes import Recipe
-from cctlib.trainlog import FILE as LOG
+from cctlib.model import cct, precision
+from cctlib.training.augment import Draw, augment, draw
+from cctlib.training.log import FILE as LOG
+from cctlib.training.processes import Place
+from cctlib.training.recipes import Recipe
 
 CHECKPOINT, WEIGHTS = "checkpoint.pt", "weights.safetensors"
 # For image folders, as in datasets.py.
@@ -166,8 +168,8 @@ class Trainer:
             for left_over in self.folder.glob(f".{CHECKPOINT}.*.tmp"):  # of a process killed while it saved
                 left_over.unlink()
             if self.step == 0:
-                about = {"processes": self.place.world, **artifacts.environment(self.place.device)}
-                artifacts.write_json(self.folder / artifacts.RUN, {**self.identity, "environment": about})
+                about = {"processes": self.place.world, **stages.environment(self.place.device)}
+                stages.write_json(self.folder / stages.RUN, {**self.identity, "environment": about})
 
     def save(self) -> None:
         """Write the checkpoint, atomically. Raises `UserError` instead when the loss is not finite."""
@@ -188,7 +190,7 @@ class Trainer:
             "processes": self.place.gathered(own),
         }
         if self.place.first:
-            with artifacts.replacing(self.folder / CHECKPOINT) as temporary, temporary.open("wb") as file:
+            with stages.replacing(self.folder / CHECKPOINT) as temporary, temporary.open("wb") as file:
                 torch.save(state, file)
                 file.flush()
                 os.fsync(file.fileno())
@@ -224,7 +226,7 @@ class Trainer:
         if self.place.first:
             tensors = {name: value.detach().float().cpu().contiguous() for name, value in network.state_dict().items()}
             about = {"cctlib": json.dumps(self.identity)}  # one entry: safetensors writes several in random order
-            with artifacts.replacing(path) as temporary:
+            with stages.replacing(path) as temporary:
                 save_file(tensors, temporary, metadata=about)
         return path
 

@@ -13,9 +13,10 @@ from typing import Any
 
 import pandas as pd
 
-from cctlib import artifacts, trainlog
+from cctlib import stages
 from cctlib.errors import UserError
-from cctlib.recipes import changed, flat, from_dict
+from cctlib.training import log as trainlog
+from cctlib.training.recipes import changed, flat, from_dict
 
 FOLDER, ABOUT = "trials", "about.json"
 TOLD = ("name", "epochs")  # of the settings: told in columns of their own
@@ -23,12 +24,12 @@ TOLD = ("name", "epochs")  # of the settings: told in columns of their own
 
 def groups(folder: Path | None = None) -> list[str]:
     """Names of the groups that ship, in alphabetical order."""
-    return sorted({path.parent.parent.name for path in _home(folder).glob(f"*/*/{artifacts.RUN}")})
+    return sorted({path.parent.parent.name for path in _home(folder).glob(f"*/*/{stages.RUN}")})
 
 
 def title(group: str, folder: Path | None = None) -> str:
     """What a group compares, in words."""
-    return artifacts.read_json(_home(folder) / group / ABOUT)["title"]
+    return stages.read_json(_home(folder) / group / ABOUT)["title"]
 
 
 def courses(group: str, folder: Path | None = None) -> pd.DataFrame:
@@ -50,7 +51,7 @@ def table(group: str, folder: Path | None = None) -> pd.DataFrame:
     Raises `UserError` where there is no such group, or a log without held-out accuracy.
     """
     home, runs = _home(folder) / group, _runs(group, folder)
-    about = artifacts.read_json(home / ABOUT)
+    about = stages.read_json(home / ABOUT)
     rows = []
     for name, run in runs.items():
         log = _log(home / name)
@@ -77,20 +78,20 @@ def command(run: dict[str, Any], per_label: int | None = None) -> str:
 
 
 def _home(folder: Path | None) -> Path:
-    return artifacts.shipped() / FOLDER if folder is None else folder
+    return stages.shipped() / FOLDER if folder is None else folder
 
 
 def _runs(group: str, folder: Path | None) -> dict[str, dict[str, Any]]:
     """The `run.json` of each trial of a group, by the trial's name."""
     home = _home(folder) / group
-    runs = {path.parent.name: artifacts.read_json(path) for path in sorted(home.glob(f"*/{artifacts.RUN}"))}
+    runs = {path.parent.name: stages.read_json(path) for path in sorted(home.glob(f"*/{stages.RUN}"))}
     if not runs:
-        raise UserError(f"{home} holds no trial; each is a folder with {artifacts.RUN} and {artifacts.LOG}, as `cctlib train` writes them")
+        raise UserError(f"{home} holds no trial; each is a folder with {stages.RUN} and {stages.LOG}, as `cctlib train` writes them")
     return runs
 
 
 def _log(trial: Path) -> pd.DataFrame:
-    log = trainlog.read_log(trial / artifacts.LOG)
+    log = trainlog.read_log(trial / stages.LOG)
     if "held_out_accuracy" not in log or log.held_out_accuracy.isna().all():
         raise UserError(f"{trial}: its log has no held-out accuracy; train it for an epoch at least")
     return log

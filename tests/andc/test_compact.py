@@ -13,13 +13,14 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from cctlib import andc, compact, sparselayers
-from cctlib.cct import CCT, CCTConfig
-from cctlib.compact import count, remove_silent
+from cctlib.andc import compact, sparselayers
+from cctlib.andc import masks as andc
+from cctlib.andc.compact import count, remove_silent
+from cctlib.andc.retrain import masked
+from cctlib.andc.sparsefile import encode, load_sparse, save_sparse
+from cctlib.andc.sparselayers import FORMS, make_form
 from cctlib.errors import UserError
-from cctlib.pruned import masked
-from cctlib.sparsefile import encode, load_sparse, save_sparse
-from cctlib.sparselayers import FORMS, make_form
+from cctlib.model.cct import CCT, CCTConfig
 
 SMALL = CCTConfig(encoders=2, width=64, heads=2, conv_channels=16, image_size=16, num_classes=20)
 NEAR = {"rtol": 0, "atol": 1e-5}

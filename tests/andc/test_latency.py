@@ -7,14 +7,14 @@ import pytest
 import tiny_pruning as tiny
 import torch
 
-from cctlib import andc, latency
-from cctlib.sparselayers import FORMS
+from cctlib.andc import latency, masks
+from cctlib.andc.sparselayers import FORMS
 
 
 @pytest.fixture
 def pruned():
     network = tiny.network()
-    for name, mask in andc.andc_masks(tiny.diagonals(), tiny.CONFIG.encoders).items():
+    for name, mask in masks.andc_masks(tiny.diagonals(), tiny.CONFIG.encoders).items():
         network.get_parameter(name).masked_fill_(~mask, 0)
     return network
 
@@ -27,7 +27,7 @@ def test_every_form_is_timed_for_every_batch_beside_the_dense_one(pruned):
         dense = rows.set_index("form").loc["dense"]
         assert dense.ratio == dense.low == dense.high == 1
     assert (found.milliseconds > 0).all() and (found.low <= found.ratio).all() and (found.ratio <= found.high).all()
-    weights = [pruned.get_parameter(layer.weight) for layer in andc.layers(tiny.CONFIG.encoders)]
+    weights = [pruned.get_parameter(layer.weight) for layer in masks.layers(tiny.CONFIG.encoders)]
     zeros = sum(int((weight == 0).sum()) for weight in weights) / sum(weight.numel() for weight in weights)
     assert found.sparsity.unique() == pytest.approx(zeros)
 

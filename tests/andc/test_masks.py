@@ -13,12 +13,14 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from cctlib import andc, pruned, sparsefile
-from cctlib.andc import Pruning
+from cctlib.andc import masks as andc
+from cctlib.andc import retrain as pruned
+from cctlib.andc import sparsefile
+from cctlib.andc.masks import Pruning
+from cctlib.andc.retrain import Retraining, masked, predict, reduce, retrain
+from cctlib.andc.sweep import plan, sweep, with_accuracies
 from cctlib.errors import UserError
-from cctlib.measure import Measurement, SiteMeasurement
-from cctlib.pruned import Retraining, masked, predict, reduce, retrain
-from cctlib.sweep import plan, sweep, with_accuracies
+from cctlib.snp.measure import Measurement, SiteMeasurement
 
 ENCODERS = tiny.CONFIG.encoders
 CPU = {"device": "cpu"}
@@ -412,7 +414,7 @@ def test_a_sweep_is_what_single_prunings_are():
 
 
 def test_a_sweep_goes_on_where_it_was_killed(tmp_path, monkeypatch):
-    from cctlib import sweep as module
+    from cctlib.andc import sweep as module
 
     whole = run()
     measure, calls = module._Run._measure, []
@@ -470,7 +472,7 @@ def test_intervals_are_of_the_change_against_the_dense_network():
 
 
 def test_a_sweep_that_cannot_end_well_does_not_start(monkeypatch):
-    monkeypatch.setattr("cctlib.sweep.reduce", lambda *_, **__: pytest.fail("computed something"))
+    monkeypatch.setattr("cctlib.andc.sweep.reduce", lambda *_, **__: pytest.fail("computed something"))
     with pytest.raises(UserError, match="one pruning and one amount"):
         sweep(tiny.network(), tiny.normalise, [], {}, tiny.images(), **CPU)
     for given_too, message in (

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from cctlib import book, reproduce
 from cctlib.errors import UserError
 from cctlib.study import open_study
+from tools import book, reproduce
 
 ROOT = Path(__file__).resolve().parents[2]
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

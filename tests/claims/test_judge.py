@@ -5,8 +5,10 @@ from dataclasses import replace
 
 import pytest
 
-from cctlib import judge, models, study
-from cctlib.rules import SUPPORTED, UNDETERMINED, verdict
+from cctlib import study
+from cctlib.claims import judge
+from cctlib.claims.rules import SUPPORTED, UNDETERMINED, verdict
+from cctlib.model import manifest
 from cctlib.study import beside, open_study, provenance_of
 
 
@@ -25,7 +27,7 @@ def test_every_claim_of_a_study_is_judged(shipped):
 def test_what_did_not_ship_is_undetermined(shipped, tmp_path):
     folder = tmp_path / "model"
     shutil.copytree(shipped.model.folder, folder, ignore=shutil.ignore_patterns("pruning.parquet", "expert_*"))
-    judged = judge.all_claims(replace(shipped, model=models.open_model(folder)))
+    judged = judge.all_claims(replace(shipped, model=manifest.open_model(folder)))
     assert [(found.verdict, found.effect) for found in judged[3:]] == 2 * [(UNDETERMINED, "not measured")]
 
 

@@ -10,10 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import kendalltau
 
-from cctlib import claims, rules
 from cctlib.bootstrap import resample
+from cctlib.claims import rules
+from cctlib.claims import verdicts as claims
+from cctlib.claims.rules import NOT_SUPPORTED, RULES, STATEMENTS, SUPPORTED, UNDETERMINED
 from cctlib.errors import UserError
-from cctlib.rules import NOT_SUPPORTED, RULES, STATEMENTS, SUPPORTED, UNDETERMINED
 
 ENCODERS = range(1, 8)
 THETAS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
@@ -315,11 +316,11 @@ def test_effect_of_sharpening_names_the_weaker_sub_block_first():
 
 def test_node_resamples_follow_the_statistics_of_a_site():
     """With every node counted once, the resampled quantities are those of snp, up to a common factor."""
-    from cctlib import snp, tables
+    from cctlib.snp import fields, tables
 
     mu, W = (torch.randn(12, 40, generator=seeded(seed)) for seed in (0, 1))
-    nodes = tables.nodes_table("enc1/mha", snp.measure(mu, W))
-    row = pd.Series(tables.site_row("enc1/mha", snp.measure(mu, W)))
+    nodes = tables.nodes_table("enc1/mha", fields.measure(mu, W))
+    row = pd.Series(tables.site_row("enc1/mha", fields.measure(mu, W)))
     once = torch.ones(1, len(nodes), dtype=torch.float64).numpy()
     found = claims._resampled(nodes, {"enc1/mha": once}, seeded())
     assert found["noise"].item() == pytest.approx(row.noise)

@@ -21,7 +21,8 @@ import torchvision
 from scipy.io import savemat
 from tiny_data import encoded, forget_published, pictures, tiny_cifar100, write_parquet, write_python
 
-from cctlib import data, download, sources
+from cctlib.data import download, sources
+from cctlib.data import images as data
 from cctlib.errors import UserError
 
 CONTENT = np.random.default_rng(0).integers(0, 256, 1_000_000, dtype=np.uint8).tobytes()
@@ -307,8 +308,8 @@ def test_a_folder_that_cannot_be_written_is_refused(server, home):
 
 def test_killed_in_the_middle_it_goes_on_where_it_was(server, home):
     server.script = ["stall"]
-    code = "import sys; from pathlib import Path; from cctlib import download\ndownload.fetch(sys.argv[1], Path(sys.argv[2]), stall=60)"
-    root = str(Path(download.__file__).parents[1])
+    code = "import sys; from pathlib import Path; from cctlib.data import download\ndownload.fetch(sys.argv[1], Path(sys.argv[2]), stall=60)"
+    root = str(Path(download.__file__).parents[2])
     process = subprocess.Popen(
         [sys.executable, "-c", code, f"{server.url}/file.bin", str(home / "file.bin")],
         env=os.environ | {"PYTHONPATH": root},

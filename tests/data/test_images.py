@@ -33,7 +33,9 @@ from tiny_data import (
     write_python,
 )
 
-from cctlib import data, demo, imagecache, labels, sources
+from cctlib.data import cache as imagecache
+from cctlib.data import demo, labels, sources
+from cctlib.data import images as data
 from cctlib.errors import UserError
 
 REAL = os.environ.get("CCTLIB_DATA", "")
@@ -339,7 +341,7 @@ def test_killed_while_decoding_it_starts_again_and_ends_the_same(tiny, home):
     """A process that is killed in the middle leaves no entry; the next one makes the same arrays."""
     code = (
         "import os, signal, dataclasses\n"
-        "from cctlib import data, sources\n"
+        "from cctlib.data import images as data, sources\n"
         "spec = dataclasses.replace(data.DATASETS['cifar100'], rows={}, fingerprints={})\n"
         "data.DATASETS['cifar100'] = spec\n"
         "decode, seen = sources.decode, []\n"
@@ -350,7 +352,7 @@ def test_killed_while_decoding_it_starts_again_and_ends_the_same(tiny, home):
         "sources.decode = dying\n"
         "data.load('cifar100', 'train')\n"
     )
-    ended = subprocess.run([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": str(Path(data.__file__).parents[1])})
+    ended = subprocess.run([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": str(Path(data.__file__).parents[2])})
     assert ended.returncode == -9
     assert not (home / "cache" / "cifar100-32-train").exists()
     images = data.load("cifar100", "train")

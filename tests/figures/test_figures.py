@@ -19,7 +19,6 @@ from matplotlib.colors import to_rgb
 from matplotlib.text import Text
 from PIL import Image
 
-from cctlib.cct import config
 from cctlib.errors import UserError
 from cctlib.figures import (
     andc,
@@ -44,6 +43,7 @@ from cctlib.figures import (
     wording,
 )
 from cctlib.figures.style import Card, headline_of, stamp
+from cctlib.model.cct import config
 
 RNG = np.random.default_rng(0)
 SIZES = (10, 102)

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from cctlib import experts, heads
 from cctlib.bootstrap import resample
 from cctlib.errors import UserError
-from cctlib.heads import NOBODY
+from cctlib.heads import experts, ownership
+from cctlib.heads.ownership import NOBODY
 
 HEADS, LABELS, PER_LABEL = 4, 8, 25
 SITE = "enc3/mha"
@@ -42,7 +42,7 @@ def plain_accuracy(prediction, wanted):
 
 def test_alone_is_the_probe_with_the_other_heads_silenced():
     pooled, W = torch.randn(20, 16, generator=seeded(1)), torch.randn(LABELS, 16, generator=seeded(2))
-    owner = heads.owners(16, HEADS)
+    owner = ownership.owners(16, HEADS)
     found = experts.alone(pooled, W, owner, HEADS)
     for head in range(HEADS):
         silenced = W.clone()
@@ -140,7 +140,7 @@ def probe_case(broken: bool):
 def test_dealt_gaps_against_a_plain_loop():
     pooled, W, diagonal = probe_case(broken=True)
     gaps = experts.dealt_gaps(pooled, W, diagonal, IMAGES, HEADS, seeded(3), deals=5)
-    for gap, owner in zip(gaps.tolist(), heads.deal(64, HEADS, 5, seeded(3)), strict=True):
+    for gap, owner in zip(gaps.tolist(), ownership.deal(64, HEADS, 5, seeded(3)), strict=True):
         counts = [[int(diagonal[owner == h, i].sum()) for i in range(LABELS)] for h in range(HEADS)]
         head_of = []
         for i in range(LABELS):
@@ -159,8 +159,8 @@ def test_dealt_gaps_against_a_plain_loop():
 @pytest.mark.parametrize("broken", [True, False])
 def test_the_gap_of_real_heads_is_judged_by_that_of_dealt_nodes(weights, broken):
     pooled, W, diagonal = probe_case(broken)
-    owner = heads.owners(64, HEADS)
-    designation = heads.designate(heads.count(diagonal, HEADS))
+    owner = ownership.owners(64, HEADS)
+    designation = ownership.designate(ownership.count(diagonal, HEADS))
     predictions = experts.alone(pooled, W, owner, HEADS)
     dealt = experts.dealt_gaps(pooled, W, diagonal, IMAGES, HEADS, seeded(3), deals=60)
     _, mean = experts.expert_accuracy(SITE, predictions, IMAGES, designation, weights, dealt)

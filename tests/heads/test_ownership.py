@@ -11,9 +11,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cctlib import heads
 from cctlib.errors import UserError
-from cctlib.heads import NOBODY
+from cctlib.heads import ownership
+from cctlib.heads.ownership import NOBODY
 
 HEADS = 4
 
@@ -24,7 +24,7 @@ def random_diagonal(nodes=32, labels=10, density=0.3, seed=0):
 
 def broken_diagonal(nodes=256, labels=100, seed=0):
     """Label i is on many diagonals of head i % 4 and on few of the other heads."""
-    home = heads.owners(nodes, HEADS)[:, None] == torch.arange(labels) % HEADS
+    home = ownership.owners(nodes, HEADS)[:, None] == torch.arange(labels) % HEADS
     uniform = torch.rand(nodes, labels, generator=torch.Generator().manual_seed(seed))
     return uniform < torch.where(home, 0.2, 0.03)
 
@@ -56,36 +56,36 @@ def slow_counts(diagonal, owner, number):
 def test_counts_by_plain_loops(case):
     diagonal, number = case
     owner = [node // (len(diagonal) // number) for node in range(len(diagonal))]
-    assert heads.count(diagonal, number).tolist() == slow_counts(diagonal, owner, number)
+    assert ownership.count(diagonal, number).tolist() == slow_counts(diagonal, owner, number)
 
 
 @given(diagonals())
 def test_counts_of_all_heads_add_up_to_the_nodes_with_the_label(case):
     diagonal, number = case
-    assert torch.equal(heads.count(diagonal, number).sum(0), diagonal.sum(0))
+    assert torch.equal(ownership.count(diagonal, number).sum(0), diagonal.sum(0))
 
 
 @given(diagonals())
 def test_concentration_lies_between_even_and_one_head_only(case):
     diagonal, number = case
-    counts = heads.count(diagonal, number)
-    value = heads.concentration(counts)
+    counts = ownership.count(diagonal, number)
+    value = ownership.concentration(counts)
     some = diagonal.any(0)
     assert value[~some].isnan().all()
     assert ((value[some] >= 1 / number - 1e-12) & (value[some] <= 1)).all()
 
 
 def test_a_head_owns_a_contiguous_block():
-    assert heads.owners(8, 4).tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
+    assert ownership.owners(8, 4).tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
     diagonal = torch.zeros(256, 3, dtype=torch.bool)
     diagonal[64, 1] = True  # the first node of head 1
-    assert heads.count(diagonal, 4)[:, 1].tolist() == [0, 1, 0, 0]
+    assert ownership.count(diagonal, 4)[:, 1].tolist() == [0, 1, 0, 0]
 
 
 def test_designation_of_ties_and_of_labels_that_no_node_has():
     counts = torch.tensor([[3, 2, 0, 1], [1, 2, 0, 0], [0, 0, 0, 5]])
-    assert heads.designate(counts).tolist() == [0, NOBODY, NOBODY, 2]
-    assert heads.concentration(counts)[:2].tolist() == [
+    assert ownership.designate(counts).tolist() == [0, NOBODY, NOBODY, 2]
+    assert ownership.concentration(counts)[:2].tolist() == [
         0.75,
         0.5,
     ]  # a tie is undecided, and still concentrated
@@ -94,8 +94,8 @@ def test_designation_of_ties_and_of_labels_that_no_node_has():
 @given(diagonals())
 def test_the_designated_head_has_strictly_more_than_any_other(case):
     diagonal, number = case
-    counts = heads.count(diagonal, number)
-    for label, head in enumerate(heads.designate(counts).tolist()):
+    counts = ownership.count(diagonal, number)
+    for label, head in enumerate(ownership.designate(counts).tolist()):
         column = counts[:, label].tolist()
         best = [h for h in range(number) if column[h] == max(column)]
         assert head == (best[0] if len(best) == 1 and max(column) > 0 else NOBODY)
@@ -104,7 +104,7 @@ def test_the_designated_head_has_strictly_more_than_any_other(case):
 @pytest.mark.parametrize(("nodes", "number"), [(256, 3), (256, 0), (10, 4)])
 def test_heads_that_cannot_share_the_nodes_are_refused_in_one_line(nodes, number):
     with pytest.raises(UserError, match="heads") as refused:
-        heads.count(torch.zeros(nodes, 2, dtype=torch.bool), number)
+        ownership.count(torch.zeros(nodes, 2, dtype=torch.bool), number)
     assert "\n" not in str(refused.value)
 
 
@@ -112,24 +112,24 @@ def test_heads_that_cannot_share_the_nodes_are_refused_in_one_line(nodes, number
 
 
 def test_a_deal_gives_each_head_its_share_of_the_nodes():
-    dealt = heads.deal(256, 4, 20, torch.Generator().manual_seed(0))
+    dealt = ownership.deal(256, 4, 20, torch.Generator().manual_seed(0))
     assert dealt.shape == (20, 256)
     assert all(Counter(row.tolist()) == {0: 64, 1: 64, 2: 64, 3: 64} for row in dealt)
     assert not torch.equal(dealt[0], dealt[1])
 
 
 def test_every_node_is_dealt_to_every_head_equally_often():
-    dealt = heads.deal(8, 4, 4000, torch.Generator().manual_seed(0))
+    dealt = ownership.deal(8, 4, 4000, torch.Generator().manual_seed(0))
     shares = torch.stack([(dealt == head).float().mean(0) for head in range(4)])
     assert torch.allclose(shares, torch.full((4, 8), 0.25), atol=0.03)
 
 
 def test_dealt_counts_by_plain_loops_whatever_the_chunk():
     diagonal = random_diagonal()
-    dealt = heads.deal(32, HEADS, 7, torch.Generator().manual_seed(1))
+    dealt = ownership.deal(32, HEADS, 7, torch.Generator().manual_seed(1))
     expected = [slow_counts(diagonal, owner, HEADS) for owner in dealt]
     for chunk in (1, 3, 250):
-        assert heads.count_dealt(diagonal, dealt, HEADS, chunk).tolist() == expected
+        assert ownership.count_dealt(diagonal, dealt, HEADS, chunk).tolist() == expected
 
 
 def test_p_values_against_a_slow_plain_loop_with_the_same_deals():
@@ -138,11 +138,11 @@ def test_p_values_against_a_slow_plain_loop_with_the_same_deals():
     diagonal = random_diagonal(labels=8)
     diagonal[:, 3] = torch.arange(32) < 6  # a label of head 0 alone
     diagonal[:, 6] = False  # a label that no node has
-    null = heads.null_counts({site: diagonal}, HEADS, generator, deals)
-    labels, sites = heads.symmetry({site: heads.count(diagonal, HEADS)}, null)
+    null = ownership.null_counts({site: diagonal}, HEADS, generator, deals)
+    labels, sites = ownership.symmetry({site: ownership.count(diagonal, HEADS)}, null)
 
-    dealt = heads.deal(32, HEADS, deals, torch.Generator().manual_seed(5))
-    observed = slow_counts(diagonal, heads.owners(32, HEADS), HEADS)
+    dealt = ownership.deal(32, HEADS, deals, torch.Generator().manual_seed(5))
+    observed = slow_counts(diagonal, ownership.owners(32, HEADS), HEADS)
     nulls = [slow_counts(diagonal, owner, HEADS) for owner in dealt]
     present = [label for label in range(8) if label != 6]
 
@@ -174,8 +174,8 @@ def test_the_null_is_invariant_under_relabelling(seed, data):
     order = torch.tensor(data.draw(st.permutations(range(10))))
     tables = []
     for given_diagonal in (diagonal, diagonal[:, order]):
-        null = heads.null_counts({"enc1/mha": given_diagonal}, HEADS, torch.Generator().manual_seed(seed), 50)
-        tables.append(heads.symmetry({"enc1/mha": heads.count(given_diagonal, HEADS)}, null))
+        null = ownership.null_counts({"enc1/mha": given_diagonal}, HEADS, torch.Generator().manual_seed(seed), 50)
+        tables.append(ownership.symmetry({"enc1/mha": ownership.count(given_diagonal, HEADS)}, null))
     (labels, sites), (relabelled, sites_relabelled) = tables
     assert relabelled.p.tolist() == labels.p.iloc[order.tolist()].tolist()
     assert relabelled.broken.tolist() == labels.broken.iloc[order.tolist()].tolist()
@@ -184,18 +184,18 @@ def test_the_null_is_invariant_under_relabelling(seed, data):
 
 def test_a_p_value_counts_the_observation_in_and_reads_no_evidence_from_nan():
     null = torch.tensor([1.0, 2.0, 3.0])
-    assert heads.p_value(torch.tensor(9.0), null).item() == 1 / 4
-    assert heads.p_value(torch.tensor(2.0), null).item() == 3 / 4
-    assert heads.p_value(torch.tensor(torch.nan), null).item() == 1
-    assert heads.p_value(torch.tensor(9.0), torch.tensor([torch.nan, 1.0, 1.0])).item() == 2 / 4
+    assert ownership.p_value(torch.tensor(9.0), null).item() == 1 / 4
+    assert ownership.p_value(torch.tensor(2.0), null).item() == 3 / 4
+    assert ownership.p_value(torch.tensor(torch.nan), null).item() == 1
+    assert ownership.p_value(torch.tensor(9.0), torch.tensor([torch.nan, 1.0, 1.0])).item() == 2 / 4
 
 
 def test_broken_symmetry_is_found_and_dealt_nodes_are_not_suspected():
     sites = {"enc1/mha": broken_diagonal()}
     shuffled = broken_diagonal()[torch.randperm(256, generator=torch.Generator().manual_seed(2))]
     sites["enc2/mha"] = shuffled
-    null = heads.null_counts(sites, HEADS, torch.Generator().manual_seed(0), 400)
-    labels, table = heads.symmetry({site: heads.count(d, HEADS) for site, d in sites.items()}, null)
+    null = ownership.null_counts(sites, HEADS, torch.Generator().manual_seed(0), 400)
+    labels, table = ownership.symmetry({site: ownership.count(d, HEADS) for site, d in sites.items()}, null)
     assert table.encoder.tolist() == [1, 2]
     assert table.p[0] == pytest.approx(1 / 401)
     assert table.broken[0] > 0.9
@@ -209,8 +209,8 @@ def test_broken_symmetry_is_found_and_dealt_nodes_are_not_suspected():
 def test_holm_by_hand():
     """Three encoders with p-values p1 <= p2 <= p3: 3 p1, max(2 p2, ..), max(p3, ..), cut at 1."""
     sites = {f"enc{m}/mha": random_diagonal(seed=m, labels=6) for m in (1, 2, 3)}
-    null = heads.null_counts(sites, HEADS, torch.Generator().manual_seed(0), 99)
-    _, table = heads.symmetry({site: heads.count(d, HEADS) for site, d in sites.items()}, null)
+    null = ownership.null_counts(sites, HEADS, torch.Generator().manual_seed(0), 99)
+    _, table = ownership.symmetry({site: ownership.count(d, HEADS) for site, d in sites.items()}, null)
     order = table.p.argsort()
     expected, running = [0.0] * 3, 0.0
     for rank, place in enumerate(order):
@@ -221,17 +221,17 @@ def test_holm_by_hand():
 
 def test_a_site_without_a_single_label_is_refused_in_one_line():
     empty = {"enc4/mha": torch.zeros(8, 3, dtype=torch.bool)}
-    null = heads.null_counts(empty, HEADS, torch.Generator().manual_seed(0), 5)
+    null = ownership.null_counts(empty, HEADS, torch.Generator().manual_seed(0), 5)
     with pytest.raises(UserError, match="enc4/mha") as refused:
-        heads.symmetry({"enc4/mha": heads.count(empty["enc4/mha"], HEADS)}, null)
+        ownership.symmetry({"enc4/mha": ownership.count(empty["enc4/mha"], HEADS)}, null)
     assert "\n" not in str(refused.value)
 
 
 def test_the_null_of_a_network_takes_seconds():
     sites = {f"enc{m}/mha": broken_diagonal(seed=m) for m in range(1, 8)}
     start = time.perf_counter()
-    null = heads.null_counts(sites, HEADS, torch.Generator().manual_seed(0), 1000)
-    heads.symmetry({site: heads.count(d, HEADS) for site, d in sites.items()}, null)
+    null = ownership.null_counts(sites, HEADS, torch.Generator().manual_seed(0), 1000)
+    ownership.symmetry({site: ownership.count(d, HEADS) for site, d in sites.items()}, null)
     assert time.perf_counter() - start < 20  # about 1 s on two idle cores
 
 
@@ -240,13 +240,13 @@ def test_the_null_of_a_network_takes_seconds():
 
 def test_head_sets_and_overlap_by_hand():
     diagonal = torch.tensor([[1, 1, 0], [1, 0, 0], [1, 0, 0], [0, 0, 0]]).bool()  # two heads of two nodes
-    counts = {"enc1/mha": heads.count(diagonal, 2)}
-    null = heads.null_counts({"enc1/mha": diagonal}, 2, torch.Generator().manual_seed(0), 20)
-    sets = heads.head_sets(counts)
+    counts = {"enc1/mha": ownership.count(diagonal, 2)}
+    null = ownership.null_counts({"enc1/mha": diagonal}, 2, torch.Generator().manual_seed(0), 20)
+    sets = ownership.head_sets(counts)
     assert sets.designated.tolist() == [2, 0]
     assert sets["labels"].tolist() == [2, 1]
     assert sets.pairs.tolist() == [3, 1]
-    row = heads.overlap(counts, null).iloc[0]
+    row = ownership.overlap(counts, null).iloc[0]
     assert (row.head_a, row.head_b, row.shared, row.jaccard) == (0, 1, 1, 0.5)
     assert row.weighted == pytest.approx(1 / 3)  # (min(2,1) + min(1,0)) / (max(2,1) + max(1,0))
     expected = [
@@ -260,8 +260,8 @@ def test_head_sets_and_overlap_by_hand():
 
 def test_specialised_heads_overlap_less_than_dealt_nodes():
     diagonal = {"enc1/mha": broken_diagonal()}
-    null = heads.null_counts(diagonal, HEADS, torch.Generator().manual_seed(0), 100)
-    table = heads.overlap({"enc1/mha": heads.count(diagonal["enc1/mha"], HEADS)}, null)
+    null = ownership.null_counts(diagonal, HEADS, torch.Generator().manual_seed(0), 100)
+    table = ownership.overlap({"enc1/mha": ownership.count(diagonal["enc1/mha"], HEADS)}, null)
     assert len(table) == 6
     assert (table.weighted < table.weighted_dealt).all()
     assert (table.p < 0.05).all()
@@ -284,7 +284,7 @@ def test_agreement_of_models():
     undecided = first.clone()
     undecided[:40] = NOBODY
     models = {"a": first, "b": renamed, "c": unrelated, "d": undecided}
-    table = heads.agreement("enc1/mha", models).set_index(["model_a", "model_b"])
+    table = ownership.agreement("enc1/mha", models).set_index(["model_a", "model_b"])
     assert len(table) == 6
     assert table.rand["a", "b"] == pytest.approx(1)
     assert abs(table.rand["a", "c"]) < 0.05
@@ -295,8 +295,8 @@ def test_agreement_of_models():
 
 def test_agreement_of_fewer_than_two_labels_or_models():
     nobody = torch.tensor([NOBODY, NOBODY, 1])
-    assert np.isnan(heads.agreement("enc1/mha", {"a": nobody, "b": nobody}).rand[0])
-    assert heads.agreement("enc1/mha", {"a": nobody}).empty
+    assert np.isnan(ownership.agreement("enc1/mha", {"a": nobody, "b": nobody}).rand[0])
+    assert ownership.agreement("enc1/mha", {"a": nobody}).empty
 
 
 # ---- meaning
@@ -314,10 +314,10 @@ def semantic_counts(by_group: bool):
 @pytest.mark.parametrize("by_group", [True, False])
 def test_semantics_finds_heads_that_own_whole_groups(by_group):
     counts = {"enc1/mha": semantic_counts(by_group)}
-    null = heads.null_counts(
+    null = ownership.null_counts(
         {"enc1/mha": random_diagonal(256, 100)}, HEADS, torch.Generator().manual_seed(0), 100
     )
-    table = heads.semantics(counts, null, GROUPS, torch.Generator().manual_seed(0), 500)
+    table = ownership.semantics(counts, null, GROUPS, torch.Generator().manual_seed(0), 500)
     row = table.iloc[0]
     assert list(table) == [
         "site", "encoder", "pairs", "same", "shuffled_mean", "shuffled_95", "p", "p_holm",
@@ -338,7 +338,7 @@ def test_semantics_finds_heads_that_own_whole_groups(by_group):
 def test_semantics_without_designated_labels_has_no_evidence():
     tied = {"enc1/mha": torch.ones(HEADS, 100, dtype=torch.int64)}
     null = {"enc1/mha": torch.ones(10, HEADS, 100, dtype=torch.int64)}
-    row = heads.semantics(tied, null, GROUPS, torch.Generator().manual_seed(0), 10).iloc[0]
+    row = ownership.semantics(tied, null, GROUPS, torch.Generator().manual_seed(0), 10).iloc[0]
     assert (row.pairs, row.p, row.p_dealt) == (0, 1, 1)
 
 
@@ -346,7 +346,7 @@ def test_enrichment_against_the_hypergeometric_distribution_by_hand():
     counts = semantic_counts(by_group=True)
     counts[:, 7] = 3  # a tie: 99 labels are designated, group 1 keeps 4
     names = [f"group {g}" for g in range(20)]
-    table = heads.enrichment({"enc3/mha": counts}, GROUPS, names).set_index(["head", "group"])
+    table = ownership.enrichment({"enc3/mha": counts}, GROUPS, names).set_index(["head", "group"])
     assert len(table) == HEADS * 20
     row = table.loc[0, 0]  # group 0 belongs to head 0, which owns the 25 labels of groups 0, 4, 8, 12, 16
     assert (row["labels"], row.group_labels, row.shared, row.group_name) == (25, 5, 5, "group 0")
@@ -361,16 +361,16 @@ def test_enrichment_against_the_hypergeometric_distribution_by_hand():
 
 def test_tables_have_their_documented_columns():
     diagonal = {"enc1/mha": random_diagonal()}
-    counts = {site: heads.count(d, HEADS) for site, d in diagonal.items()}
-    null = heads.null_counts(diagonal, HEADS, torch.Generator().manual_seed(0), 10)
-    labels, sites = heads.symmetry(counts, null)
+    counts = {site: ownership.count(d, HEADS) for site, d in diagonal.items()}
+    null = ownership.null_counts(diagonal, HEADS, torch.Generator().manual_seed(0), 10)
+    labels, sites = ownership.symmetry(counts, null)
     assert " ".join(labels) == "site encoder label head nodes most concentration dealt_95 p broken"
     assert " ".join(sites) == (
         "site encoder heads labels undesignated concentration dealt_mean dealt_95 excess broken "
         "broken_dealt deals p p_holm"
     )
-    assert " ".join(heads.head_sets(counts)) == "site encoder head designated labels pairs"
-    assert " ".join(heads.overlap(counts, null)) == (
+    assert " ".join(ownership.head_sets(counts)) == "site encoder head designated labels pairs"
+    assert " ".join(ownership.overlap(counts, null)) == (
         "site encoder head_a head_b shared jaccard weighted weighted_dealt p"
     )
     assert labels.broken.dtype == bool

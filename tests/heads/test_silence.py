@@ -6,8 +6,8 @@ import pytest
 import tiny_pruning as tiny
 import torch
 
-from cctlib import silence
 from cctlib.errors import UserError
+from cctlib.heads import silence
 
 HEADS, NODES = tiny.CONFIG.heads, tiny.CONFIG.width
 

@@ -20,11 +20,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from cctlib import cct
 from cctlib.errors import UserError
+from cctlib.model import cct
 
 TINY = cct.CCTConfig(encoders=3, width=24, heads=2, conv_channels=8, image_size=16, num_classes=5)
-SHIPPED = sorted(Path(__file__).parents[1].glob("artifacts/cifar100/*/manifest.json"))
+SHIPPED = sorted(Path(__file__).parents[2].glob("artifacts/cifar100/*/manifest.json"))
 
 
 def tiny(attention: str = "explicit", seed: int = 0, **settings) -> cct.CCT:

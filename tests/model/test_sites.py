@@ -7,9 +7,9 @@ from torch.nn import functional as F
 from torchvision.models.vgg import VGG, make_layers
 from torchvision.models.vision_transformer import VisionTransformer
 
-from cctlib import cct, sites
 from cctlib.errors import UserError
-from cctlib.sites import Tapped
+from cctlib.model import cct, sites
+from cctlib.model.sites import Tapped
 
 # Names
 

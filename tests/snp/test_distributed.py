@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from cctlib import snp
+from cctlib.snp import fields
 
 LABELS, NODES, IMAGES, REPEATS = 5, 7, 64, 3
 
@@ -17,13 +17,13 @@ def images():
     """Pooled values, labels, and the shuffled labels that every process draws from the same seed."""
     generator = torch.Generator().manual_seed(7)
     pooled, labels = torch.randn(IMAGES, NODES, generator=generator), torch.arange(IMAGES) % LABELS
-    return pooled, labels, snp.shuffled(labels, REPEATS, generator)
+    return pooled, labels, fields.shuffled(labels, REPEATS, generator)
 
 
 def measured(positions):
     """Sums of the images at these positions, and of the same under shuffled labels."""
     pooled, labels, rows = images()
-    sums, null = snp.FieldSums.zeros(LABELS, NODES), snp.FieldSums.zeros(LABELS, NODES, repeats=REPEATS)
+    sums, null = fields.FieldSums.zeros(LABELS, NODES), fields.FieldSums.zeros(LABELS, NODES, repeats=REPEATS)
     for batch in positions.split(9):
         sums.add(pooled[batch], labels[batch])
         null.add(pooled[batch], rows[:, batch])
@@ -45,7 +45,7 @@ def process(folder):
 def test_two_processes_measure_what_one_does(tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-addr=127.0.0.1"]
     command += ["--master-port=0", "--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0", __file__, tmp_path]
-    root = str(Path(__file__).parent.parent)
+    root = str(Path(__file__).parents[2])
     surroundings = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": root, "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(command, env=surroundings, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from cctlib import snp
 from cctlib.errors import UserError
+from cctlib.snp import fields
 
 SQUARES = st.integers(1, 9).flatmap(lambda size: arrays.arrays(bool, (3, size, size)))
 
@@ -35,7 +35,7 @@ def as_sets(assignment):
 @settings(deadline=None, max_examples=150)
 @given(SQUARES)
 def test_clusters_are_those_of_the_walk(B):
-    for matrix, assignment in zip(B, snp.clusters(torch.from_numpy(B)).numpy(), strict=True):
+    for matrix, assignment in zip(B, fields.clusters(torch.from_numpy(B)).numpy(), strict=True):
         assert as_sets(assignment) == plain_clusters(matrix)
 
 
@@ -44,7 +44,7 @@ def test_clusters_are_those_of_the_walk(B):
 def test_the_order_of_the_walk_changes_clusters_and_not_their_union(B, random):
     order = list(range(B.shape[1]))
     random.shuffle(order)
-    walked = snp.clusters(torch.from_numpy(B), torch.tensor(order)).numpy()
+    walked = fields.clusters(torch.from_numpy(B), torch.tensor(order)).numpy()
     for matrix, assignment in zip(B, walked, strict=True):
         assert as_sets(assignment) == plain_clusters(matrix, order)
         assert set(np.flatnonzero(assignment >= 0)) == set(np.flatnonzero(matrix.diagonal()))
@@ -53,7 +53,7 @@ def test_the_order_of_the_walk_changes_clusters_and_not_their_union(B, random):
 @settings(deadline=None, max_examples=100)
 @given(SQUARES)
 def test_counts_are_those_of_plain_counting(B):
-    found = snp.node_statistics(torch.from_numpy(B))
+    found = fields.node_statistics(torch.from_numpy(B))
     for n, matrix in enumerate(B):
         blocks = plain_clusters(matrix)
         own = set().union(*blocks) if blocks else set()
@@ -74,7 +74,7 @@ def site():
 
 def test_the_boolean_matrix_is_that_of_the_written_out_field(site):
     mu, W = site
-    B = snp.boolean(mu, W, 0.3)
+    B = fields.boolean(mu, W, 0.3)
     for n in range(mu.shape[1]):
         M = np.outer(mu[:, n].double(), W[:, n].double())
         assert np.array_equal(B[n].numpy(), M / M.max() > 0.3 if M.max() > 0 else np.zeros_like(M, bool))
@@ -82,27 +82,27 @@ def test_the_boolean_matrix_is_that_of_the_written_out_field(site):
 
 def test_a_node_without_a_positive_entry_is_silent():
     mu, W = torch.ones(4, 2), torch.stack([-torch.ones(4), torch.ones(4)], dim=1)
-    found = snp.measure(mu, W)
+    found = fields.measure(mu, W)
     assert found.silent.tolist() == [True, False]
     assert found.summary()["noise_all"] == found.noise.float().mean()
 
 
 def test_theta_near_one_leaves_one_entry_at_most(site):
-    assert snp.boolean(*site, 1 - 1e-9).flatten(1).sum(1).max() <= 1
+    assert fields.boolean(*site, 1 - 1e-9).flatten(1).sum(1).max() <= 1
 
 
 def test_relabelling_relabels_the_diagonal_sets(site):
     mu, W = site
     order = torch.randperm(12, generator=torch.Generator().manual_seed(2))
-    before, after = (snp.boolean(*pair).diagonal(dim1=1, dim2=2) for pair in ((mu, W), (mu[order], W[order])))
+    before, after = (fields.boolean(*pair).diagonal(dim1=1, dim2=2) for pair in ((mu, W), (mu[order], W[order])))
     assert torch.equal(before[:, order], after)
 
 
 def test_summary_is_that_of_the_summed_boolean_matrix(site):
     mu, W = site
-    A = snp.boolean(mu, W).double().sum(0)
+    A = fields.boolean(mu, W).double().sum(0)
     off = A[~torch.eye(12, dtype=torch.bool)]
-    found = snp.measure(mu, W)
+    found = fields.measure(mu, W)
     assert found.summary()["snr"].item() == pytest.approx((A.diagonal().mean() / off.mean()).item())
     total = sum(
         torch.outer(m, w) / torch.outer(m, w).max() for m, w in zip(mu.double().T, W.double().T, strict=True)
@@ -113,7 +113,7 @@ def test_summary_is_that_of_the_summed_boolean_matrix(site):
 
 def test_sums_in_pieces_are_the_mean_over_all(site):
     pooled, labels = torch.randn(50, 7), torch.arange(50) % 5
-    sums = [snp.FieldSums.zeros(5, 7) for _ in range(2)]
+    sums = [fields.FieldSums.zeros(5, 7) for _ in range(2)]
     sums[0].add(pooled[:13], labels[:13])
     sums[1].add(pooled[13:], labels[13:])
     mu = sums[0].merge(sums[1]).mean()
@@ -123,15 +123,15 @@ def test_sums_in_pieces_are_the_mean_over_all(site):
 
 def test_shuffled_labels_keep_their_numbers():
     labels = torch.tensor([0, 0, 0, 1, 2, 2])
-    rows = snp.shuffled(labels, 5, torch.Generator().manual_seed(0))
+    rows = fields.shuffled(labels, 5, torch.Generator().manual_seed(0))
     assert all(torch.equal(row.sort().values, labels) for row in rows) and len(rows.unique(dim=0)) > 1
 
 
 def test_every_labelling_is_summed_in_the_same_pass():
     """The null in batches, with the labels of each image drawn beforehand, is the null of all at once."""
     pooled, labels = torch.randn(60, 7), torch.arange(60) % 5
-    rows = snp.shuffled(labels, 3, torch.Generator().manual_seed(0))
-    sums = snp.FieldSums.zeros(5, 7, repeats=3)
+    rows = fields.shuffled(labels, 3, torch.Generator().manual_seed(0))
+    sums = fields.FieldSums.zeros(5, 7, repeats=3)
     for start in range(0, 60, 25):
         sums.add(pooled[start : start + 25], rows[:, start : start + 25])
     for row, mu in zip(rows, sums.mean(), strict=True):
@@ -141,14 +141,14 @@ def test_every_labelling_is_summed_in_the_same_pass():
 
 def test_sums_do_not_drift():
     """A million images of one value: float32 sums would be off by far more than a rounding."""
-    sums = snp.FieldSums.zeros(1, 1)
+    sums = fields.FieldSums.zeros(1, 1)
     for _ in range(100):
         sums.add(torch.full((10_000, 1), 0.1), torch.zeros(10_000, dtype=torch.int64))
     assert sums.mean().item() == torch.tensor(0.1).item()
 
 
 def test_half_precision_and_empty_batches_are_taken():
-    sums = snp.FieldSums.zeros(2, 3)
+    sums = fields.FieldSums.zeros(2, 3)
     sums.add(torch.ones(4, 3, dtype=torch.bfloat16, requires_grad=True), torch.tensor([0, 1, 0, 1]))
     sums.add(torch.ones(0, 3), torch.zeros(0, dtype=torch.int64))
     assert torch.equal(sums.mean(), torch.ones(2, 3)) and sums.counts.tolist() == [2, 2]
@@ -177,25 +177,25 @@ def test_fields_are_those_of_literal_silencing():
     labels = torch.arange(90) % num_labels
     tokens = torch.randn(90, 8, nodes) + torch.randn(num_labels, 1, nodes)[labels]
     probe = PlainProbe(nodes, num_labels)
-    sums = snp.FieldSums.zeros(num_labels, nodes)
+    sums = fields.FieldSums.zeros(num_labels, nodes)
     for part in torch.arange(90).split(32):
         sums.add(probe.pool(tokens[part]), labels[part])
     mu, W = sums.mean(), probe.fc.weight.clone()
-    B = snp.boolean(mu, W)
+    B = fields.boolean(mu, W)
     for n in range(nodes):
         probe.fc.weight.zero_()
         probe.fc.weight[:, n] = W[:, n]
         outputs = probe(tokens)
         M = torch.stack([outputs[labels == label].mean(0) for label in range(num_labels)])
-        torch.testing.assert_close(snp.field(mu[:, n], W[:, n]), M)
+        torch.testing.assert_close(fields.field(mu[:, n], W[:, n]), M)
         assert torch.equal(B[n], M / M.max() > 0.3)
 
 
 @torch.no_grad()
 def test_head_fields_are_those_of_silencing_the_other_heads(site):
     mu, W = site
-    M = snp.head_fields(mu, W, heads=3)
-    found = snp.measure_heads(mu, W, heads=3)
+    M = fields.head_fields(mu, W, heads=3)
+    found = fields.measure_heads(mu, W, heads=3)
     for h in range(3):
         alone = torch.zeros(30)
         alone[10 * h : 10 * (h + 1)] = 1
@@ -207,9 +207,9 @@ def test_head_fields_are_those_of_silencing_the_other_heads(site):
 def test_the_threshold_is_strict_where_decimals_tie():
     """6 of 20 is 0.3 and not above it, though 6 > 0.3 * 20 or 0.29 * 100 < 29 in floating point."""
     column, ones = torch.tensor([20.0, 6.0, 7.0]), torch.ones(3)
-    assert snp.boolean(column[:, None], ones[:, None], 0.3)[0, :, 0].tolist() == [True, False, True]
+    assert fields.boolean(column[:, None], ones[:, None], 0.3)[0, :, 0].tolist() == [True, False, True]
     column = torch.tensor([100.0, 29.0, 30.0])
-    assert snp.boolean(column[:, None], ones[:, None], 0.29)[0, :, 0].tolist() == [True, False, True]
+    assert fields.boolean(column[:, None], ones[:, None], 0.29)[0, :, 0].tolist() == [True, False, True]
 
 
 @settings(deadline=None, max_examples=60)
@@ -218,10 +218,10 @@ def test_ones_are_blocks_and_two_kinds_of_noise(num_labels, nodes, seed, theta):
     """Of any mu and W: blocks all ones and disjoint, their union D_n, and no one is counted twice or lost."""
     draw = torch.Generator().manual_seed(seed)
     mu, W = (torch.randn(num_labels, nodes, generator=draw) for _ in range(2))
-    B, found = snp.boolean(mu, W, theta), snp.measure(mu, W, theta)
+    B, found = fields.boolean(mu, W, theta), fields.measure(mu, W, theta)
     assert torch.equal(found.assignment >= 0, B.diagonal(dim1=1, dim2=2))
     assert torch.equal(found.signal + found.column_noise + found.foreign_noise, B.flatten(1).sum(1))
-    assert torch.equal(found.silent, snp.peaks(mu, W) <= 0) and torch.equal(found.silent, found.ones == 0)
+    assert torch.equal(found.silent, fields.peaks(mu, W) <= 0) and torch.equal(found.silent, found.ones == 0)
     assert (found.noise >= 0).all() and (found.column_noise >= 0).all() and (found.foreign_noise >= 0).all()
     for n in range(nodes):
         for members in as_sets(found.assignment[n].numpy()):
@@ -233,16 +233,16 @@ def test_ones_are_blocks_and_two_kinds_of_noise(num_labels, nodes, seed, theta):
 
 def test_the_worst_case_has_as_many_clusters_as_labels():
     B = torch.eye(7, dtype=torch.bool)[None]
-    assert snp.clusters(B).tolist() == [list(range(7))]
-    assert snp.clusters(~B).tolist() == [[-1] * 7]
-    assert snp.clusters(B | ~B).tolist() == [[0] * 7]
+    assert fields.clusters(B).tolist() == [list(range(7))]
+    assert fields.clusters(~B).tolist() == [[-1] * 7]
+    assert fields.clusters(B | ~B).tolist() == [[0] * 7]
 
 
 def test_chunks_change_nothing(site, monkeypatch):
-    whole = snp.measure(*site)
-    monkeypatch.setattr(snp, "CHUNK", 7 * 12**2)
-    monkeypatch.setattr(snp, "BLOCK", 3 * 12**2)
-    parts = snp.measure(*site)
+    whole = fields.measure(*site)
+    monkeypatch.setattr(fields, "CHUNK", 7 * 12**2)
+    monkeypatch.setattr(fields, "BLOCK", 3 * 12**2)
+    parts = fields.measure(*site)
     for name in ("silent", "ones", "signal", "column_noise", "assignment", "sizes", "snr_field"):
         assert torch.equal(getattr(whole, name), getattr(parts, name)), name
 
@@ -252,7 +252,7 @@ def test_the_summary_is_that_of_plain_averages(site):
     mu, W = site
     W = W.clone()
     mu, W[:, :3] = mu.abs(), -W[:, :3].abs()  # three silent nodes
-    found, B = snp.measure(mu, W), snp.boolean(mu, W).numpy()
+    found, B = fields.measure(mu, W), fields.boolean(mu, W).numpy()
     walks = [plain_clusters(matrix) for matrix in B]
     sizes = [len(block) for blocks in walks for block in blocks]
     noise = [matrix.sum() - sum(len(b) ** 2 for b in blocks) for matrix, blocks in zip(B, walks, strict=True)]
@@ -277,16 +277,16 @@ def test_weights_count_nodes_so_often(site):
     mu, W = site
     times = torch.arange(30) % 3
     repeated = torch.arange(30).repeat_interleave(times)
-    weighted = snp.measure(mu, W).summary(torch.stack([times, torch.ones_like(times)]))
-    for name, value in snp.measure(mu[:, repeated], W[:, repeated]).summary().items():
+    weighted = fields.measure(mu, W).summary(torch.stack([times, torch.ones_like(times)]))
+    for name, value in fields.measure(mu[:, repeated], W[:, repeated]).summary().items():
         torch.testing.assert_close(weighted[name][0], value)
-        torch.testing.assert_close(weighted[name][1], snp.measure(mu, W).summary()[name])
+        torch.testing.assert_close(weighted[name][1], fields.measure(mu, W).summary()[name])
 
 
 def test_ratios_without_noise_are_infinite_and_of_nothing_are_nan():
-    alone = snp.measure(torch.eye(3), torch.eye(3)).summary()  # each node lights one diagonal entry
+    alone = fields.measure(torch.eye(3), torch.eye(3)).summary()  # each node lights one diagonal entry
     assert alone["snr"] == alone["snr_blocks"] == torch.inf and alone["snr_node"] == 1
-    nothing = snp.measure(-torch.ones(3, 2), torch.ones(3, 2)).summary()
+    nothing = fields.measure(-torch.ones(3, 2), torch.ones(3, 2)).summary()
     assert nothing["silent"] == 2 and nothing["noise_all"] == 0
     assert all(nothing[name].isnan() for name in ("snr", "snr_blocks", "snr_node", "noise", "cluster_size"))
 
@@ -295,15 +295,15 @@ def test_everything_stays_on_the_gpu(monkeypatch):
     """On fake CUDA tensors nothing can be read back; where values are looked at, the answer is told."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    monkeypatch.setattr(snp, "is_finite", lambda values: True)
-    monkeypatch.setattr(snp, "most", lambda counts: 5)
+    monkeypatch.setattr(fields, "is_finite", lambda values: True)
+    monkeypatch.setattr(fields, "most", lambda counts: 5)
     with FakeTensorMode():
         mu, W = torch.randn(5, 4, device="cuda"), torch.randn(5, 4, device="cuda")
-        sums = snp.FieldSums.zeros(5, 4, repeats=2, device="cuda")
+        sums = fields.FieldSums.zeros(5, 4, repeats=2, device="cuda")
         sums.add(torch.randn(6, 4, device="cuda"), torch.zeros(2, 6, dtype=torch.int64, device="cuda"))
         sums = sums.merge(sums).all_reduce()
-        found, heads = snp.measure(mu, W), snp.measure_heads(mu, W, heads=2)
-        made = [sums.sums, sums.counts, sums.strays, snp.field(mu[:, 0], W[:, 0]), snp.boolean(mu, W)]
+        found, heads = fields.measure(mu, W), fields.measure_heads(mu, W, heads=2)
+        made = [sums.sums, sums.counts, sums.strays, fields.field(mu[:, 0], W[:, 0]), fields.boolean(mu, W)]
         for statistics in (found, heads):
             made += [value for value in vars(statistics).values() if isinstance(value, torch.Tensor)]
             made += statistics.summary().values()
@@ -337,33 +337,33 @@ def unchecked():
 )
 def test_bad_input_is_one_line(site, unchecked, change, words):
     with pytest.raises(UserError, match=words) as caught:
-        snp.measure(*change(*site))
+        fields.measure(*change(*site))
     assert "\n" not in str(caught.value)
 
 
 def test_heads_must_divide_the_nodes(site):
     with pytest.raises(UserError, match="30 nodes do not divide into 4 heads"):
-        snp.measure_heads(*site, heads=4)
+        fields.measure_heads(*site, heads=4)
 
 
 def test_bad_sums_are_refused(unchecked):
-    sums = snp.FieldSums.zeros(3, 2)
+    sums = fields.FieldSums.zeros(3, 2)
     for pooled, labels in ((torch.ones(4, 3), torch.zeros(4)), (torch.ones(4, 2), torch.zeros(2, 4))):
         with pytest.raises(UserError, match="pooled has shape"):
             sums.add(pooled, labels.long())
     with pytest.raises(UserError, match="cannot merge"):
-        sums.merge(snp.FieldSums.zeros(4, 2))
+        sums.merge(fields.FieldSums.zeros(4, 2))
     sums.add(torch.ones(4, 2), torch.tensor([0, 1, 2, 3]))
     with pytest.raises(UserError, match=r"1 labels are outside 0 \.\. 2"):
         sums.mean()
-    sums = snp.FieldSums.zeros(1, 2)
+    sums = fields.FieldSums.zeros(1, 2)
     sums.add(torch.full((1, 2), torch.inf), torch.tensor([0]))
     with pytest.raises(UserError, match="NaN or infinity"):
         sums.mean()
 
 
 def test_a_label_without_images_is_named():
-    sums = snp.FieldSums.zeros(3, 2)
+    sums = fields.FieldSums.zeros(3, 2)
     sums.add(torch.randn(2, 2), torch.tensor([0, 2]))
     with pytest.raises(UserError, match="no image of label 1"):
         sums.mean()

@@ -7,8 +7,10 @@ import pandas as pd
 import pytest
 import torch
 
-from cctlib import cct, data, measure, probe, sites, snp, tables
+from cctlib.data import images as data
 from cctlib.errors import UserError
+from cctlib.model import cct, sites
+from cctlib.snp import fields, measure, probe, tables
 
 SETTINGS = probe.ProbeSettings(epochs=1, batch=20, least_steps=6, precision="fp32")  # two passes an epoch
 ABOUT = {"dataset": "Demo", "per_label": {"train": 6, "held-out": 2, "test": 3}}
@@ -71,7 +73,7 @@ def test_the_field_is_what_literal_silencing_leaves(network, images, measured):
     outputs = probes[site].pool(tokens) @ silenced.T
     literal = torch.stack([outputs[test.labels == label].mean(0) for label in range(10)])
     mu, W = result[site].tensors()
-    torch.testing.assert_close(snp.field(mu[:, node], W[:, node]), literal, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(fields.field(mu[:, node], W[:, node]), literal, atol=1e-5, rtol=1e-4)
 
 
 def test_extremes_are_the_ends_of_a_sort(network, images, measured):
@@ -114,7 +116,7 @@ def test_second_probes_differ_in_the_layernorm_only(network, images, measured):
     table = tables.alternatives_table(result, torch.device("cpu")).set_index(["alternative", "site"])
     guessed = probes["enc2/ff/swapped"].fc(pooled).argmax(1)
     assert table.accuracy[tables.SWAPPED, "enc2/ff"] == pytest.approx((guessed == test.labels).double().mean().item())
-    found = snp.measure(mu, probes["enc2/ff/swapped"].fc.weight, 0.3)
+    found = fields.measure(mu, probes["enc2/ff/swapped"].fc.weight, 0.3)
     assert table.noise[tables.SWAPPED, "enc2/ff"] == pytest.approx(found.summary()["noise"].item())
     assert table.accuracy[tables.CHOSEN].notna().all() and len(table.loc[tables.SWAPPED]) == 4
 
@@ -144,7 +146,7 @@ def test_tables_are_those_of_snp(measured, tmp_path):
     tables.compute(result, null, (0.2, 0.3), 2, tmp_path, torch.device("cpu"))
     made = tables.load(tmp_path)
     mu, W = result["enc2/ff"].tensors()
-    found = snp.measure(mu, W, 0.3)
+    found = fields.measure(mu, W, 0.3)
     nodes = made["nodes"].query("site == 'enc2/ff' and theta == 0.3")
     assert nodes.noise.tolist() == found.noise.tolist()
     assert (nodes.ones == nodes.signal + nodes.column_noise + nodes.foreign_noise).all()

@@ -10,9 +10,10 @@ from torch.nn import functional
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as vision
 
-from cctlib import augment, data, randaugment
-from cctlib.augment import Augmentation, Mix
+from cctlib.data import images as data
 from cctlib.errors import UserError
+from cctlib.training import augment, randaugment
+from cctlib.training.augment import Augmentation, Mix
 
 PUBLISHED = Augmentation(crop_scale=0.8, flip=True, randaugment=9, erasing=0.25, mixup=0.8, cutmix=1.0)
 CONSTANTS = {"mean": (0.5071, 0.4867, 0.4408), "std": (0.2675, 0.2565, 0.2761)}

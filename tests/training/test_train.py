@@ -20,16 +20,19 @@ from tiny_data import write_folder
 from torch import nn
 from torchvision.transforms import v2 as transforms
 
-from cctlib import cli, data, models, trainer
-from cctlib import train as training
-from cctlib.augment import Augmentation
-from cctlib.cct import CCT
-from cctlib.datasets import describe
+from cctlib import cli
+from cctlib.data import images as data
+from cctlib.data.datasets import describe
 from cctlib.errors import UserError
-from cctlib.processes import Place
-from cctlib.recipes import RECIPES, Recipe, from_dict, recipe, recipe_for
-from cctlib.ship import ship_run, ship_weights
-from cctlib.trainlog import read_log
+from cctlib.model import manifest
+from cctlib.model.cct import CCT
+from cctlib.training import run as training
+from cctlib.training import trainer
+from cctlib.training.augment import Augmentation
+from cctlib.training.log import read_log
+from cctlib.training.processes import Place
+from cctlib.training.recipes import RECIPES, Recipe, from_dict, recipe, recipe_for
+from tools.ship import ship_run, ship_weights
 
 # Everything that draws random numbers is switched on.
 TINY = Recipe(
@@ -109,7 +112,7 @@ def test_torchs_own_generator_is_left_as_it_was(images, tmp_path):
 
 def test_a_trained_folder_is_a_model_folder(images, tmp_path):
     model = training.train_model(TINY, images, tmp_path, device="cpu", progress=False)
-    assert models.open_model(tmp_path).manifest == json.loads(json.dumps(model.manifest))
+    assert manifest.open_model(tmp_path).manifest == json.loads(json.dumps(model.manifest))
     network = model.network("cpu")
     for split in ("held-out", "test"):
         accuracy = trainer.evaluate(network, images[split], model.manifest["normalisation"], TINY, HERE)[1]
@@ -165,7 +168,7 @@ import sys
 from pathlib import Path
 sys.path[:0] = {paths!r}
 import test_train
-from cctlib import data
+from cctlib.data import images as data
 images = {{split: data.load("demo", split).subset(per_label=4) for split in ("train", "held-out")}}
 test_train.run(images, Path(sys.argv[1]), getattr(test_train, sys.argv[2]), resume=True, checkpoint_minutes=0)
 """
@@ -174,7 +177,7 @@ test_train.run(images, Path(sys.argv[1]), getattr(test_train, sys.argv[2]), resu
 def script(folder):
     """A program that trains a recipe named TINY or MUON, or goes on with it, with a checkpoint after every step."""
     path = folder / "child.py"
-    path.write_text(CHILD.format(paths=[str(Path(__file__).parent), str(Path(cli.__file__).parents[1])]))
+    path.write_text(CHILD.format(paths=[str(path) for path in (*Path(__file__).parents[:3],)]))
     return path
 
 
@@ -215,7 +218,7 @@ from dataclasses import replace
 from pathlib import Path
 sys.path[:0] = {paths!r}
 import test_train
-from cctlib import data
+from cctlib.data import images as data
 images = {{split: data.load("demo", split).subset(per_label=4) for split in ("train", "held-out")}}
 test_train.run(images, Path(sys.argv[1]), test_train.alike(sys.argv[2]), checkpoint_minutes=0.0)
 """
@@ -230,7 +233,7 @@ def alike(optimizer):
 def test_two_processes_train_like_one(images, tmp_path, optimizer, near):
     """The same global batch gives the same losses; Muon, which computes in bf16, a little less exactly."""
     program = tmp_path / "shared.py"
-    program.write_text(SHARED.format(paths=[str(Path(__file__).parent), str(Path(cli.__file__).parents[1])]))
+    program.write_text(SHARED.format(paths=[str(path) for path in (*Path(__file__).parents[:3],)]))
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", program, tmp_path / "two", optimizer]
     done = subprocess.run(launch, capture_output=True, text=True, env=quiet(), timeout=400)
     assert done.returncode == 0, done.stderr

@@ -4,11 +4,12 @@ import json
 
 import pytest
 
-from cctlib import artifacts, cli, trials
-from cctlib import train as training
-from cctlib.data import load
+from cctlib import cli, stages
+from cctlib.data.images import load
 from cctlib.errors import UserError
-from cctlib.recipes import recipe
+from cctlib.training import run as training
+from cctlib.training import trials
+from cctlib.training.recipes import recipe
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +20,7 @@ def group(tmp_path_factory):
     for name, changes in {"plain": {}, "other": {"optimizer": "muon", "mixup": 0.5}}.items():
         chosen = recipe("demo", epochs=2, batch=8, **changes)
         training.train(chosen, train, held_out, folder / "demo" / name, device="cpu", progress=False)
-    artifacts.write_json(folder / "demo" / trials.ABOUT, {"title": "Two optimizers", "per_label": 4})
+    stages.write_json(folder / "demo" / trials.ABOUT, {"title": "Two optimizers", "per_label": 4})
     return folder
 
 
@@ -48,7 +49,7 @@ def test_a_trial_is_trained_again_by_its_command(group, tmp_path):
     """The same recipe and the same images, and so on one machine the same course."""
     row = trials.table("demo", group).set_index("trial").loc["other"]
     cli.main([*row.command.split()[1:], "--folder", str(tmp_path), "--device", "cpu"])
-    first, again = (artifacts.read_json(folder / "run.json") for folder in (group / "demo" / "other", tmp_path))
+    first, again = (stages.read_json(folder / "run.json") for folder in (group / "demo" / "other", tmp_path))
     assert first["recipe"] == again["recipe"] and first["data"] == again["data"]
     assert training.read_log(tmp_path / "log.jsonl").held_out_accuracy.iloc[-1] == row.held_out_accuracy
 
@@ -56,8 +57,8 @@ def test_a_trial_is_trained_again_by_its_command(group, tmp_path):
 def test_what_is_no_trial_is_named(group, tmp_path):
     with pytest.raises(UserError, match="nothing holds no trial"):
         trials.table("nothing", group)
-    artifacts.write_json(tmp_path / "cut" / trials.ABOUT, {"title": "Cut short"})
-    artifacts.write_json(tmp_path / "cut" / "short" / "run.json", {"recipe": {"augmentation": {}}})
+    stages.write_json(tmp_path / "cut" / trials.ABOUT, {"title": "Cut short"})
+    stages.write_json(tmp_path / "cut" / "short" / "run.json", {"recipe": {"augmentation": {}}})
     (tmp_path / "cut" / "short" / "log.jsonl").write_text('{"step": 1, "epoch": 0.1, "seconds": 1.0}\n')
     with pytest.raises(UserError, match="short: its log has no held-out accuracy"):
         trials.table("cut", tmp_path)

@@ -1,0 +1,1 @@
+"""Section 6 of the method: which labels a head owns, and whether it is an expert at them."""

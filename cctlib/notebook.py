@@ -1,0 +1,40 @@
+"""What every notebook calls: a number named for the prose, an interactive figure shown."""
+
+import base64
+import io
+import json
+import sys
+from typing import Any
+
+PLOTLY = "application/vnd.plotly.v1+json"
+
+
+def glue(name: str, value: str) -> None:
+    """Record a formatted text under `name`, for the prose of any page to show; nothing is displayed.
+
+    Write the text as it shall be read (`f"{accuracy:.1%}"`). Without MyST-NB (in Colab, say) nothing happens.
+    """
+    try:
+        from myst_nb import glue as record
+    except ImportError:
+        return
+    record(name, str(value), display=False)
+
+
+def show_plotly(figure: Any, alt: str, twin: Any = None) -> None:
+    """Show an interactive figure. `alt` says in words what it shows; `twin` is a static matplotlib figure of the same.
+
+    The figure is handed out as data: JupyterLab draws it, the book draws it with its own copy of plotly.js, and whoever draws
+    nothing (a viewer without scripts, paper) shows the twin. Colab gets plotly's own renderer.
+    """
+    if "google.colab" in sys.modules:
+        figure.show(renderer="colab")
+        return
+    from IPython.display import display
+
+    bundle = {PLOTLY: json.loads(figure.to_json()), "text/plain": alt}
+    if twin is not None:
+        stream = io.BytesIO()
+        twin.savefig(stream, format="png", dpi=150, metadata={"Software": None})
+        bundle["image/png"] = base64.b64encode(stream.getvalue()).decode()
+    display(bundle, raw=True)

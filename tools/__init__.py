@@ -1,0 +1,1 @@
+"""What works in a clone only: reproduce, the book, shipping."""
