@@ -76,9 +76,7 @@ def report(title: str, network: cct.CCT, batch: int, budget: float) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sparsities", type=float, nargs="*", default=[0.5, 0.7, 0.9, 0.95])
     parser.add_argument("--thetas", type=float, nargs="*", default=[0.5])
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 128])
@@ -104,9 +102,7 @@ def main() -> None:
             report(f"ANDC at theta {theta:g}", network, batch, options.seconds)
     for batch, ratio in goals.items():
         verdict = "reached" if ratio > 1 else "missed"
-        print(
-            f"\ngoal, faster than dense with {GOAL:.0%} zeros, batch {batch}: {verdict} ({ratio:.2f} times)"
-        )
+        print(f"\ngoal, faster than dense with {GOAL:.0%} zeros, batch {batch}: {verdict} ({ratio:.2f} times)")
 
 
 if __name__ == "__main__":

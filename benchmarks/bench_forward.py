@@ -76,9 +76,7 @@ def compare(config: cct.CCTConfig, batch: int, budget: float, device: torch.devi
     timed = rows(config, device)
     expected = timed[REFERENCE](images)
     for name, forward in timed.items():
-        torch.testing.assert_close(
-            forward(images), expected, rtol=1e-3, atol=1e-4, msg=lambda m, n=name: f"{n}: {m}"
-        )
+        torch.testing.assert_close(forward(images), expected, rtol=1e-3, atol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
     turns: dict[str, list[float]] = {name: [] for name in timed}
     end = time.perf_counter() + budget
     while time.perf_counter() < end or len(turns[REFERENCE]) < 3:
@@ -88,9 +86,7 @@ def compare(config: cct.CCTConfig, batch: int, budget: float, device: torch.devi
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--variant", default="cct_7_3x2")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--seconds", type=float, default=20.0)
@@ -98,10 +94,7 @@ def main() -> None:
     options = parser.parse_args()
     device = torch.device(options.device)
     turns = compare(cct.config(options.variant), options.batch, options.seconds, device)
-    print(
-        f"{options.variant}, batch {options.batch}, fp32, {device_name(device)}, torch {torch.__version__}, ",
-        end="",
-    )
+    print(f"{options.variant}, batch {options.batch}, fp32, {device_name(device)}, torch {torch.__version__}, ", end="")
     print(f"{len(turns[REFERENCE])} turns")
     for name, times in turns.items():
         ratio = median(theirs / ours for theirs, ours in zip(turns[REFERENCE], times, strict=True))

@@ -192,9 +192,7 @@ def report(arrays: dict[str, Site], images: int) -> dict[str, dict[str, float]]:
 
 @torch.no_grad()
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--measurement", type=Path, help="a folder with measurement.npz")
     parser.add_argument("--images", type=int, default=3000, help="images, of 64 tokens each")
     parser.add_argument("--threads", type=int, default=1, help="threads of torch")

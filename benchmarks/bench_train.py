@@ -80,7 +80,9 @@ def usual_transform(chosen: Recipe) -> transforms.Compose:
     return transforms.Compose(steps)
 
 
-def usual_batches(images: Images, chosen: Recipe, workers: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+def usual_batches(
+    images: Images, chosen: Recipe, workers: int, device: torch.device
+) -> Iterator[tuple[Tensor, Tensor]]:
     """Endless batches from a DataLoader with workers that stay."""
     wanted, mixing = chosen.augmentation, []
     if wanted.mixup:
@@ -105,7 +107,9 @@ def usual_batches(images: Images, chosen: Recipe, workers: int, device: torch.de
 def theirs(source: Iterator[tuple[Tensor, Tensor]], chosen: Recipe, device: torch.device) -> Callable[[], None]:
     """A function that does one usual training step with vit-pytorch's network."""
     network = reference(chosen.config(SPEC.num_labels)).to(device).train()
-    optimizer = torch.optim.AdamW(network.parameters(), lr=chosen.lr, weight_decay=chosen.weight_decay)  # ours too: see main
+    optimizer = torch.optim.AdamW(
+        network.parameters(), lr=chosen.lr, weight_decay=chosen.weight_decay
+    )  # ours too: see main
 
     def step() -> None:
         images, labels = next(source)
@@ -205,7 +209,10 @@ def main() -> None:
         precision=precision.resolve(device, options.precision),
     )
     turns = compare(chosen, options.workers, options.seconds, device)
-    print(f"{chosen.model}, batch {chosen.batch}, {chosen.precision}, recipe {chosen.name}, {options.workers} workers, ", end="")
+    print(
+        f"{chosen.model}, batch {chosen.batch}, {chosen.precision}, recipe {chosen.name}, {options.workers} workers, ",
+        end="",
+    )
     print(f"{device_name(device)}, torch {torch.__version__}, {len(turns[OURS])} turns of {STEPS} steps")
     for name, times in turns.items():
         if name == PRODUCT:

@@ -25,9 +25,7 @@ def resample(
     order = labels.argsort(stable=True)
     sizes = labels.bincount()
     starts = (sizes.cumsum(0) - sizes)[labels[order]]
-    uniform = torch.rand(
-        resamples, len(labels), dtype=torch.float64, generator=generator, device=generator.device
-    )
+    uniform = torch.rand(resamples, len(labels), dtype=torch.float64, generator=generator, device=generator.device)
     drawn = order[starts + (uniform.to(labels.device) * sizes[labels[order]]).long()]
     weights = torch.zeros(drawn.shape, device=labels.device)
     return weights.scatter_add_(1, drawn, torch.ones_like(weights))

@@ -63,10 +63,16 @@ def data_command(dataset: Dataset = "cifar100") -> None:
         images = data.load(dataset, split)
         counts = images.labels.bincount(minlength=images.num_labels)
         size = "x".join(str(side) for side in images.pixels.shape[2:])
-        rows.append({
-            "split": split, "images": len(images), "labels": images.num_labels, "size": size,
-            "per label": f"{counts.min()}-{counts.max()}", "fingerprint": images.fingerprint[:12],
-        })  # fmt: skip
+        rows.append(
+            {
+                "split": split,
+                "images": len(images),
+                "labels": images.num_labels,
+                "size": size,
+                "per label": f"{counts.min()}-{counts.max()}",
+                "fingerprint": images.fingerprint[:12],
+            }
+        )
     _show(pd.DataFrame(rows))
 
 
@@ -82,9 +88,7 @@ def probe_command(chosen: Chosen = AS_USUAL) -> None:
 
 def snp_command(
     chosen: Chosen = AS_USUAL,
-    theta: Annotated[
-        float, tyro.conf.arg(help="threshold of the Boolean matrices, one of the measured ones")
-    ] = 0.3,
+    theta: Annotated[float, tyro.conf.arg(help="threshold of the Boolean matrices, one of the measured ones")] = 0.3,
     csv: Annotated[
         Path | None, tyro.conf.arg(help="write the table of all nodes (at threshold 0.3) to this file")
     ] = None,
@@ -124,7 +128,9 @@ def heads_command(chosen: Chosen = AS_USUAL) -> None:
     study = chosen.open()
     _say(study)
     owned = findings.ownership(study)
-    _show(owned.sites.drop(columns="site").round(3), "Concentration of labels on heads, against dealt nodes (test images)")
+    _show(
+        owned.sites.drop(columns="site").round(3), "Concentration of labels on heads, against dealt nodes (test images)"
+    )
     sets = owned.sets.pivot(index="encoder", columns="head", values="designated").add_prefix("head ").reset_index()
     _show(sets, "Labels that each head owns (held-out images)")
     try:
@@ -133,14 +139,31 @@ def heads_command(chosen: Chosen = AS_USUAL) -> None:
         print(f"\n{missing}")
         return
     columns = ["encoder", "own", "others", "gap", "gap_low", "gap_high", "dealt_mean", "dealt_95", "p"]
-    _show(tables["expert_sites"][columns].round(3), "Accuracy of a head alone, on own labels and on the others' (test images)")
-    columns = ["encoder", "images", "drop_own", "drop_others", "random_own", "random_others", "excess", "excess_low", "excess_high"]
-    _show(tables["ablation_sites"][columns].round(3), "Accuracy that the network loses with a head silenced (test images)")
+    _show(
+        tables["expert_sites"][columns].round(3),
+        "Accuracy of a head alone, on own labels and on the others' (test images)",
+    )
+    columns = [
+        "encoder",
+        "images",
+        "drop_own",
+        "drop_others",
+        "random_own",
+        "random_others",
+        "excess",
+        "excess_low",
+        "excess_high",
+    ]
+    _show(
+        tables["ablation_sites"][columns].round(3), "Accuracy that the network loses with a head silenced (test images)"
+    )
 
 
 def andc_command(
     chosen: Chosen = AS_USUAL,
-    theta: Annotated[float, tyro.conf.arg(help="threshold of the diagonal sets; 0.3 is retrained, others are not")] = 0.3,
+    theta: Annotated[
+        float, tyro.conf.arg(help="threshold of the diagonal sets; 0.3 is retrained, others are not")
+    ] = 0.3,
     csv: Annotated[Path | None, tyro.conf.arg(help="write the table of all prunings at 0.3 to this file")] = None,
 ) -> None:
     """Pruning by diagonal connections, beside other masks that keep as many weights; cost and latency."""
@@ -154,8 +177,24 @@ def andc_command(
         known = sorted({0.3, *tables["curves"].theta})
         raise UserError(f"theta {theta:g} was not measured; measured are {', '.join(f'{value:g}' for value in known)}")
     _say(study)
-    columns = ["target", "method", "seed", "epochs", "density", "accuracy", "low", "high", "accuracy_dense", "parameters", "macs", "bytes"]
-    _show(found[columns].round(4), f"Pruned networks at theta {theta:g}, judged by {int(found.images.iloc[0]):,} test images")
+    columns = [
+        "target",
+        "method",
+        "seed",
+        "epochs",
+        "density",
+        "accuracy",
+        "low",
+        "high",
+        "accuracy_dense",
+        "parameters",
+        "macs",
+        "bytes",
+    ]
+    _show(
+        found[columns].round(4),
+        f"Pruned networks at theta {theta:g}, judged by {int(found.images.iloc[0]):,} test images",
+    )
     _show(tables["latency"].round(3), "Latency of ANDC-pruned networks, all layers, on this or the shipping machine")
     if csv is not None:
         with replacing(csv) as temporary:
@@ -164,17 +203,13 @@ def andc_command(
 
 
 def train_command(
-    recipe: Annotated[
-        str, tyro.conf.arg(help=", ".join(recipes.RECIPES), metavar="NAME")
-    ] = "cpu",
+    recipe: Annotated[str, tyro.conf.arg(help=", ".join(recipes.RECIPES), metavar="NAME")] = "cpu",
     dataset: Dataset = "cifar100",
-    folder: Annotated[
-        Path, tyro.conf.arg(help="where checkpoints, log and weights go", metavar="DIR")
-    ] = Path("runs/train"),
+    folder: Annotated[Path, tyro.conf.arg(help="where checkpoints, log and weights go", metavar="DIR")] = Path(
+        "runs/train"
+    ),
     resume: Annotated[bool, tyro.conf.arg(help="go on from the checkpoint in the folder")] = False,
-    hours: Annotated[
-        float | None, tyro.conf.arg(help="stop after so many hours, to be resumed later")
-    ] = None,
+    hours: Annotated[float | None, tyro.conf.arg(help="stop after so many hours, to be resumed later")] = None,
     per_label: Annotated[
         int | None, tyro.conf.arg(help="learn from the first so many images of each label only, for a short trial")
     ] = None,
@@ -187,9 +222,7 @@ def train_command(
     from cctlib.training import run, trainer
 
     chosen = recipes.recipe(recipe, **{name: value for name, value in vars(changes).items() if value is not None})
-    images = {
-        split: data.load(dataset, split, image_size=chosen.image_size) for split in ("train", "held-out")
-    }
+    images = {split: data.load(dataset, split, image_size=chosen.image_size) for split in ("train", "held-out")}
     weights = run.train(
         chosen,
         images["train"] if per_label is None else images["train"].subset(per_label=per_label),
@@ -208,7 +241,9 @@ def reproduce_command(chosen: Chosen = AS_USUAL) -> None:
     """Measure, execute all notebooks and build the book; what is done already is not done again."""
     from tools.reproduce import reproduce
 
-    print(f"The book is built: open {reproduce(chosen.dataset, chosen.model, chosen.profile, chosen.runs, chosen.device)}")
+    print(
+        f"The book is built: open {reproduce(chosen.dataset, chosen.model, chosen.profile, chosen.runs, chosen.device)}"
+    )
 
 
 def ship_command(chosen: Chosen = StudyOptions(profile="full")) -> None:

@@ -83,10 +83,16 @@ def ownership(study: Study, deals: int = 1000) -> Ownership:
         enriched = heads.enrichment(counts, groups, names)
     whole = [tables.site_row(site, fields.measure_heads(*study.measurement[site].tensors(), number)) for site in counts]
     return Ownership(
-        counts=counts, designation={site: heads.designate(of_site) for site, of_site in counts.items()},
-        sets=heads.head_sets(counts), labels=labels, sites=sites, overlap=heads.overlap(tested, null),
-        whole=pd.DataFrame(whole), semantics=meaning, enrichment=enriched,
-    )  # fmt: skip
+        counts=counts,
+        designation={site: heads.designate(of_site) for site, of_site in counts.items()},
+        sets=heads.head_sets(counts),
+        labels=labels,
+        sites=sites,
+        overlap=heads.overlap(tested, null),
+        whole=pd.DataFrame(whole),
+        semantics=meaning,
+        enrichment=enriched,
+    )
 
 
 def mha_diagonals(study: Study, split: str) -> dict[str, Bool[Tensor, "node label"]]:
@@ -121,7 +127,8 @@ def heads_stage(study: Study, profile: Profile) -> Path:
     def compute(work: Path) -> None:
         diagonals = mha_diagonals(study, "held-out")
         designation = {
-            site: heads.designate(heads.count(diagonal, study.model.config.heads)) for site, diagonal in diagonals.items()
+            site: heads.designate(heads.count(diagonal, study.model.config.heads))
+            for site, diagonal in diagonals.items()
         }
         alone = _experts_alone(study, diagonals, designation, settings.gap_deals)
         artifacts.write_tables(alone | _ablation(study, test, designation, settings), work)
@@ -157,17 +164,26 @@ def _ablation(
     """Each head silenced in the network, beside as many random nodes."""
     config = study.model.config
     chosen = [
-        site for site, of_site in designation.items()
+        site
+        for site, of_site in designation.items()
         if (settings.encoders is None or parse(site)[0] in settings.encoders) and not (of_site == heads.NOBODY).all()
-    ]  # fmt: skip
+    ]
     generator = torch.Generator().manual_seed(0)
-    sets = {site: silence.head_and_random_sets(config.width, config.heads, settings.draws, generator) for site in chosen}
+    sets = {
+        site: silence.head_and_random_sets(config.width, config.heads, settings.draws, generator) for site in chosen
+    }
     whole, silenced = silence.predict(study.network(), study.model.normalise, test, sets, device=study.device)
     labels = test.labels.long()
     weights = bootstrap.resample(labels, bootstrap.RESAMPLES, torch.Generator().manual_seed(0))
     rows = [
         experts.ablation(
-            site, whole, silenced[site][: config.heads], silenced[site][config.heads :], labels, designation[site], weights
+            site,
+            whole,
+            silenced[site][: config.heads],
+            silenced[site][config.heads :],
+            labels,
+            designation[site],
+            weights,
         )
         for site in chosen
     ]
@@ -223,9 +239,18 @@ def sweep_stage(study: Study, profile: Profile) -> Path:
         def swept(prunings: list[masks.Pruning], epochs: Sequence[float], test: str) -> pd.DataFrame:
             possible = _possible(prunings, diagonals, study.model.config.encoders)
             found = sweep.sweep(
-                network, study.model.normalise, possible, diagonals, images[test], device=study.device,
-                held_out=images["held-out"], train=images["train"], epochs=epochs, settings=retraining, folder=work,
-            )  # fmt: skip
+                network,
+                study.model.normalise,
+                possible,
+                diagonals,
+                images[test],
+                device=study.device,
+                held_out=images["held-out"],
+                train=images["train"],
+                epochs=epochs,
+                settings=retraining,
+                folder=work,
+            )
             dense = {"parameters": found.cost.parameters, "macs": found.cost.macs, "bytes": found.bytes}
             about = {f"dense_{name}": value for name, value in dense.items()}
             return found.table.assign(images=len(images[test]), trained_images=len(images["train"]), **about)
@@ -240,7 +265,9 @@ def sweep_stage(study: Study, profile: Profile) -> Path:
     return artifacts.stage(_home(study), "andc", inputs, compute, device=study.device)
 
 
-def _possible(prunings: list[masks.Pruning], diagonals: Mapping[float, masks.Diagonals], encoders: int) -> list[masks.Pruning]:
+def _possible(
+    prunings: list[masks.Pruning], diagonals: Mapping[float, masks.Diagonals], encoders: int
+) -> list[masks.Pruning]:
     """Those that leave every layer a weight; the others are named on standard error.
 
     Raises `UserError` when none are left.

@@ -74,17 +74,31 @@ ON_PROCESSOR = replace(
 
 PROFILES = {
     "quick": Profile(
-        "quick", train=100, held_out=20, test=30,
-        probe=ProbeSettings(least_steps=75), thetas=(0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7), null_draws=4, label_orders=4,
+        "quick",
+        train=100,
+        held_out=20,
+        test=30,
+        probe=ProbeSettings(least_steps=75),
+        thetas=(0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7),
+        null_draws=4,
+        label_orders=4,
         heads=HeadSettings(gap_deals=100, test=15, encoders=(1, 4, 7)),
         pruning=PruningSettings(
-            test=5, curve_test=5, train=20, epochs=(0.0, 0.25), least_images=1, retrained=("fc", "all"),
-            thetas=(0.1, 0.3, 0.5), curves=("fc", "all"), latency_thetas=(0.3, 0.5), seconds=1.0,
+            test=5,
+            curve_test=5,
+            train=20,
+            epochs=(0.0, 0.25),
+            least_images=1,
+            retrained=("fc", "all"),
+            thetas=(0.1, 0.3, 0.5),
+            curves=("fc", "all"),
+            latency_thetas=(0.3, 0.5),
+            seconds=1.0,
         ),
     ),
     "full": FULL,
     "scratch": replace(FULL, name="scratch"),
-}  # fmt: skip
+}
 
 
 def resolve_profile(name: str, device: torch.device) -> Profile | None:

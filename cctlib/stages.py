@@ -85,9 +85,7 @@ def device_name(device: torch.device | str) -> str:
 def _processor() -> str:
     cpuinfo = Path("/proc/cpuinfo")
     names = (
-        [line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
-        if cpuinfo.exists()
-        else []
+        [line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")] if cpuinfo.exists() else []
     )
     return names[0].partition(":")[2].strip() if names else (platform.processor() or platform.machine())
 
@@ -201,9 +199,7 @@ def is_whole(folder: Path) -> bool:
     if not (folder / RECORD).is_file():
         return False
     outputs = read_json(folder / RECORD)["outputs"]
-    return all(
-        (folder / name).is_file() and sha256_file(folder / name) == digest for name, digest in outputs.items()
-    )
+    return all((folder / name).is_file() and sha256_file(folder / name) == digest for name, digest in outputs.items())
 
 
 def shipped() -> Path:

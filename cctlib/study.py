@@ -134,10 +134,10 @@ def shipped_study(dataset: str, model: str, device: torch.device) -> Study:
     """The study that comes with a model. Raises `UserError` when none does."""
     found = shipped_model(dataset, model)
     if found is None:
-        raise UserError(f"no measurement ships with model {model!r} of {dataset}; it has to be measured, which needs the images")
-    return Study(
-        dataset, found, measure.load(found.folder), tables.load(found.folder), "shipped", device, folders={}
-    )  # fmt: skip
+        raise UserError(
+            f"no measurement ships with model {model!r} of {dataset}; it has to be measured, which needs the images"
+        )
+    return Study(dataset, found, measure.load(found.folder), tables.load(found.folder), "shipped", device, folders={})
 
 
 def beside(study: Study) -> dict[str, Study]:
@@ -170,7 +170,9 @@ def measured_study(dataset: str, model: str, profile: Profile, runs: Path, devic
     measured = measure_stage(dataset, trained, profile, probes, home, device)
     tabled = tables_stage(measured, profile, home, device)
     folders = {"model": trained.folder, "probe": probes, "measure": measured, "tables": tabled}
-    return Study(dataset, trained, measure.load(measured), tables.load(tabled), "measured", device, folders, home, profile)
+    return Study(
+        dataset, trained, measure.load(measured), tables.load(tabled), "measured", device, folders, home, profile
+    )
 
 
 def train_model(dataset: str, home: Path, device: torch.device) -> Model:
@@ -179,21 +181,14 @@ def train_model(dataset: str, home: Path, device: torch.device) -> Model:
     from cctlib.training.recipes import recipe_for
 
     recipe = recipe_for(dataset, device)
-    images = {
-        split: data.load(dataset, split, image_size=recipe.image_size)
-        for split in ("train", "held-out", "test")
-    }
+    images = {split: data.load(dataset, split, image_size=recipe.image_size) for split in ("train", "held-out", "test")}
     inputs = {
         "recipe": asdict(recipe),
         "data": {split: images[split].fingerprint for split in ("train", "held-out")},
         "code": stages.CODE,
     }
     folder = stages.stage(
-        home,
-        "train",
-        inputs,
-        lambda work: run.train_model(recipe, images, work, device=device),
-        device=device,
+        home, "train", inputs, lambda work: run.train_model(recipe, images, work, device=device), device=device
     )
     return manifest.open_model(folder)
 
@@ -213,13 +208,18 @@ def probe_stage(dataset: str, model: Model, profile: Profile, home: Path, device
         network = model.network(device, attention(device))
         probes = fresh_probes(model, profile.probe)
         history = probe.train_probes(
-            network, model.normalise, probes, train_images, held_out, profile.probe,
-            device=device, checkpoint=work / "checkpoint.pt",
-        )  # fmt: skip
+            network,
+            model.normalise,
+            probes,
+            train_images,
+            held_out,
+            profile.probe,
+            device=device,
+            checkpoint=work / "checkpoint.pt",
+        )
         history.to_csv(work / "history.csv", index=False)
         save_file(
-            {name: value.contiguous() for name, value in probes.state_dict().items()},
-            work / "probes.safetensors",
+            {name: value.contiguous() for name, value in probes.state_dict().items()}, work / "probes.safetensors"
         )
 
     return stages.stage(home, "probe", inputs, compute, device=device)
@@ -242,9 +242,7 @@ def load_probes(folder: Path, model: Model, device: torch.device) -> Probes:
     return probes.to(device).eval().requires_grad_(False)
 
 
-def measure_stage(
-    dataset: str, model: Model, profile: Profile, probes: Path, home: Path, device: torch.device
-) -> Path:
+def measure_stage(dataset: str, model: Model, profile: Profile, probes: Path, home: Path, device: torch.device) -> Path:
     """Gather the measurement (see `measure.py`). Writes measurement.npz, measurement.json, pooled.npz and null.csv."""
     held_out = load_images(dataset, "held-out", profile.held_out, model)
     test = load_images(dataset, "test", profile.test, model)
@@ -268,9 +266,16 @@ def measure_stage(
         network = model.network(device, attention(device))
         loaded = load_probes(probes, model, device)
         result, null, pooled = measure.measure(
-            network, model.normalise, loaded, held_out, test, null_draws=profile.null_draws,
-            precision=profile.probe.precision, device=device, about=about,
-        )  # fmt: skip
+            network,
+            model.normalise,
+            loaded,
+            held_out,
+            test,
+            null_draws=profile.null_draws,
+            precision=profile.probe.precision,
+            device=device,
+            about=about,
+        )
         measure.save(result, work)
         with stages.replacing(work / measure.POOLED) as temporary, temporary.open("wb") as file:
             np.savez(file, **pooled)  # type: ignore[arg-type]

@@ -18,13 +18,27 @@ from cctlib.profiles import HeadSettings, Profile, PruningSettings
 from cctlib.snp.probe import ProbeSettings
 
 PROFILE = Profile(
-    "tiny", train=6, held_out=3, test=4, probe=ProbeSettings(epochs=2, batch=20, least_steps=1, precision="fp32"), thetas=(0.1, 0.3, 0.7),
-    null_draws=2, label_orders=2, heads=HeadSettings(gap_deals=25, test=3, draws=2),
+    "tiny",
+    train=6,
+    held_out=3,
+    test=4,
+    probe=ProbeSettings(epochs=2, batch=20, least_steps=1, precision="fp32"),
+    thetas=(0.1, 0.3, 0.7),
+    null_draws=2,
+    label_orders=2,
+    heads=HeadSettings(gap_deals=25, test=3, draws=2),
     pruning=PruningSettings(
-        test=3, curve_test=2, train=4, epochs=(0.0, 1.0), retrained=("fc",), thetas=(0.1, 0.3), curves=("fc", "all"),
-        latency_thetas=(0.3,), seconds=0.1,
+        test=3,
+        curve_test=2,
+        train=4,
+        epochs=(0.0, 1.0),
+        retrained=("fc",),
+        thetas=(0.1, 0.3),
+        curves=("fc", "all"),
+        latency_thetas=(0.3,),
+        seconds=0.1,
     ),
-)  # fmt: skip
+)
 CPU = torch.device("cpu")
 
 
@@ -40,9 +54,15 @@ def untrained(dataset, folder):
 
     save_file(network.state_dict(), folder / "weights.safetensors")
     manifest.write_manifest(
-        folder, name="cct_2_3x2", config=config, weights=folder / "weights.safetensors", dataset=dataset,
-        normalisation={"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}, labels=names, training={},
-    )  # fmt: skip
+        folder,
+        name="cct_2_3x2",
+        config=config,
+        weights=folder / "weights.safetensors",
+        dataset=dataset,
+        normalisation={"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)},
+        labels=names,
+        training={},
+    )
     return study.measured_study(dataset, str(folder), PROFILE, folder.with_name("runs"), CPU)
 
 
@@ -51,7 +71,10 @@ def opened(tmp_path_factory):
     return untrained("demo", tmp_path_factory.mktemp("demo") / "model")
 
 
-UNEQUAL = {"train": {"aster": 11, "iris": 14, "lily": 25, "rose": 18}, "test": {"aster": 2, "iris": 7, "lily": 1, "rose": 9}}
+UNEQUAL = {
+    "train": {"aster": 11, "iris": 14, "lily": 25, "rose": 18},
+    "test": {"aster": 2, "iris": 7, "lily": 1, "rose": 9},
+}
 
 
 def test_labels_with_unequal_numbers_of_images_are_judged_as_others(tmp_path):
@@ -62,7 +85,9 @@ def test_labels_with_unequal_numbers_of_images_are_judged_as_others(tmp_path):
     network, images = found.network(), found.images("test")
     right = (network(found.model.normalise(images.pixels)).argmax(1) == images.labels).numpy()
     each = [right[result.labels["test"] == label].mean() for label in range(4)]
-    assert result.accuracy() == pytest.approx(right.mean()) and result.accuracy_per_label() == pytest.approx(np.mean(each))
+    assert result.accuracy() == pytest.approx(right.mean()) and result.accuracy_per_label() == pytest.approx(
+        np.mean(each)
+    )
     accuracy = found.tables["accuracy"]
     assert ((accuracy.low <= accuracy.accuracy) & (accuracy.accuracy <= accuracy.high)).all()
     assert [verdict.claim for verdict in judge.along_encoders(found)] == ["C1", "C2", "C3"]
@@ -156,7 +181,9 @@ def test_what_ships_with_a_model_is_read_and_what_does_not_is_named(opened):
 
 
 def test_a_target_that_would_lose_every_weight_is_left_out_and_named(capsys):
-    nothing = {site: torch.zeros(4, 5, dtype=torch.bool) for site in ("enc1/mha", "enc1/trunk", "enc1/ff_hidden", "enc1/ff")}
+    nothing = {
+        site: torch.zeros(4, 5, dtype=torch.bool) for site in ("enc1/mha", "enc1/trunk", "enc1/ff_hidden", "enc1/ff")
+    }
     some = nothing | {"enc1/ff": torch.ones(4, 5, dtype=torch.bool)}
     prunings = [masks.Pruning("fc", "andc"), masks.Pruning("proj", "andc")]
     assert findings._possible(prunings, {0.3: some}, 1) == prunings[:1]

@@ -21,11 +21,18 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 def pins():
     lines = (ROOT / "constraints.txt").read_text().splitlines()
-    return {Requirement(line).name.lower().replace("_", "-"): Requirement(line) for line in lines if line and line[0] not in "#-"}
+    return {
+        Requirement(line).name.lower().replace("_", "-"): Requirement(line)
+        for line in lines
+        if line and line[0] not in "#-"
+    }
 
 
 def test_every_direct_dependency_is_pinned_within_its_bounds():
-    wanted = [*PROJECT["dependencies"], *(line for extra in PROJECT["optional-dependencies"].values() for line in extra)]
+    wanted = [
+        *PROJECT["dependencies"],
+        *(line for extra in PROJECT["optional-dependencies"].values() for line in extra),
+    ]
     pinned = pins()
     for requirement in map(Requirement, wanted):
         pin = pinned[requirement.name.lower().replace("_", "-")]
@@ -99,13 +106,17 @@ def test_the_address_can_be_changed_in_one_place(tmp_path, monkeypatch):
     monkeypatch.setattr(book, "ROOT", tmp_path)
     assert book.write_address() == []
     project = tmp_path / "pyproject.toml"
-    project.write_text(project.read_text().replace(PROJECT["urls"]["Repository"], "https://github.com/someone-else/cctlib"))
+    project.write_text(
+        project.read_text().replace(PROJECT["urls"]["Repository"], "https://github.com/someone-else/cctlib")
+    )
     assert len(book.write_address()) == 2 + len(NOTEBOOKS)
     assert "someone-else/cctlib" in (tmp_path / "README.md").read_text()
     assert json.loads((tmp_path / "notebooks" / NOTEBOOKS[0].name).read_text())
 
 
-@pytest.mark.parametrize("path", [ROOT / "README.md", *sorted((ROOT / "book").glob("*.md"))], ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", [ROOT / "README.md", *sorted((ROOT / "book").glob("*.md"))], ids=lambda path: path.stem
+)
 def test_links_inside_the_project_lead_somewhere(path):
     for target in re.findall(r"\]\(([^)#\s]+)\)", path.read_text()):
         if "://" not in target and target != "choices":  # the latter is a label
@@ -137,5 +148,8 @@ def test_make_alone_lists_every_target():
 
 def test_mathjax_is_the_published_file():
     script = ROOT / "book" / "_static" / "mathjax" / "tex-svg-full.js"  # of mathjax 3.2.2
-    assert hashlib.sha256(script.read_bytes()).hexdigest() == "a4354ff94fd868aea0cc6eaaa79a57fda0588646fc46ee3700a349ee0a11cbe6"
+    assert (
+        hashlib.sha256(script.read_bytes()).hexdigest()
+        == "a4354ff94fd868aea0cc6eaaa79a57fda0588646fc46ee3700a349ee0a11cbe6"
+    )
     assert (script.parent / "LICENSE").is_file()

@@ -83,7 +83,12 @@ def test_a_stage_killed_at_any_moment_goes_on(tmp_path):
     folder = stages.Path(subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip())
     assert (folder / "resumed.txt").read_text() == "yes"
     assert (folder / "result.txt").read_text() == "".join(map(str, range(40)))
-    assert sorted(path.name for path in folder.iterdir()) == ["provenance.json", "result.txt", "resumed.txt", "stage.json"]
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "provenance.json",
+        "result.txt",
+        "resumed.txt",
+        "stage.json",
+    ]
 
 
 def test_replacing_leaves_the_old_file_when_the_block_fails(tmp_path):
@@ -100,5 +105,3 @@ def test_broken_json_is_one_line(tmp_path):
     with pytest.raises(UserError, match=r"manifest.json is not valid JSON") as caught:
         stages.read_json(tmp_path / "manifest.json")
     assert "\n" not in str(caught.value)
-
-

@@ -52,7 +52,10 @@ def test_wrong_words_are_one_line(tmp_path, words, said):
 
 def test_the_command_line_answers_a_mistake_in_one_line(tmp_path):
     run = subprocess.run(
-        [sys.executable, "-m", "cctlib", "snp", "--profile", "shipped", "--theta", "0.33"], capture_output=True, text=True, cwd=tmp_path
+        [sys.executable, "-m", "cctlib", "snp", "--profile", "shipped", "--theta", "0.33"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
     )
     assert run.returncode == 2
     assert run.stderr.startswith("cctlib: theta 0.33 was not measured") and run.stderr.count("\n") == 1
@@ -60,7 +63,9 @@ def test_the_command_line_answers_a_mistake_in_one_line(tmp_path):
 
 def test_help_reads_well(tmp_path):
     for command in ("data", "train", "probe", "snp", "heads", "andc", "reproduce"):
-        run = subprocess.run([sys.executable, "-m", "cctlib", command, "--help"], capture_output=True, text=True, cwd=tmp_path)
+        run = subprocess.run(
+            [sys.executable, "-m", "cctlib", command, "--help"], capture_output=True, text=True, cwd=tmp_path
+        )
         assert run.returncode == 0 and "usage: cctlib" in run.stdout
 
 
@@ -77,7 +82,19 @@ def hashes(runs):
 def test_killed_anywhere_the_study_ends_with_the_same_files(tmp_path):
     """The demo set trained, probed, measured and tabled; killed again and again; hash for hash as one that was left alone."""
     environment = {**os.environ, "CCTLIB_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "cctlib", "probe", "--dataset", "demo", "--profile", "quick", "--device", "cpu", "--runs"]
+    command = [
+        sys.executable,
+        "-m",
+        "cctlib",
+        "probe",
+        "--dataset",
+        "demo",
+        "--profile",
+        "quick",
+        "--device",
+        "cpu",
+        "--runs",
+    ]
     subprocess.run([*command, str(tmp_path / "whole")], env=environment, check=True, capture_output=True)
     kills = 0
     for seconds in (8, 20, 30, 45, 60, 90):

@@ -7,9 +7,7 @@ from cctlib.model import sites
 from cctlib.model.cct import CCT, CCTConfig
 
 LABELS = 5
-CONFIG = CCTConfig(
-    encoders=2, width=16, heads=2, mlp_ratio=2.0, convolutions=1, image_size=8, num_classes=LABELS
-)
+CONFIG = CCTConfig(encoders=2, width=16, heads=2, mlp_ratio=2.0, convolutions=1, image_size=8, num_classes=LABELS)
 
 
 def network(seed: int = 0, config: CCTConfig = CONFIG) -> CCT:

@@ -90,7 +90,9 @@ def nodes(encoders: int = 7, count: int = 40) -> pd.DataFrame:
             noise = np.where(silent, 0, rng.gamma(2, 100, count).astype(int))
             where = {"site": f"enc{encoder}/{kind}", "encoder": encoder, "kind": kind, "theta": 0.3}
             labels = np.where(silent, 0, rng.poisson(9, count))
-            tables.append(pd.DataFrame(where | {"node": range(count), "silent": silent, "noise": noise, "labels": labels}))
+            tables.append(
+                pd.DataFrame(where | {"node": range(count), "silent": silent, "noise": noise, "labels": labels})
+            )
     return pd.concat(tables, ignore_index=True)
 
 
@@ -140,7 +142,14 @@ def ablation(number: int = 4) -> pd.DataFrame:
     rows = []
     for head in range(number):
         last = head == number - 1
-        row = {"site": "enc7/mha", "encoder": 7, "head": head, "labels": 25, "draws": 10, "excess_low": -0.01 if last else 0.01}
+        row = {
+            "site": "enc7/mha",
+            "encoder": 7,
+            "head": head,
+            "labels": 25,
+            "draws": 10,
+            "excess_low": -0.01 if last else 0.01,
+        }
         drops = {"drop_own": 0.0 if last else 0.08, "drop_others": 0.03, "random_own": 0.03, "random_others": 0.031}
         for name, value in drops.items():
             row |= {name: value, f"{name}_low": value - 0.01, f"{name}_high": value + 0.01}
@@ -172,7 +181,13 @@ def pruned() -> pd.DataFrame:
     for target in ("linear1", "linear2", "proj", "fc", "all"):
         for theta, density in ((0.1, 0.7), (0.3, 0.35), (0.7, 0.1)):
             for epochs in (0, 1, 3):
-                for method, price in (("andc", 0.2), ("shuffled", 0.3), ("random", 0.4), ("magnitude", 0.05), ("wanda", 0.04)):
+                for method, price in (
+                    ("andc", 0.2),
+                    ("shuffled", 0.3),
+                    ("random", 0.4),
+                    ("magnitude", 0.05),
+                    ("wanda", 0.04),
+                ):
                     for seed in range(3 if method in ("random", "shuffled") else 1):
                         value = 0.63 - price * (1 - density) ** 2 / (1 + epochs) + 0.002 * rng.normal()
                         row = {"target": target, "method": method, "seed": seed, "epochs": epochs, "theta": theta}
@@ -188,7 +203,16 @@ def latencies() -> pd.DataFrame:
         for batch in (1, 128):
             for sparsity in (0.3, 0.6, 0.9):
                 ratio = cost * (1.4 - sparsity)
-                rows.append({"form": form, "batch": batch, "sparsity": sparsity, "ratio": ratio, "low": 0.9 * ratio, "high": 1.1 * ratio})
+                rows.append(
+                    {
+                        "form": form,
+                        "batch": batch,
+                        "sparsity": sparsity,
+                        "ratio": ratio,
+                        "low": 0.9 * ratio,
+                        "high": 1.1 * ratio,
+                    }
+                )
     return pd.DataFrame(rows)
 
 

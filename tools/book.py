@@ -46,7 +46,9 @@ def assemble(executed: Sequence[Path], out: Path) -> None:
     that no words describe. Whatever stood in `out` before is replaced.
     """
     if not (ROOT / "_toc.yml").is_file():
-        raise UserError(f"{ROOT} holds no _toc.yml; the book can only be built from a clone of the repository: {address()}")
+        raise UserError(
+            f"{ROOT} holds no _toc.yml; the book can only be built from a clone of the repository: {address()}"
+        )
     copies = {path.name: path for path in executed}
     wanted = [ROOT / f"{page}.ipynb" for page in _pages(ROOT / "_toc.yml") if page.startswith("notebooks/")]
     missing = [path.name for path in wanted if path.name not in copies]
@@ -58,7 +60,9 @@ def assemble(executed: Sequence[Path], out: Path) -> None:
     shutil.copytree(ROOT / "book", out / "book", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "_toc.yml", out)
     settings = (ROOT / "_config.yml").read_text()
-    (out / "_config.yml").write_text(settings + f'\nrepository: {{url: "{address()}", branch: main, path_to_book: ""}}\n')
+    (out / "_config.yml").write_text(
+        settings + f'\nrepository: {{url: "{address()}", branch: main, path_to_book: ""}}\n'
+    )
     _copy_plotly(out / "book" / "_static")
     runs = {name: run_of(copies[name], notebook) for name, notebook in notebooks.items()}
     (out / "book" / "found.json").write_text(json.dumps(glued(notebooks), indent=1))
@@ -99,17 +103,35 @@ def _jupyter_book(source: Path, out: Path, log: Path, *options: str) -> None:
     except metadata.PackageNotFoundError:
         raise UserError('jupyter-book is not installed; run: pip install -e ".[book]" -c constraints.txt') from None
     main = "from jupyter_book.cli.main import main; main()"
-    command = [sys.executable, "-c", main, "build", str(source), "--path-output", str(out), "-W", "-n", "--keep-going", *options]
+    command = [
+        sys.executable,
+        "-c",
+        main,
+        "build",
+        str(source),
+        "--path-output",
+        str(out),
+        "-W",
+        "-n",
+        "--keep-going",
+        *options,
+    ]
     paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     done = subprocess.run(
-        command, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env={**os.environ, "PYTHONPATH": paths, "NO_COLOR": "1"}
+        command,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env={**os.environ, "PYTHONPATH": paths, "NO_COLOR": "1"},
     )
     said = re.sub(r"\x1b\[[\d;]*m", "", done.stdout)  # colours
     log.write_text(said)
     if done.returncode:
         complaints = [line for line in said.splitlines() if re.search(r"WARNING|ERROR|Error:|broken", line)]
         print("\n".join(complaints or said.splitlines()[-20:]), file=sys.stderr)
-        raise UserError(f"the book was not built: {len(complaints)} complaints, printed above; the whole output is in {log}")
+        raise UserError(
+            f"the book was not built: {len(complaints)} complaints, printed above; the whole output is in {log}"
+        )
 
 
 def _hash(source: Path) -> str:
@@ -136,7 +158,12 @@ def _runs_table(runs: Mapping[str, Mapping[str, str]]) -> str:
     if settings:
         lines += ["", "Settings: " + "; ".join(f"`{text}`" for text in settings) + "."]
     versions = _versions(*sorted({re.split(r"[\s<>=!~;\[]", line)[0] for line in metadata.requires("cctlib") or []}))
-    lines += ["", "| package | version |", "|---|---|", *(f"| {name} | {version} |" for name, version in versions.items())]
+    lines += [
+        "",
+        "| package | version |",
+        "|---|---|",
+        *(f"| {name} | {version} |" for name, version in versions.items()),
+    ]
     return "\n".join(lines)
 
 

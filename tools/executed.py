@@ -10,7 +10,6 @@ from pathlib import Path
 from cctlib.errors import UserError
 from cctlib.notebook import PLOTLY
 
-
 GLUED = "application/papermill.record/"
 UNSEEN_TAGS = {"parameters", "injected-parameters"}  # what was set is told on the page of runs instead
 
@@ -31,7 +30,9 @@ def read_executed(path: Path) -> dict:
             continue
         for output in cell["outputs"]:
             if output["output_type"] == "error":
-                raise UserError(f"{path}, cell {number} ends in {output['ename']}: {output['evalue']}; mend it and run: make reproduce")
+                raise UserError(
+                    f"{path}, cell {number} ends in {output['ename']}: {output['evalue']}; mend it and run: make reproduce"
+                )
         if _text(cell["source"]).strip() and cell["execution_count"] is None:
             raise UserError(f"{path}, cell {number} was not executed; run: make reproduce")
     return notebook
@@ -82,11 +83,18 @@ def _plotly_html(figure: dict, alt: str, twin: str | list | None, name: str) -> 
     import plotly.io
 
     drawn = plotly.io.to_html(
-        figure, config={"responsive": True, "displaylogo": False}, full_html=False, include_plotlyjs=False,
-        include_mathjax=False, validate=False, div_id=name,
-    )  # fmt: skip
+        figure,
+        config={"responsive": True, "displaylogo": False},
+        full_html=False,
+        include_plotlyjs=False,
+        include_mathjax=False,
+        validate=False,
+        div_id=name,
+    )
     words = markup.escape(" ".join(alt.split()), quote=True)
-    still = f'<noscript><img alt="{words}" src="data:image/png;base64,{_text(twin).strip()}"></noscript>' if twin else ""
+    still = (
+        f'<noscript><img alt="{words}" src="data:image/png;base64,{_text(twin).strip()}"></noscript>' if twin else ""
+    )
     return f'<div class="cct-plotly" role="group" aria-label="{words}">{drawn}{still}</div>'
 
 

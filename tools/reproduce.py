@@ -32,10 +32,7 @@ def reproduce(dataset: str, model: str, profile: str, runs: Path, device: str) -
     parameters = {"dataset": dataset, "model": model, "profile": profile, "runs": str(runs), "device": device}
     if study.source == "shipped":
         parameters["profile"] = "shipped"
-    executed = [
-        execute(source, parameters, study, runs)
-        for source in tqdm(sources, desc="notebooks", unit="notebook")
-    ]
+    executed = [execute(source, parameters, study, runs) for source in tqdm(sources, desc="notebooks", unit="notebook")]
     return book.make(executed, Path("_build"))
 
 
@@ -44,21 +41,24 @@ def execute(source: Path, parameters: dict[str, str], study: Study, runs: Path) 
     inputs = {
         "source": stages.sha256_file(source),
         "parameters": parameters,
-        "reads": {name: folder.name for name, folder in study.folders.items()}
-        or stages.sha256_json(study.provenance),
+        "reads": {name: folder.name for name, folder in study.folders.items()} or stages.sha256_json(study.provenance),
         "code": stages.CODE,
     }
 
     def compute(work: Path) -> None:
         try:
             papermill.execute_notebook(
-                source, work / source.name, parameters, progress_bar=False, log_output=False,
-                extra_arguments=["--log-level=40"],  # the kernel's own warnings are not for a reader of the progress bar
-            )  # fmt: skip
+                source,
+                work / source.name,
+                parameters,
+                progress_bar=False,
+                log_output=False,
+                extra_arguments=[
+                    "--log-level=40"
+                ],  # the kernel's own warnings are not for a reader of the progress bar
+            )
         except PapermillExecutionError as error:
-            raise UserError(
-                f"{source} failed in cell {error.exec_count}: {error.ename}: {error.evalue}"
-            ) from None
+            raise UserError(f"{source} failed in cell {error.exec_count}: {error.ename}: {error.evalue}") from None
 
     folder = stages.stage(runs / "notebooks", source.stem, inputs, compute, device=study.device)
     return folder / source.name

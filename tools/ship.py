@@ -42,7 +42,9 @@ def ship_run(folder: Path, destination: Path | None = None, *, default: bool, de
     run = stages.read_json(folder / stages.RUN)
     weights = folder / trainer.WEIGHTS
     if not weights.is_file():
-        raise UserError(f"{folder} holds no {weights.name}; its training has not come to its end, go on with: cctlib train --resume")
+        raise UserError(
+            f"{folder} holds no {weights.name}; its training has not come to its end, go on with: cctlib train --resume"
+        )
     recipe, dataset = from_dict(run["recipe"]), run["data"]["dataset"]
     minutes = round(log.read_log(folder / log.FILE).seconds.max() / 60, 1)
     target = destination or stages.shipped() / dataset / recipe.model
@@ -78,11 +80,20 @@ def ship_weights(
     if (weights.parent / log.FILE).is_file():
         with stages.replacing(destination / log.FILE) as temporary:
             shutil.copyfile(weights.parent / log.FILE, temporary)
-    about = {"recipe": asdict(recipe), "images": len(learned), "split": "train, without the held-out images"} | dict(training or {})
+    about = {"recipe": asdict(recipe), "images": len(learned), "split": "train, without the held-out images"} | dict(
+        training or {}
+    )
     model = manifest.write_manifest(
-        destination, name=recipe.model, config=config, weights=rounded, default=default, dataset=dataset,
-        normalisation=trainer.constants(learned), labels=learned.names, training=about,
-    )  # fmt: skip
+        destination,
+        name=recipe.model,
+        config=config,
+        weights=rounded,
+        default=default,
+        dataset=dataset,
+        normalisation=trainer.constants(learned),
+        labels=learned.names,
+        training=about,
+    )
     before = {split: network_accuracy(original.to(device), model, images, device) for split, images in splits.items()}
     after = {split: network_accuracy(model.network(device), model, images, device) for split, images in splits.items()}
     measured = {
@@ -143,7 +154,9 @@ def draw_hero(path: Path = HERO) -> Path:
     study = open_study("cifar100", profile="shipped", device="cpu")
     places = [f"enc{m}/ff" for m in (1, study.measurement.encoders)]
     chosen = [nodes.typical(study.tables["nodes"], place) for place in places]
-    seen = [nodes.look(*study.measurement[place].tensors(), place, node) for place, node in zip(places, chosen, strict=True)]
+    seen = [
+        nodes.look(*study.measurement[place].tensors(), place, node) for place, node in zip(places, chosen, strict=True)
+    ]
     figure = figures.stamp(figures.overview.hero(seen[0], seen[1], study.tables["by_theta"]), study.measurement.about)
     source = PngInfo()
     source.add_text("Source", stages.sha256_file(study.model.folder / measure.FILE))

@@ -48,7 +48,10 @@ def show_as_text(app, what, name, obj, options, lines):
         if aligned:
             shown += ["::", "", *(f"    {row}" for row in inspect.cleandoc(block).split("\n")), ""]
         elif re.match(r"(-|\d+\.) ", rows[0]):
-            items = [re.match(r"(-|\d+\.) (.*)", item, re.S).groups() for item in re.split(r"\n(?=(?:-|\d+\.) )", block.strip("\n"))]
+            items = [
+                re.match(r"(-|\d+\.) (.*)", item, re.S).groups()
+                for item in re.split(r"\n(?=(?:-|\d+\.) )", block.strip("\n"))
+            ]
             shown += [f"{mark} {_escaped(' '.join(item.split()))}" for mark, item in items] + [""]
         else:
             shown += [_escaped(" ".join(block.split())), ""]

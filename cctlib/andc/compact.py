@@ -136,14 +136,7 @@ def compact(
     _install(network, {name: make_form(chosen[name], sparse[name], _images(name, batch)) for name in sparse})
     columns = ["layer", "outputs", "inputs", "density", "form", "seconds", "chosen"]
     measured = [
-        (
-            name,
-            *module.weight.shape,
-            float((module.weight != 0).float().mean()),
-            form,
-            time,
-            form == chosen[name],
-        )
+        (name, *module.weight.shape, float((module.weight != 0).float().mean()), form, time, form == chosen[name])
         for name, module in sparse.items()
         for form, time in times[name].items()
     ]
@@ -211,16 +204,12 @@ def time_forms(
             _install(network, timed[form])
             try:
                 network(images)
-            except (
-                RuntimeError,
-                NotImplementedError,
-            ):  # no such kernel on this device, or in this build of torch
+            except (RuntimeError, NotImplementedError):  # no such kernel on this device, or in this build of torch
                 failed.add(form)
         turns += 1
     _install(network, sparse)
     return {
-        name: {form: math.nan if form in failed else timed[form][name].seconds for form in forms}
-        for name in sparse
+        name: {form: math.nan if form in failed else timed[form][name].seconds for form in forms} for name in sparse
     }
 
 

@@ -57,10 +57,15 @@ def _seconds(network: CCT, images: Tensor) -> float:
 def ratios(times: pd.DataFrame) -> pd.DataFrame:
     """Per network, over the turns: form, milliseconds (median), ratio (median of time / dense time), low and high (quartiles)."""
     share = times.div(times["dense"], axis=0)
-    return pd.DataFrame({
-        "form": times.columns, "milliseconds": 1000 * times.median().to_numpy(), "ratio": share.median().to_numpy(),
-        "low": share.quantile(0.25).to_numpy(), "high": share.quantile(0.75).to_numpy(),
-    })  # fmt: skip
+    return pd.DataFrame(
+        {
+            "form": times.columns,
+            "milliseconds": 1000 * times.median().to_numpy(),
+            "ratio": share.median().to_numpy(),
+            "low": share.quantile(0.25).to_numpy(),
+            "high": share.quantile(0.75).to_numpy(),
+        }
+    )
 
 
 def measure(network: CCT, batches: Sequence[int], seconds: float) -> pd.DataFrame:

@@ -166,18 +166,14 @@ def keep_largest_per_row(scores: Float[Tensor, "output input"], count: int) -> B
     return mask
 
 
-def random_mask(
-    shape: tuple[int, int], count: int, generator: torch.Generator
-) -> Bool[Tensor, "output input"]:
+def random_mask(shape: tuple[int, int], count: int, generator: torch.Generator) -> Bool[Tensor, "output input"]:
     """A mask that keeps exactly `count` entries, each set of them equally likely.
 
     Raises `UserError` when it would keep none, or more than there are.
     """
     total = shape[0] * shape[1]
     if not 0 < count <= total:
-        raise UserError(
-            f"a mask cannot keep {count} of {total} weights (density {count / total:.3g}); keep 1 at least"
-        )
+        raise UserError(f"a mask cannot keep {count} of {total} weights (density {count / total:.3g}); keep 1 at least")
     mask = torch.zeros(total, dtype=torch.bool)
     mask[torch.randperm(total, generator=generator)[:count]] = True
     return mask.view(shape)
@@ -185,10 +181,7 @@ def random_mask(
 
 def random_masks(like: Masks, generator: torch.Generator) -> dict[str, Bool[Tensor, "_ _"]]:
     """Masks that keep as many weights of each layer as `like`, anywhere."""
-    return {
-        name: random_mask((len(mask), mask.shape[1]), int(mask.sum()), generator)
-        for name, mask in like.items()
-    }
+    return {name: random_mask((len(mask), mask.shape[1]), int(mask.sum()), generator) for name, mask in like.items()}
 
 
 def weights_of(network: nn.Module, masks: Masks) -> dict[str, nn.Parameter]:
@@ -204,13 +197,9 @@ def weights_of(network: nn.Module, masks: Masks) -> dict[str, nn.Parameter]:
             raise UserError(f"mask {name}: the network has no such weight")
         if parameters[name].shape != mask.shape:
             shape = tuple(parameters[name].shape)
-            raise UserError(
-                f"mask {name} has shape {tuple(mask.shape)}; its weight is [output, input] {shape}"
-            )
+            raise UserError(f"mask {name} has shape {tuple(mask.shape)}; its weight is [output, input] {shape}")
         if not mask.any():
-            raise UserError(
-                f"mask {name} keeps no weight (density 0); lower theta, or keep 1 weight at least"
-            )
+            raise UserError(f"mask {name} keeps no weight (density 0); lower theta, or keep 1 weight at least")
     return {name: parameters[name] for name in masks}
 
 
@@ -251,9 +240,7 @@ def input_norms(
     Raises `UserError` when there are none.
     """
     if len(images) == 0:
-        raise UserError(
-            "no held-out images: Wanda measures the layers' inputs on them; check the held-out split"
-        )
+        raise UserError("no held-out images: Wanda measures the layers' inputs on them; check the held-out split")
     every = layers(network.config.encoders)
     sites = tuple(layer.source for layer in every if layer.kind != "fc")
     squares: dict[str, Tensor] = {}
@@ -301,10 +288,7 @@ class Pruning:
 
 
 def make_masks(
-    pruning: Pruning,
-    network: CCT,
-    found: Diagonals,
-    norms: Mapping[str, Float[Tensor, "_"]] | None = None,
+    pruning: Pruning, network: CCT, found: Diagonals, norms: Mapping[str, Float[Tensor, "_"]] | None = None
 ) -> dict[str, Bool[Tensor, "_ _"]]:
     """The masks of a pruning. Each method keeps exactly as many weights of each layer as ANDC does.
 

@@ -94,9 +94,7 @@ def reduce(
     """
     device = torch.device(device)
     if len(images) == 0:
-        raise UserError(
-            f"no {images.split} images to evaluate or retrain a pruned network on; check that split"
-        )
+        raise UserError(f"no {images.split} images to evaluate or retrain a pruned network on; check that split")
 
     def run(part: Callable[[Tensor], Tensor]) -> Tensor:
         found = []
@@ -144,9 +142,7 @@ class Retraining:
     def __post_init__(self) -> None:
         if self.batch < 1 or not self.learning_rate > 0:
             found = f"{self.batch} and {self.learning_rate}"
-            raise UserError(
-                f"retraining needs a batch of 1 at least and a positive learning rate; got {found}"
-            )
+            raise UserError(f"retraining needs a batch of 1 at least and a positive learning rate; got {found}")
 
     def steps(self, images: int, epochs: float) -> int:
         """Optimiser steps in so many passes over so many images; any part of a pass is one step at least."""
@@ -154,12 +150,7 @@ class Retraining:
 
 
 def retrain(
-    network: nn.Module,
-    masks: Masks,
-    train: Reduced,
-    epochs: float,
-    settings: Retraining,
-    generator: torch.Generator,
+    network: nn.Module, masks: Masks, train: Reduced, epochs: float, settings: Retraining, generator: torch.Generator
 ) -> float:
     """Train weights and biases of the masked layers, in place, for `epochs` passes or parts of one.
 
@@ -198,15 +189,11 @@ def retrain(
         return float("nan")
     last = float(torch.stack(losses[-max(1, steps // 10) :]).mean())
     if not math.isfinite(last):
-        raise UserError(
-            f"retraining diverged (loss {last}); lower the learning rate, {settings.learning_rate:g}"
-        )
+        raise UserError(f"retraining diverged (loss {last}); lower the learning rate, {settings.learning_rate:g}")
     return last
 
 
-def _endless(
-    train: Reduced, size: int, generator: torch.Generator, steps: int
-) -> Iterator[tuple[Tensor, Tensor]]:
+def _endless(train: Reduced, size: int, generator: torch.Generator, steps: int) -> Iterator[tuple[Tensor, Tensor]]:
     """So many batches, from pass after pass in fresh order."""
     done = 0
     while done < steps:

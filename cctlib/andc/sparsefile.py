@@ -74,15 +74,11 @@ def load_sparse(path: Path) -> dict[str, Tensor]:
         for name, shape in json.loads(about["sparse"]).items():
             kept = _unpack(tensors.pop(f"{name}:kept"), shape)
             values = tensors.pop(f"{name}:values")
-            tensors[name] = torch.zeros(shape, dtype=values.dtype).masked_scatter_(
-                kept, _all_of(values, kept)
-            )
+            tensors[name] = torch.zeros(shape, dtype=values.dtype).masked_scatter_(kept, _all_of(values, kept))
     except (safetensors.SafetensorError, lzma.LZMAError, KeyError, ValueError, OSError) as error:
         if isinstance(error, UserError):
             raise
-        raise UserError(
-            f"{path}: damaged ({str(error).partition(chr(10))[0][:100]}); write it again"
-        ) from None
+        raise UserError(f"{path}: damaged ({str(error).partition(chr(10))[0][:100]}); write it again") from None
     return tensors
 
 

@@ -92,9 +92,7 @@ def sweep(
     run = _Run(network, normalise, test, train, settings, torch.device(device), folder, batch)
     norms = None
     if held_out is not None and any(pruning.method == "wanda" for pruning in prunings):
-        norms = andc.input_norms(
-            network, normalise, held_out, device=device, batch=batch, precision=settings.precision
-        )
+        norms = andc.input_norms(network, normalise, held_out, device=device, batch=batch, precision=settings.precision)
     dense = run.dense(prunings[0].target)
     rows, predictions = [], []
     with tqdm(total=len(prunings) * len(epochs), desc="pruning", unit="row") as bar:
@@ -124,9 +122,7 @@ def with_accuracies(
     correct = torch.from_numpy(predictions == labels).T.double()  # [image, row]
     dense_correct = torch.from_numpy(dense == labels).double()
     weights = bootstrap.resample(truth, bootstrap.RESAMPLES, torch.Generator().manual_seed(seed))
-    change: Float[Tensor, "3 row"] = bootstrap.estimate(
-        (correct - dense_correct[:, None]) / len(truth), weights
-    )
+    change: Float[Tensor, "3 row"] = bootstrap.estimate((correct - dense_correct[:, None]) / len(truth), weights)
     accuracy_dense = float(dense_correct.mean())
     numbers = {
         "accuracy": correct.mean(0).numpy(),
@@ -135,9 +131,7 @@ def with_accuracies(
         "high": np.clip(accuracy_dense + change[2].double().numpy(), 0, 1),
     }
     after = list(rows.columns).index("density") + 1
-    return pd.concat(
-        [rows.iloc[:, :after], pd.DataFrame(numbers, index=rows.index), rows.iloc[:, after:]], axis=1
-    )
+    return pd.concat([rows.iloc[:, :after], pd.DataFrame(numbers, index=rows.index), rows.iloc[:, after:]], axis=1)
 
 
 def _check(
@@ -187,9 +181,14 @@ class _Run:
             images = self.test if split == "test" else self.train
             assert images is not None
             self.reduced[key] = reduce(
-                self.network, self.normalise, images, key[1],
-                device=self.device, batch=self.batch, precision=self.settings.precision,
-            )  # fmt: skip
+                self.network,
+                self.normalise,
+                images,
+                key[1],
+                device=self.device,
+                batch=self.batch,
+                precision=self.settings.precision,
+            )
         return self.reduced[key]
 
     def dense(self, target: str) -> dict[str, np.ndarray]:
@@ -203,27 +202,13 @@ class _Run:
             with masked(self.network, masks):
                 if epochs > 0:
                     generator = torch.Generator().manual_seed(pruning.seed)
-                    retrain(
-                        self.network,
-                        masks,
-                        self.images("train", pruning.target),
-                        epochs,
-                        self.settings,
-                        generator,
-                    )
+                    retrain(self.network, masks, self.images("train", pruning.target), epochs, self.settings, generator)
                 return self._measure(pruning.target, masks)
 
         name = f"{pruning.target}-{pruning.method}-{pruning.theta:g}-{pruning.seed}-{epochs:g}"
-        inputs: dict[str, object] = {
-            "masks": {key: _hash([mask]) for key, mask in masks.items()},
-            "epochs": epochs,
-        }
+        inputs: dict[str, object] = {"masks": {key: _hash([mask]) for key, mask in masks.items()}, "epochs": epochs}
         if epochs > 0 and self.train is not None:
-            inputs |= {
-                "settings": asdict(self.settings),
-                "train": self.train.fingerprint,
-                "seed": pruning.seed,
-            }
+            inputs |= {"settings": asdict(self.settings), "train": self.train.fingerprint, "seed": pruning.seed}
         return self._kept(name, inputs, compute)
 
     def _measure(self, target: str, masks: Masks) -> dict[str, np.ndarray]:
@@ -237,9 +222,7 @@ class _Run:
             "bytes": np.array(len(sparsefile.encode(self.network.state_dict()))),
         }
 
-    def _kept(
-        self, name: str, inputs: dict, compute: Callable[[], dict[str, np.ndarray]]
-    ) -> dict[str, np.ndarray]:
+    def _kept(self, name: str, inputs: dict, compute: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
         """The row found in the folder, or computed and put there; its name carries a hash of all that went
         in.
         """
@@ -265,9 +248,7 @@ class _Run:
 def _hash(tensors: Iterable[Tensor]) -> str:
     digest = hashlib.sha256()
     for tensor in tensors:
-        digest.update(
-            str(tuple(tensor.shape)).encode() + tensor.detach().cpu().contiguous().numpy().tobytes()
-        )
+        digest.update(str(tuple(tensor.shape)).encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
 
 

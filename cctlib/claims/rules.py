@@ -134,8 +134,7 @@ def every(states: Iterable[State]) -> State:
     """All parts are needed: the worst decides."""
     states = set(states)
     return next(
-        (state for state in (NOT_SUPPORTED, UNDETERMINED) if state in states),
-        SUPPORTED if states else UNDETERMINED,
+        (state for state in (NOT_SUPPORTED, UNDETERMINED) if state in states), SUPPORTED if states else UNDETERMINED
     )
 
 
@@ -148,9 +147,7 @@ def majority(states: Sequence[State]) -> State:
     return SUPPORTED if sure >= MAJORITY else NOT_SUPPORTED if possible < MAJORITY else UNDETERMINED
 
 
-def trend(
-    values: Float[np.ndarray, "encoder"], samples: Float[np.ndarray, "resample encoder"] | None = None
-) -> State:
+def trend(values: Float[np.ndarray, "encoder"], samples: Float[np.ndarray, "resample encoder"] | None = None) -> State:
     """Do the values rise along the encoders? See the top of this file. Without samples the measurement alone
     decides."""
     needed = critical_score(len(values))

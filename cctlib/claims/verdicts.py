@@ -39,10 +39,7 @@ def joined(claim: str, state: State, parts: Sequence[Part]) -> Verdict:
 def verdicts_table(verdicts: Iterable[Verdict]) -> pd.DataFrame:
     """One row a verdict: claim, statement, verdict, effect, low, high (NaN without an interval), rule."""
     columns = ["claim", "statement", "verdict", "effect", "low", "high", "rule"]
-    rows = [
-        (v.claim, v.statement, v.verdict, v.effect, *(v.interval or (np.nan, np.nan)), v.rule)
-        for v in verdicts
-    ]
+    rows = [(v.claim, v.statement, v.verdict, v.effect, *(v.interval or (np.nan, np.nan)), v.rule) for v in verdicts]
     return pd.DataFrame(rows, columns=columns)
 
 
@@ -106,17 +103,13 @@ def small_clusters(
         states.append(rules.majority([state for state, _ in found]))
         rows += [row for _, row in found]
     table = pd.DataFrame(rows)
-    span = {
-        name: f"{table[name].min():.1f} to {table[name].max():.1f}" for name in ("size", "count", "shuffled")
-    }
+    span = {name: f"{table[name].min():.1f} to {table[name].max():.1f}" for name in ("size", "count", "shuffled")}
     text = (
         f"{table.ratio.mean():.2f} times the cluster size of shuffled labels (mean over {len(table)} sites); "
         f"clusters of {span['size']} labels of {num_labels}, {span['count']} a node against "
         f"{span['shuffled']} shuffled; at least {table.share.min():.0%} of the nodes have a cluster"
     )
-    return rules.verdict(
-        "C2", rules.every(states), text, percentiles(np.mean(table.ratios.to_list(), axis=0))
-    )
+    return rules.verdict("C2", rules.every(states), text, percentiles(np.mean(table.ratios.to_list(), axis=0)))
 
 
 def _site_clusters(
@@ -154,10 +147,7 @@ def _small(
 
 
 def sharpening(
-    by_theta: pd.DataFrame,
-    nodes: pd.DataFrame,
-    generator: torch.Generator,
-    kinds: Sequence[str] = rules.SUB_BLOCKS,
+    by_theta: pd.DataFrame, nodes: pd.DataFrame, generator: torch.Generator, kinds: Sequence[str] = rules.SUB_BLOCKS
 ) -> Verdict:
     """C3 from the sites at each theta, and from the nodes for the bootstrap.
 
@@ -171,8 +161,7 @@ def sharpening(
     spanned = np.isclose([inside.theta.min(), inside.theta.max()], rules.THETAS).all()
     nodes = nodes if "theta" in nodes else nodes.assign(theta=rules.THETA)
     parts = [
-        _sharpens(kind, rules.by_encoder(inside, kind), rules.by_encoder(nodes, kind), generator)
-        for kind in kinds
+        _sharpens(kind, rules.by_encoder(inside, kind), rules.by_encoder(nodes, kind), generator) for kind in kinds
     ]
     return joined("C3", rules.every(part.state for part in parts) if spanned else UNDETERMINED, parts)
 
@@ -263,9 +252,7 @@ def pruning(table: pd.DataFrame) -> Verdict:
 
 def _pruned(target: str, own: pd.DataFrame, random: pd.DataFrame) -> Part:
     """One target. The effect is the change of accuracy, in points."""
-    change, low, high = (
-        100 * (own[name] - own.accuracy_dense).mean() for name in ("accuracy", "low", "high")
-    )
+    change, low, high = (100 * (own[name] - own.accuracy_dense).mean() for name in ("accuracy", "low", "high"))
     kept: State = UNDETERMINED
     if low >= -rules.TOLERANCE:
         kept = SUPPORTED
@@ -277,9 +264,7 @@ def _pruned(target: str, own: pd.DataFrame, random: pd.DataFrame) -> Part:
             above = SUPPORTED
         elif own.accuracy.mean() < random.accuracy.mean():
             above = NOT_SUPPORTED
-    chance = (
-        f"{100 * (random.accuracy - random.accuracy_dense).mean():+.2f}" if len(random) else "not measured"
-    )
+    chance = f"{100 * (random.accuracy - random.accuracy_dense).mean():+.2f}" if len(random) else "not measured"
     text = (
         f"{change:+.2f} points at {target} (random masks {chance}; "
         f"{own.density.mean():.0%} of the weights kept, {own.epochs.iloc[0]:g} epochs of retraining)"
@@ -292,10 +277,7 @@ def _pruned(target: str, own: pd.DataFrame, random: pd.DataFrame) -> Part:
 
 
 def experts(
-    symmetry: pd.DataFrame,
-    gaps: pd.DataFrame,
-    generator: torch.Generator,
-    agreement: pd.DataFrame | None = None,
+    symmetry: pd.DataFrame, gaps: pd.DataFrame, generator: torch.Generator, agreement: pd.DataFrame | None = None
 ) -> Verdict:
     """C5 from the site tables of `heads.symmetry` and `experts.expert_accuracy`, one row an encoder.
 
@@ -303,18 +285,14 @@ def experts(
     over seeds is undetermined, says so, and decides nothing.
     """
     models = [group for _, group in symmetry.groupby("model")] if "model" in symmetry else [symmetry]
-    broken = rules.every(
-        rules.majority([_broken(row, len(rows)) for _, row in rows.iterrows()]) for rows in models
-    )
+    broken = rules.every(rules.majority([_broken(row, len(rows)) for _, row in rows.iterrows()]) for rows in models)
     able = rules.majority([_expert(row) for _, row in gaps.iterrows()])
     states, between = [broken, able], "over seeds: undetermined, one model"
     values = np.array([]) if agreement is None else agreement.rand.dropna().to_numpy(float)
     if len(values) > 1:
         unrelated, (low, high) = _unrelated(values, generator)
         states.append(unrelated)
-        between = (
-            f"divisions of labels unrelated over {len(models)} models: {unrelated}, adjusted Rand index "
-        )
+        between = f"divisions of labels unrelated over {len(models)} models: {unrelated}, adjusted Rand index "
         between += f"{values.mean():.2f} [{low:.2f}, {high:.2f}]"
     weakest = gaps.sort_values("gap").iloc[0]
     text = (
@@ -346,9 +324,7 @@ def _expert(row: pd.Series) -> State:
     return SUPPORTED if row.gap_low > 0 else UNDETERMINED
 
 
-def _unrelated(
-    values: Float[np.ndarray, "pair"], generator: torch.Generator
-) -> tuple[State, tuple[float, float]]:
+def _unrelated(values: Float[np.ndarray, "pair"], generator: torch.Generator) -> tuple[State, tuple[float, float]]:
     """Is the mean agreement of models near 0? With the bootstrap interval of the mean over pairs."""
     low, high = percentiles(rules.draw(len(values), generator) @ values / len(values))
     if low >= -rules.UNRELATED and high <= rules.UNRELATED:

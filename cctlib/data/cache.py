@@ -133,13 +133,7 @@ def locked(entry: Path) -> Iterator[None]:
 
 
 def write(
-    entry: Path,
-    source: Source,
-    part: str,
-    identity: str,
-    rows: int | None,
-    fingerprints: Mapping[str, str],
-    cut: bool,
+    entry: Path, source: Source, part: str, identity: str, rows: int | None, fingerprints: Mapping[str, str], cut: bool
 ) -> None:
     """Decode a source into an entry.
 
@@ -200,13 +194,7 @@ def _decode(source: Source, pixels: UInt8[np.ndarray, "image height width 3"]) -
         return [pixel_key(pixels[row]) for row in rows]
 
     keys: list[bytes] = []
-    bar = tqdm(
-        total=len(pixels),
-        unit=" images",
-        desc=f"decoding {Path(source.where).name}",
-        disable=None,
-        leave=False,
-    )
+    bar = tqdm(total=len(pixels), unit=" images", desc=f"decoding {Path(source.where).name}", disable=None, leave=False)
     with bar, ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         try:
             for found in pool.map(block, range(0, len(pixels), BLOCK)):

@@ -24,7 +24,9 @@ class Dataset:
     std: tuple[float, float, float]
     note: str  # where it comes from
     resizable: bool = False  # whether another resolution can be asked for
-    rows: Mapping[str, int] = field(default_factory=dict)  # images in the files of "train" (held-out included) and "test"
+    rows: Mapping[str, int] = field(
+        default_factory=dict
+    )  # images in the files of "train" (held-out included) and "test"
     fingerprints: Mapping[str, str] = field(default_factory=dict)  # of each split, where the pixels are lossless
     groups: tuple[int, ...] | None = None
     group_names: tuple[str, ...] | None = None

@@ -22,7 +22,9 @@ SEED = {"train": 2501, "test": 12900}
 
 # Turns by angles whose sine and cosine are fractions: (cosine, sine, denominator), 0 to 90 degrees. No
 # rounding anywhere.
-TURNS = np.array([(1, 0, 1), (24, 7, 25), (15, 8, 17), (4, 3, 5), (3, 4, 5), (8, 15, 17), (7, 24, 25), (0, 1, 1)], np.int32)
+TURNS = np.array(
+    [(1, 0, 1), (24, 7, 25), (15, 8, 17), (4, 3, 5), (3, 4, 5), (8, 15, 17), (7, 24, 25), (0, 1, 1)], np.int32
+)
 FINE = 16  # positions inside an image count in sixteenths of a pixel
 NOISE = 40  # the sum of two draws of +-NOISE/2 is added to each channel of each pixel
 
@@ -46,8 +48,10 @@ def draw(split: str) -> tuple[UInt8[ndarray, "image 32 32 3"], Int64[ndarray, "i
     y, x = y - centre[0], x - centre[1]
     inside = _inside(labels % len(SHAPES), *_turn(x, y, between(3, 0, 6)), radius)
     dark = _texture(labels // len(SHAPES), *_turn(x, y, between(4, 0, 7)), between(5, 5 * FINE, 7 * FINE))
-    ground, light, gap = (np.stack([between(first + c, *span) for c in range(3)], -1)
-                          for first, span in ((6, (20, 120)), (9, (140, 250)), (12, (45, 90))))  # fmt: skip
+    ground, light, gap = (
+        np.stack([between(first + c, *span) for c in range(3)], -1)
+        for first, span in ((6, (20, 120)), (9, (140, 250)), (12, (45, 90)))
+    )
     filled = np.where(dark[..., None], light - gap, light)
     pixels = np.where(inside[..., None], filled, ground) + _noise(generator, len(labels))
     return np.clip(pixels, 0, 255).astype(np.uint8), labels

@@ -20,11 +20,10 @@ from tqdm.auto import tqdm
 
 from cctlib.errors import UserError
 
-CIFAR100_PARQUET = "https://huggingface.co/datasets/uoft-cs/cifar100/resolve/main/cifar100/{part}-00000-of-00001.parquet"
-CIFAR100_PYTHON = (
-    "https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz",
-    "md5:eb9058c3a382ffc7106e4002c42a8d85",
+CIFAR100_PARQUET = (
+    "https://huggingface.co/datasets/uoft-cs/cifar100/resolve/main/cifar100/{part}-00000-of-00001.parquet"
 )
+CIFAR100_PYTHON = ("https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz", "md5:eb9058c3a382ffc7106e4002c42a8d85")
 FLOWERS102 = "https://www.robots.ox.ac.uk/~vgg/data/flowers/102/"
 FLOWERS102_FILES = {
     "102flowers.tgz": "md5:52808999861908f626f3c1f4e79d11fa",
@@ -64,13 +63,7 @@ def require_space(folder: Path, needed: int) -> None:
 
 
 def fetch(
-    url: str,
-    to: Path,
-    *,
-    checksum: str | None = None,
-    attempts: int = 6,
-    stall: float = 30.0,
-    backoff: float = 1.0,
+    url: str, to: Path, *, checksum: str | None = None, attempts: int = 6, stall: float = 30.0, backoff: float = 1.0
 ) -> Path:
     """Download `url` to the file `to`, with a progress bar on a terminal, and return `to`.
 
@@ -237,7 +230,10 @@ def flowers102(folder: Path, part: str) -> None:
     if (folder / "flowers-102").is_dir():
         return
     incoming = folder / "incoming"
-    files = [fetch(FLOWERS102 + name, incoming / "flowers-102" / name, checksum=checksum) for name, checksum in FLOWERS102_FILES.items()]
+    files = [
+        fetch(FLOWERS102 + name, incoming / "flowers-102" / name, checksum=checksum)
+        for name, checksum in FLOWERS102_FILES.items()
+    ]
     shutil.rmtree(incoming / "flowers-102" / "jpg", ignore_errors=True)  # of a run that was killed while unpacking
     from torchvision.datasets import Flowers102
 

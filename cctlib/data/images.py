@@ -39,9 +39,17 @@ from cctlib.data.sources import BadData, Found, Source
 from cctlib.errors import UserError
 
 __all__ = [
-    "DATASETS", "SPLITS", "DataUnavailable", "Dataset", "Images", "available", "batches", "describe", "load",
+    "DATASETS",
+    "SPLITS",
+    "DataUnavailable",
+    "Dataset",
+    "Images",
+    "available",
+    "batches",
+    "describe",
+    "load",
     "normalise",
-]  # fmt: skip
+]
 
 
 class DataUnavailable(UserError):
@@ -99,7 +107,9 @@ class Images:
         return dataclasses.replace(self, pixels=self.pixels.to(device), labels=self.labels.to(device))
 
 
-def load(dataset: str, split: str, *, image_size: int | None = None, download: bool = True, cache: Path | None = None) -> Images:
+def load(
+    dataset: str, split: str, *, image_size: int | None = None, download: bool = True, cache: Path | None = None
+) -> Images:
     """One split of a data set, in canonical order; decoded at the first call, then mapped from the cache.
 
     dataset: `cifar100`, `flowers102`, `flowers102-kaggle`, `demo` or `folder:PATH`; split: `train`, `held-out`
@@ -150,17 +160,14 @@ def normalise(
     pixels: UInt8[Tensor, "image 3 height width"], mean: Sequence[float], std: Sequence[float]
 ) -> Float[Tensor, "image 3 height width"]:
     """What a network reads: pixel / 255, minus the mean, over the deviation; on the pixels' device."""
-    centre, scale = (torch.tensor(values, dtype=torch.float32, device=pixels.device).view(3, 1, 1) for values in (mean, std))
+    centre, scale = (
+        torch.tensor(values, dtype=torch.float32, device=pixels.device).view(3, 1, 1) for values in (mean, std)
+    )
     return pixels.to(torch.float32).div_(255).sub_(centre).div_(scale)
 
 
 def batches(
-    images: Images,
-    size: int,
-    *,
-    device: torch.device | str,
-    generator: torch.Generator | None = None,
-    skip: int = 0,
+    images: Images, size: int, *, device: torch.device | str, generator: torch.Generator | None = None, skip: int = 0
 ) -> Iterator[tuple[UInt8[Tensor, "batch 3 height width"], Int64[Tensor, "batch"]]]:
     """One pass over the images in batches of `size` (the last may be smaller), on `device`.
 
@@ -250,9 +257,14 @@ def _open_folder(spec: Dataset, part: str, size: int | None) -> Source:
 
 
 def _fill(
-    entry: Path, spec: Dataset, part: str, size: int | None,
-    given: Found | None, earlier: Found | None, downloads: Path | None,
-) -> None:  # fmt: skip
+    entry: Path,
+    spec: Dataset,
+    part: str,
+    size: int | None,
+    given: Found | None,
+    earlier: Found | None,
+    downloads: Path | None,
+) -> None:
     """Write a cache entry from the files the user gave, else from an earlier download, else from a new one.
 
     A download counts as one only when its images are the right ones; if not, it is deleted and the next

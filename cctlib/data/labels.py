@@ -26,7 +26,9 @@ CIFAR100_SUPERCLASSES = {
 
 CIFAR100_GROUP_NAMES = tuple(CIFAR100_SUPERCLASSES)
 CIFAR100 = tuple(sorted(label for labels in CIFAR100_SUPERCLASSES.values() for label in labels))
-CIFAR100_GROUPS = tuple(next(group for group, labels in enumerate(CIFAR100_SUPERCLASSES.values()) if label in labels) for label in CIFAR100)
+CIFAR100_GROUPS = tuple(
+    next(group for group, labels in enumerate(CIFAR100_SUPERCLASSES.values()) if label in labels) for label in CIFAR100
+)
 
 # In the order of the published label numbers (1 .. 102 there, 0 .. 101 here), which is not alphabetical.
 # fmt: off

@@ -83,7 +83,9 @@ def cifar100_parquet(files: Sequence[Path]) -> Source:
         encoded = table["img"].combine_chunks().field("bytes")
         labels = table["fine_label"].to_numpy().astype(np.int64)
     except (pyarrow.ArrowException, OSError, KeyError, TypeError) as error:
-        raise BadData(f"{where} cannot be read as the CIFAR-100 parquet file: {_line(error)}; download it again") from None
+        raise BadData(
+            f"{where} cannot be read as the CIFAR-100 parquet file: {_line(error)}; download it again"
+        ) from None
     check_labels(labels, known.CIFAR100, where)
 
     def read(row: int) -> UInt8[np.ndarray, "side side 3"]:

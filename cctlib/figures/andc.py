@@ -91,7 +91,9 @@ def _facets(figure: Card, targets: Sequence[str]) -> tuple[SubFigure, list[Axes]
 
 def _method_legend(part: SubFigure, methods: Iterable[str]) -> None:
     keys = [
-        Line2D([], [], color=METHODS[method], marker=POINTS[method], label=TITLES[method]) for method in METHODS if method in set(methods)
+        Line2D([], [], color=METHODS[method], marker=POINTS[method], label=TITLES[method])
+        for method in METHODS
+        if method in set(methods)
     ]
     keys.append(Line2D([], [], color=INK, linewidth=1, linestyle=(0, (4, 3)), label=f"dense, ± {TOLERANCE:g} points"))
     part.legend(
@@ -114,7 +116,9 @@ def accuracy_density(runs: pd.DataFrame, epochs: int | float | None = None) -> C
         epochs = min(table.groupby("target").epochs.max())
     table = table[np.isclose(table.epochs, epochs)]
     if table.empty:
-        raise UserError(f"figures: no pruned network with {epochs:g} epochs of retraining; measured are {sorted(set(runs.epochs))}")
+        raise UserError(
+            f"figures: no pruned network with {epochs:g} epochs of retraining; measured are {sorted(set(runs.epochs))}"
+        )
     targets = [target for target in dict.fromkeys(runs.target) if target in set(table.target)]
     figure = card(0.5 + 2.05 * -(-len(targets) // min(len(targets), 2)))
     part, panels = _facets(figure, targets)
@@ -136,7 +140,9 @@ def _after(epochs: SupportsFloat) -> str:
     number_of = float(epochs)
     if not number_of:
         return "Without retraining"
-    return f"After {count(int(number_of), 'epoch') if number_of.is_integer() else f'{number_of:g} epochs'} of retraining"
+    return (
+        f"After {count(int(number_of), 'epoch') if number_of.is_integer() else f'{number_of:g} epochs'} of retraining"
+    )
 
 
 def _density_message(table: pd.DataFrame) -> str:
@@ -226,7 +232,10 @@ def latency(table: pd.DataFrame) -> Card:
     ticks = [tick for tick in (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1, 1.5, 2, 3, 5, 10, 20, 50) if low <= tick <= high]
     panels[0].set(ylim=(low, high), yticks=ticks, yticklabels=[f"{tick:g}" for tick in ticks])
     panels[0].minorticks_off()
-    keys = [Line2D([], [], color=SHADES[place], marker="osD^Pv"[place], label=FORMS.get(form, form)) for place, form in enumerate(forms)]
+    keys = [
+        Line2D([], [], color=SHADES[place], marker="osD^Pv"[place], label=FORMS.get(form, form))
+        for place, form in enumerate(forms)
+    ]
     part.legend(handles=keys, loc="outside lower left", ncols=min(len(keys), 3))
     verdicts = [_fastest(table[table.batch == batch], batch) for batch in batches]
     headline(
@@ -263,10 +272,7 @@ def styled(
     style = table.style.format(dict(formats or {}), na_rep="–").hide(axis="index")
     style = style.set_table_styles(
         [
-            {
-                "selector": "th, td",
-                "props": "padding: 0.25em 0.6em; text-align: right; border: 0; font-size: 0.92em",
-            },
+            {"selector": "th, td", "props": "padding: 0.25em 0.6em; text-align: right; border: 0; font-size: 0.92em"},
             {"selector": "th", "props": "font-weight: 600; border-bottom: 1px solid currentColor"},
             {"selector": "th:first-child, td:first-child", "props": "text-align: left"},
             {"selector": "caption", "props": "caption-side: bottom; text-align: left; padding-top: 0.5em"},
@@ -275,6 +281,8 @@ def styled(
     for column, end in (best or {}).items():
         highlight = style.highlight_max if end == "max" else style.highlight_min
         style = highlight(subset=[column], props="font-weight: 700")
-    words: Any = {column: [{"selector": "", "props": "text-align: left; min-width: 8em; white-space: normal"}] for column in prose}
+    words: Any = {
+        column: [{"selector": "", "props": "text-align: left; min-width: 8em; white-space: normal"}] for column in prose
+    }
     style = style.set_table_styles(words, overwrite=False)
     return style.set_caption(caption) if caption else style

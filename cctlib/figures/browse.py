@@ -49,17 +49,10 @@ def node_browser(nodes: Sequence[Node], names: Sequence[str]) -> go.Figure:
     messages = [message(seen) for seen in nodes]
     few = len(names) <= 20
     figure.update_xaxes(
-        title="output, in the same order",
-        showgrid=False,
-        categoryorder="trace",
-        **plotly_names(names, few=False),
+        title="output, in the same order", showgrid=False, categoryorder="trace", **plotly_names(names, few=False)
     )
     figure.update_yaxes(
-        title="true label",
-        autorange="reversed",
-        showgrid=False,
-        categoryorder="trace",
-        **plotly_names(names, few),
+        title="true label", autorange="reversed", showgrid=False, categoryorder="trace", **plotly_names(names, few)
     )
     longest = max(messages, key=lambda text: len(plotly_lines(text)))
     plotly_card(figure, longest, height=680, left=120 if few else 44, above=60 + ROW * (2 if len(nodes) > 1 else 1))
@@ -107,14 +100,7 @@ def _menus(figure: go.Figure, messages: Sequence[str], names: Sequence[str], the
         {"label": "label order", "method": "relayout", "args": [in_order]},
     ]
     menus = [
-        {
-            **look,
-            "type": "buttons",
-            "direction": "right",
-            "x": 0,
-            "pad": {"l": inset, "b": 62},
-            "buttons": views,
-        },
+        {**look, "type": "buttons", "direction": "right", "x": 0, "pad": {"l": inset, "b": 62}, "buttons": views},
         {
             **look,
             "type": "buttons",

@@ -34,8 +34,7 @@ def confused_pairs(confusion: Int[Array, "label label"], names: Sequence[str], p
     for row, value in enumerate(values):
         axes.text(value, row, f" {value:.0f}%", va="center")
     axes.set_yticks(
-        range(len(order)),
-        [f"{short(names[t], 18)} → {short(names[r], 18)}" for t, r in zip(true, read, strict=True)],
+        range(len(order)), [f"{short(names[t], 18)} → {short(names[r], 18)}" for t, r in zip(true, read, strict=True)]
     )
     axes.set(
         ylim=(max(len(order), 2) - 0.4, -0.6),
@@ -61,7 +60,9 @@ def confused_pairs(confusion: Int[Array, "label label"], names: Sequence[str], p
     return figure
 
 
-def confusion_matrix(confusion: Int[Array, "label label"], names: Sequence[str], groups: Sequence[int] | None = None) -> go.Figure:
+def confusion_matrix(
+    confusion: Int[Array, "label label"], names: Sequence[str], groups: Sequence[int] | None = None
+) -> go.Figure:
     """All confusions, with names on hover; labels ordered by superclass where they have one.
 
     confusion: counts [true label, predicted label]. groups: superclass of each label.

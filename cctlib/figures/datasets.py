@@ -14,7 +14,20 @@ from cctlib.errors import UserError
 from cctlib.figures.overview import check_verdicts, pill
 from cctlib.figures.palette import DATASETS, INK, LOOKS, MUTED, RULE, readable
 from cctlib.figures.snr import at_theta, main_kinds
-from cctlib.figures.style import MARGIN, SMALLEST, WIDTH, Card, body, card, encoder_axis, headline, kinds_in, panel_title, themed, wrap
+from cctlib.figures.style import (
+    MARGIN,
+    SMALLEST,
+    WIDTH,
+    Card,
+    body,
+    card,
+    encoder_axis,
+    headline,
+    kinds_in,
+    panel_title,
+    themed,
+    wrap,
+)
 from cctlib.figures.wording import count, course, listing, sentence
 
 QUANTITIES = {  # with the words at the axis
@@ -107,7 +120,15 @@ def claims(table: pd.DataFrame) -> Card:
     axes.set(xlim=(0, WIDTH - 0.3), ylim=(top + sum(heights), 0))
     axes.axis("off")
     for place, (title, color) in enumerate(zip(titles, DATASETS, strict=False)):
-        axes.text(left + column * place, top - 0.08, title, va="bottom", weight="bold", size=SMALLEST + 0.5, color=readable(color))
+        axes.text(
+            left + column * place,
+            top - 0.08,
+            title,
+            va="bottom",
+            weight="bold",
+            size=SMALLEST + 0.5,
+            color=readable(color),
+        )
     for row, statement, height in zip(rows.itertuples(), statements, heights, strict=True):
         axes.axhline(top, color=RULE, linewidth=1)
         axes.text(0.02, top + 0.12, row.claim, va="top", weight="bold", size=SMALLEST + 2, color=MUTED)

@@ -38,13 +38,7 @@ def expert_gap(heads: pd.DataFrame, sites: pd.DataFrame) -> Card:
         upper.vlines(x, 100 * rows.others, 100 * rows.own, color=head_color(head), linewidth=1.4, alpha=0.6)
         upper.vlines(x, 100 * rows.own_low, 100 * rows.own_high, color=head_color(head), linewidth=3)
         upper.plot(
-            x,
-            100 * rows.own,
-            "o",
-            color=head_color(head),
-            markeredgecolor="white",
-            markeredgewidth=0.6,
-            markersize=7,
+            x, 100 * rows.own, "o", color=head_color(head), markeredgecolor="white", markeredgewidth=0.6, markersize=7
         )
         upper.plot(
             x,
@@ -57,12 +51,7 @@ def expert_gap(heads: pd.DataFrame, sites: pd.DataFrame) -> Card:
         )
     upper.set(ylabel="accuracy of a head alone (%)", ylim=(0, None))
     lower.fill_between(
-        sites.encoder,
-        100 * sites.dealt_mean,
-        100 * sites.dealt_95,
-        color=FOREIGN,
-        alpha=0.45,
-        linewidth=0,
+        sites.encoder, 100 * sites.dealt_mean, 100 * sites.dealt_95, color=FOREIGN, alpha=0.45, linewidth=0
     )
     lower.plot(sites.encoder, 100 * sites.dealt_mean, color=MUTED, linewidth=1.2)
     error = 100 * np.abs(np.stack([sites.gap - sites.gap_low, sites.gap_high - sites.gap]))
@@ -72,7 +61,9 @@ def expert_gap(heads: pd.DataFrame, sites: pd.DataFrame) -> Card:
     encoder_axis(lower, sites.encoder)
     for panel in (upper, lower):
         panel.grid(axis="y")
-    keys: list[Artist] = [Line2D([], [], color=head_color(head), marker="o", linestyle="", label=f"head {head}") for head in numbers]
+    keys: list[Artist] = [
+        Line2D([], [], color=head_color(head), marker="o", linestyle="", label=f"head {head}") for head in numbers
+    ]
     keys += [
         Line2D([], [], color=MUTED, marker="o", linestyle="", markerfacecolor=GROUND, label="others' labels"),
         Patch(facecolor=FOREIGN, alpha=0.45, label="dealt nodes"),
@@ -121,14 +112,7 @@ def attention_maps(
         bare(row[0])
         for head, panel in enumerate(row[1:]):
             panel.imshow(image, extent=(0, 1, 0, 1), alpha=0.35)
-            panel.imshow(
-                image_maps[head],
-                extent=(0, 1, 0, 1),
-                cmap=SEQUENTIAL,
-                vmin=0,
-                vmax=3,
-                alpha=0.78,
-            )
+            panel.imshow(image_maps[head], extent=(0, 1, 0, 1), cmap=SEQUENTIAL, vmin=0, vmax=3, alpha=0.78)
             bare(panel)
             if head == owner:
                 for spine in panel.spines.values():

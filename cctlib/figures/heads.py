@@ -41,7 +41,9 @@ def head_color(head: SupportsInt) -> str:
 
 
 @themed
-def labels_by_heads(counts: Int[Array, "head label"], designation: Int[Array, "label"], names: Sequence[str], site: str) -> Card:
+def labels_by_heads(
+    counts: Int[Array, "head label"], designation: Int[Array, "label"], names: Sequence[str], site: str
+) -> Card:
     """Every label under the head that owns it, with the number of nodes of each head that have it.
 
     counts: d_h(i). designation: the owning head, or -1 for a label that nobody owns. The labels of a head are
@@ -61,11 +63,7 @@ def labels_by_heads(counts: Int[Array, "head label"], designation: Int[Array, "l
         panel.set_visible(head < heads)
         if head < heads:
             drawn = _label_column(
-                panel,
-                nodes[:, columns[head]],
-                [names[label] for label in columns[head]],
-                head,
-                lines[head // across],
+                panel, nodes[:, columns[head]], [names[label] for label in columns[head]], head, lines[head // across]
             )
             drawn.set_clim(0, brightest)
     colorbar(
@@ -88,11 +86,15 @@ def labels_by_heads(counts: Int[Array, "head label"], designation: Int[Array, "l
     return figure
 
 
-def _label_column(axes: Axes, counts: Int[np.ndarray, "head label"], names: Sequence[str], head: int, lines: int) -> AxesImage:
+def _label_column(
+    axes: Axes, counts: Int[np.ndarray, "head label"], names: Sequence[str], head: int, lines: int
+) -> AxesImage:
     """The labels of one head: their names, and a row of cells each, one cell a head."""
     heads = len(counts)
     grid = counts.T if counts.shape[1] else np.zeros((1, heads))
-    drawn = axes.imshow(np.ma.masked_equal(grid, 0), cmap=COUNTS, aspect="auto", extent=(0, heads, len(grid) - 0.5, -0.5))
+    drawn = axes.imshow(
+        np.ma.masked_equal(grid, 0), cmap=COUNTS, aspect="auto", extent=(0, heads, len(grid) - 0.5, -0.5)
+    )
     axes.set(xlim=(0, heads), ylim=(lines - 0.5, -0.5))
     axes.set_xticks(np.arange(heads) + 0.5, [str(other) for other in range(heads)], fontsize=SMALLEST)
     axes.xaxis.tick_top()
@@ -103,15 +105,7 @@ def _label_column(axes: Axes, counts: Int[np.ndarray, "head label"], names: Sequ
         spine.set_visible(False)
     if names:
         axes.add_patch(
-            Rectangle(
-                (head, -0.5),
-                1,
-                len(names),
-                fill=False,
-                edgecolor=head_color(head),
-                linewidth=2,
-                clip_on=False,
-            )
+            Rectangle((head, -0.5), 1, len(names), fill=False, edgecolor=head_color(head), linewidth=2, clip_on=False)
         )
     axes.set_title(f"head {head}", loc="right", color=readable(head_color(head)), pad=8)
     return drawn
@@ -130,14 +124,7 @@ def concentration(sites: pd.DataFrame) -> Card:
     part = body(figure)
     left, right = part.subplots(1, 2)
     color = KINDS["mha"]
-    left.fill_between(
-        sites.encoder,
-        sites.dealt_mean,
-        sites.dealt_95,
-        color=FOREIGN,
-        alpha=0.45,
-        linewidth=0,
-    )
+    left.fill_between(sites.encoder, sites.dealt_mean, sites.dealt_95, color=FOREIGN, alpha=0.45, linewidth=0)
     left.plot(sites.encoder, sites.dealt_mean, color=MUTED, linewidth=1.2)
     left.plot(sites.encoder, sites.concentration, color=color, marker="o", markeredgecolor="white")
     left.set_ylabel("concentration (1: one head only)")
@@ -183,8 +170,12 @@ def enrichment(table: pd.DataFrame) -> Card:
     table: `heads.enrichment` of one site: site, head, group_name, shared, expected, fold, p_holm.
     """
     if table.site.nunique() != 1:
-        raise UserError(f"enrichment: the table has {table.site.nunique()} sites, expected one; select the rows of a site")
-    wide = {name: table.pivot(index="group_name", columns="head", values=name) for name in ("shared", "expected", "p_holm")}
+        raise UserError(
+            f"enrichment: the table has {table.site.nunique()} sites, expected one; select the rows of a site"
+        )
+    wide = {
+        name: table.pivot(index="group_name", columns="head", values=name) for name in ("shared", "expected", "p_holm")
+    }
     excess = np.log2((wide["shared"] + 0.5) / (wide["expected"] + 0.5))
     order = np.lexsort((-excess.max(axis=1), excess.to_numpy().argmax(axis=1)))
     excess, wide = excess.iloc[order], {name: grid.iloc[order] for name, grid in wide.items()}

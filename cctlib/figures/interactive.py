@@ -120,9 +120,5 @@ def to_html(figure: go.Figure) -> str:
     """A plotly figure as an HTML fragment that fetches nothing: the page it stands in brings one local
     plotly.min.js.
     """
-    config = {
-        "displayModeBar": False,
-        "responsive": True,
-        "showSendToCloud": False,
-    }  # the bar would cover the headline
+    config = {"displayModeBar": False, "responsive": True, "showSendToCloud": False}  # the bar would cover the headline
     return figure.to_html(full_html=False, include_plotlyjs=False, include_mathjax=False, config=config)

@@ -84,7 +84,9 @@ def journey(
     return figure
 
 
-def _answers(axes: Axes, chances: Float[np.ndarray, "label"], names: Sequence[str], label: int | None, best: int) -> None:
+def _answers(
+    axes: Axes, chances: Float[np.ndarray, "label"], names: Sequence[str], label: int | None, best: int
+) -> None:
     order = np.argsort(-chances)[:best]
     colors = [SIGNAL if label is not None and index == label else FOREIGN for index in order]
     axes.barh(range(len(order)), chances[order], color=colors, height=0.34)
@@ -126,7 +128,9 @@ def accuracy_by_label(
     return figure
 
 
-def _by_group(accuracy: Float[np.ndarray, "label"], groups: Int[np.ndarray, "label"], group_names: Sequence[str]) -> tuple[Card, str]:
+def _by_group(
+    accuracy: Float[np.ndarray, "label"], groups: Int[np.ndarray, "label"], group_names: Sequence[str]
+) -> tuple[Card, str]:
     known = [group for group in np.unique(groups) if np.isfinite(accuracy[groups == group]).any()]
     means = {group: float(np.nanmean(accuracy[groups == group])) for group in known}
     order = sorted(means, key=means.__getitem__)

@@ -98,10 +98,7 @@ def _picture(axes: Axes, left: float, middle: float, side: float) -> None:
     image[petals & (radius < 3.6)] = (0.80, 0.32, 0.53)
     image[radius < 1.9] = (0.95, 0.75, 0.25)
     axes.imshow(
-        image,
-        extent=(left, left + side, middle - side / 2, middle + side / 2),
-        interpolation="nearest",
-        zorder=2,
+        image, extent=(left, left + side, middle - side / 2, middle + side / 2), interpolation="nearest", zorder=2
     )
     axes.add_patch(Rectangle((left, middle - side / 2), side, side, fill=False, edgecolor=MUTED, zorder=3))
     axes.set(xlim=(0, WIDE), ylim=(0, TALL))
@@ -115,11 +112,7 @@ def _tokenizer(axes: Axes, left: float, config: CCTConfig) -> None:
         for sheet in range(3 + layer, -1, -1):
             corner = (left + layer * step + 0.055 * sheet, UPPER - side / 2 + 0.03 * sheet - 0.04)
             box = Rectangle(
-                corner,
-                min(side, step) * 0.62,
-                side,
-                facecolor=STEEL_LIGHT if sheet else STEEL,
-                edgecolor=GROUND,
+                corner, min(side, step) * 0.62, side, facecolor=STEEL_LIGHT if sheet else STEEL, edgecolor=GROUND
             )
             axes.add_patch(box)
 
@@ -132,7 +125,9 @@ def _token_grid(axes: Axes, left: float, grid: int) -> None:
     cell = 0.84 / drawn
     for row in range(drawn):
         for column in range(drawn):
-            shade = 0.25 + 0.75 * np.exp(-((row - drawn / 2 + 0.9) ** 2 + (column - drawn / 2 + 0.5) ** 2) / (0.12 * drawn**2))
+            shade = 0.25 + 0.75 * np.exp(
+                -((row - drawn / 2 + 0.9) ** 2 + (column - drawn / 2 + 0.5) ** 2) / (0.12 * drawn**2)
+            )
             corner = (left + column * cell, UPPER + 0.42 - (row + 1) * cell)
             axes.add_patch(Rectangle(corner, cell * 0.84, cell * 0.84, facecolor=STEEL, alpha=shade, linewidth=0))
 
@@ -154,13 +149,7 @@ def _slabs(axes: Axes, left: float, right: float, encoders: int) -> None:
         if encoders <= 9:
             color = GROUND if opened else INK
             axes.text(
-                corner[0] + 0.4 * step,
-                UPPER,
-                str(index + 1),
-                ha="center",
-                va="center",
-                size=SMALLEST,
-                color=color,
+                corner[0] + 0.4 * step, UPPER, str(index + 1), ha="center", va="center", size=SMALLEST, color=color
             )
     middle = left + (encoders // 2 + 0.5) * step
     wedge = [

@@ -31,11 +31,7 @@ class Node:
 
 
 def look(
-    mu: Float[Tensor, "label node"],
-    W: Float[Tensor, "label node"],
-    site: str,
-    index: int,
-    theta: float = fields.THETA,
+    mu: Float[Tensor, "label node"], W: Float[Tensor, "label node"], site: str, index: int, theta: float = fields.THETA
 ) -> Node:
     """The node `index` of a site, from the site's `mu` and `W` (Method, section 5).
 
@@ -94,4 +90,6 @@ def message(seen: Node) -> str:
     if not labels:
         return f"{who} has no label on its diagonal, and {count(noise, 'one')} elsewhere"
     groups = count(int(seen.clusters.max()) + 1, "cluster")
-    return f"{who} recognises {count(labels, 'label')} in {groups}, and has {count(noise, 'noisy entry', 'noisy entries')}"
+    return (
+        f"{who} recognises {count(labels, 'label')} in {groups}, and has {count(noise, 'noisy entry', 'noisy entries')}"
+    )

@@ -13,24 +13,16 @@ from matplotlib.patches import Patch
 from cctlib.errors import UserError
 from cctlib.figures.palette import FOREIGN, INK, KINDS, MARKERS, MUTED, readable
 from cctlib.figures.snr import TITLES, at_theta
-from cctlib.figures.style import (
-    Card,
-    body,
-    card,
-    encoder_axis,
-    headline,
-    kind_legend,
-    kinds_in,
-    panel_title,
-    themed,
-)
+from cctlib.figures.style import Card, body, card, encoder_axis, headline, kind_legend, kinds_in, panel_title, themed
 from cctlib.figures.wording import listing, number, sentence
 
 QUANTITIES = ("clusters", "cluster_size", "snr")
 
 
 @themed
-def null_comparison(by_theta: pd.DataFrame, null: pd.DataFrame, columns: Sequence[str] = QUANTITIES, theta: float = 0.3) -> Card:
+def null_comparison(
+    by_theta: pd.DataFrame, null: pd.DataFrame, columns: Sequence[str] = QUANTITIES, theta: float = 0.3
+) -> Card:
     """Measured site means against those with the labels shuffled across images (Method, section 8, C2).
 
     by_theta: as measured. null: the same columns, one row a site and draw; the band spans all draws.
@@ -78,7 +70,12 @@ def null_comparison(by_theta: pd.DataFrame, null: pd.DataFrame, columns: Sequenc
 def _against(table: pd.DataFrame, null: pd.DataFrame, column: str) -> str:
     """At how many sites a quantity lies above and below all draws."""
     ends = null.groupby(["encoder", "kind"])[column].agg(["min", "max"])
-    joined = table.set_index(["encoder", "kind"])[[column]].join(ends, how="inner").replace([np.inf, -np.inf], np.nan).dropna()
+    joined = (
+        table.set_index(["encoder", "kind"])[[column]]
+        .join(ends, how="inner")
+        .replace([np.inf, -np.inf], np.nan)
+        .dropna()
+    )
     above, below = int((joined[column] > joined["max"]).sum()), int((joined[column] < joined["min"]).sum())
     name = TITLES[column][1]
     return (
@@ -154,12 +151,7 @@ def alternatives(table: pd.DataFrame, columns: Sequence[str] = ("accuracy", "clu
     figure = card(0.4 + 1.55 * len(columns))
     part = body(figure)
     panels = part.subplots(len(columns), len(kinds), sharex=True, sharey="row", squeeze=False)
-    styles: list[tuple[Any, float]] = [
-        ("-", 2.2),
-        ((0, (5, 2)), 1.6),
-        ((0, (1.2, 1.6)), 1.8),
-        ((0, (5, 2, 1, 2)), 1.6),
-    ]
+    styles: list[tuple[Any, float]] = [("-", 2.2), ((0, (5, 2)), 1.6), ((0, (1.2, 1.6)), 1.8), ((0, (5, 2, 1, 2)), 1.6)]
     for row, column in zip(panels, columns, strict=True):
         for panel, kind in zip(row, kinds, strict=True):
             for choice, (dash, width) in zip(choices, styles, strict=False):

@@ -59,10 +59,7 @@ def hero(first: Node, last: Node, by_theta: pd.DataFrame, theta: float = 0.3) ->
     )
     link.set_in_layout(False)
     left.add_patch(link)
-    for panel, column, title in (
-        (noise, "noise", "noise per node (entries)"),
-        (ratio, "snr", "signal to noise (SNR)"),
-    ):
+    for panel, column, title in ((noise, "noise", "noise per node (entries)"), (ratio, "snr", "signal to noise (SNR)")):
         for kind in kinds:
             rows = table[table.kind == kind]
             panel.plot(
@@ -80,13 +77,13 @@ def hero(first: Node, last: Node, by_theta: pd.DataFrame, theta: float = 0.3) ->
         panel.locator_params(axis="y", nbins=5)
         panel_title(panel, title)
     noise.set_ylim(bottom=0)
-    keys = [Patch(facecolor=ENTRIES(code), label=name) for code, name in ((1, "signal"), (2, "column noise"), (3, "foreign noise"))]
+    keys = [
+        Patch(facecolor=ENTRIES(code), label=name)
+        for code, name in ((1, "signal"), (2, "column noise"), (3, "foreign noise"))
+    ]
     part.legend(handles=keys, loc="outside upper left", ncols=3, handlelength=1, handleheight=1, columnspacing=1.4)
     part.legend(
-        handles=noise.get_legend_handles_labels()[0],
-        loc="outside lower left",
-        ncols=len(kinds),
-        columnspacing=1.8,
+        handles=noise.get_legend_handles_labels()[0], loc="outside lower left", ncols=len(kinds), columnspacing=1.8
     )
     headline(
         figure,
@@ -111,7 +108,9 @@ def _story(table: pd.DataFrame, kinds: list[str]) -> str:
     others = [other for other in ("mha", "ff") if other in kinds and other != kind]
     ends = [table[table.kind == other].sort_values("encoder").noise for other in others]
     tail = (
-        "; noise " + " and ".join(f"{course(end.tolist())} at {other}" for other, end in zip(others, ends, strict=True)) if others else ""
+        "; noise " + " and ".join(f"{course(end.tolist())} at {other}" for other, end in zip(others, ends, strict=True))
+        if others
+        else ""
     )
     return sentence(f"at {kind}, noise {noise} and SNR {snr}{tail}")
 
@@ -144,7 +143,9 @@ def across_networks(
             depth = (rows.encoder - rows.encoder.min()) / max(rows.encoder.max() - rows.encoder.min(), 1)
             look = {"color": KINDS[kind], "marker": MARKERS[kind], "linestyle": dash, "markeredgecolor": "white"}
             for panel, column in zip(panels, columns, strict=False):
-                panel.plot(100 * depth, rows[column].replace([np.inf, -np.inf], np.nan), label=f"{name}, {kind}", **look)
+                panel.plot(
+                    100 * depth, rows[column].replace([np.inf, -np.inf], np.nan), label=f"{name}, {kind}", **look
+                )
             moves.append(f"{course(rows.snr.tolist())} in {name}, {kind}")
     for panel, column in zip(panels, columns, strict=False):
         panel_title(panel, TITLES[column][0])
@@ -191,10 +192,14 @@ def verdicts(table: pd.DataFrame) -> Card:
             linespacing=1.28,
         )
         top += height
-    tally = [f"{(table.verdict == verdict).sum()} {verdict}" for verdict in VERDICTS if (table.verdict == verdict).any()]
+    tally = [
+        f"{(table.verdict == verdict).sum()} {verdict}" for verdict in VERDICTS if (table.verdict == verdict).any()
+    ]
     headline(
         figure,
-        f"Of {len(table)} claims: {', '.join(tally)}" if len(table) > 1 else f"{table.claim.iloc[0]} is {table.verdict.iloc[0]} here",
+        f"Of {len(table)} claims: {', '.join(tally)}"
+        if len(table) > 1
+        else f"{table.claim.iloc[0]} is {table.verdict.iloc[0]} here",
         "Each verdict follows from a rule written down before the measurement.",
     )
     return figure
@@ -205,7 +210,9 @@ def _effect(row: Any, width: float) -> str:
     effect = str(row.effect)
     effect = effect if len(effect) <= 260 else effect[:259].rsplit(" ", 1)[0] + " …"
     interval = np.isfinite([row.low, row.high]).all()
-    return wrap(effect, SMALLEST, width) + (f"\n95% interval: {number(row.low)} to {number(row.high)}" if interval else "")
+    return wrap(effect, SMALLEST, width) + (
+        f"\n95% interval: {number(row.low)} to {number(row.high)}" if interval else ""
+    )
 
 
 def pill(axes: Axes, left: float, top: float, verdict: str) -> None:

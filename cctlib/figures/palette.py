@@ -12,13 +12,7 @@ SIGNAL, WARN, FOREIGN = "#0F4C81", "#E08A1E", "#9EA4AE"  # ones inside blocks, c
 KINDS = {"mha": "#0072B2", "trunk": "#9AA0A8", "ff_hidden": "#E69F00", "ff": "#B34700", "filters": "#2F3440"}
 MARKERS = {"mha": "o", "trunk": "s", "ff_hidden": "^", "ff": "D", "filters": "P"}
 HEADS = ("#5A3FA3", "#44AA99", "#A8A032", "#7A1F3D", "#88CCEE", "#CC6677")
-METHODS = {
-    "andc": "#882255",
-    "shuffled": "#117733",
-    "random": "#9AA0A8",
-    "magnitude": "#2F8FCB",
-    "wanda": "#D98A12",
-}
+METHODS = {"andc": "#882255", "shuffled": "#117733", "random": "#9AA0A8", "magnitude": "#2F8FCB", "wanda": "#D98A12"}
 DATASETS = ("#1F2430", "#C2428A", "#2F8FCB", "#B9A62C")  # in the order in which they are given
 LOOKS: tuple[dict[str, Any], ...] = tuple(  # of lines that are compared with each other, in the same colours and order
     {"color": color, "marker": marker, "linestyle": dash, "markeredgecolor": "white", "markeredgewidth": 0.6}
@@ -27,8 +21,12 @@ LOOKS: tuple[dict[str, Any], ...] = tuple(  # of lines that are compared with ea
     )
 )
 SEQUENTIAL = "cividis"
-DIVERGING = LinearSegmentedColormap.from_list("field", ["#7A3B06", "#C9701B", "#F0C48E", "#FBFAF6", "#9FC3E0", "#2F79B5", "#0B3C68"])
-COUNTS = LinearSegmentedColormap.from_list("counts", ["#EDF1F4", "#9DBBD6", "#2F79B5", "#0B2A4A"])  # few to many, light to dark
+DIVERGING = LinearSegmentedColormap.from_list(
+    "field", ["#7A3B06", "#C9701B", "#F0C48E", "#FBFAF6", "#9FC3E0", "#2F79B5", "#0B3C68"]
+)
+COUNTS = LinearSegmentedColormap.from_list(
+    "counts", ["#EDF1F4", "#9DBBD6", "#2F79B5", "#0B2A4A"]
+)  # few to many, light to dark
 
 
 def contrast(color: str, ground: str = GROUND) -> float:

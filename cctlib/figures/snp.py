@@ -16,19 +16,7 @@ from matplotlib.patches import Patch, Rectangle
 
 from cctlib.errors import UserError
 from cctlib.figures.nodes import Node, clusters_first, entry_kinds, extent, message
-from cctlib.figures.palette import (
-    DIVERGING,
-    FOREIGN,
-    INK,
-    KINDS,
-    MUTED,
-    NEGATIVE,
-    PANEL,
-    RULE,
-    SIGNAL,
-    WARN,
-    readable,
-)
+from cctlib.figures.palette import DIVERGING, FOREIGN, INK, KINDS, MUTED, NEGATIVE, PANEL, RULE, SIGNAL, WARN, readable
 from cctlib.figures.style import (
     SMALLEST,
     Array,
@@ -64,7 +52,12 @@ def node(seen: Node, names: Sequence[str]) -> Card:
     bar.set_ticks([-1, 0, seen.theta, 1], labels=["-1", "0", f"θ {seen.theta:g}", "1"])
     right.imshow(seen.boolean, cmap=ListedColormap([PANEL, INK]), vmin=0, vmax=1)
     draw_matrix(first, seen, extent(seen), frames=True)
-    titles = ("field", f"field > {seen.theta:g} of its largest", f"clusters first, {extent(seen)} labels", "the labels it recognises")
+    titles = (
+        "field",
+        f"field > {seen.theta:g} of its largest",
+        f"clusters first, {extent(seen)} labels",
+        "the labels it recognises",
+    )
     for panel, title in zip((left, right, first, second), titles, strict=True):
         panel_title(panel, title)
     for panel in (left, right, first):

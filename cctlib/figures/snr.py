@@ -14,17 +14,7 @@ from matplotlib.axes import Axes
 
 from cctlib.errors import UserError
 from cctlib.figures.palette import INK, KINDS, MARKERS, readable
-from cctlib.figures.style import (
-    Card,
-    body,
-    card,
-    encoder_axis,
-    headline,
-    kind_legend,
-    kinds_in,
-    panel_title,
-    themed,
-)
+from cctlib.figures.style import Card, body, card, encoder_axis, headline, kind_legend, kinds_in, panel_title, themed
 from cctlib.figures.wording import course, listing, number, percent, sentence
 
 TITLES = {
@@ -41,16 +31,7 @@ TITLES = {
     "snr_node": ("signal to noise, node by node", "SNR"),
     "snr_field": ("signal to noise of fields", "SNR"),
 }
-ALONG = (
-    "clusters",
-    "cluster_size",
-    "labels",
-    "silent_share",
-    "noise",
-    "column_noise",
-    "foreign_noise",
-    "snr",
-)
+ALONG = ("clusters", "cluster_size", "labels", "silent_share", "noise", "column_noise", "foreign_noise", "snr")
 
 
 def at_theta(table: pd.DataFrame, theta: float = 0.3) -> pd.DataFrame:
@@ -66,11 +47,7 @@ def at_theta(table: pd.DataFrame, theta: float = 0.3) -> pd.DataFrame:
 
 
 def along(
-    table: pd.DataFrame,
-    kind: str,
-    column: str,
-    show: Callable[[float], str] = number,
-    tolerance: float = 0.03,
+    table: pd.DataFrame, kind: str, column: str, show: Callable[[float], str] = number, tolerance: float = 0.03
 ) -> str:
     """The move of a quantity from the first encoder to the last: "falls from 371 to 352 at mha"."""
     rows = table[table.kind == kind].sort_values("encoder")
@@ -85,12 +62,7 @@ def main_kinds(kinds: Sequence[str]) -> list[str]:
 def _line(axes: Axes, rows: pd.DataFrame, column: str, kind: str) -> None:
     values = rows[column].replace([np.inf, -np.inf], np.nan)
     axes.plot(
-        rows.encoder,
-        values,
-        color=KINDS[kind],
-        marker=MARKERS[kind],
-        markeredgecolor="white",
-        markeredgewidth=0.6,
+        rows.encoder, values, color=KINDS[kind], marker=MARKERS[kind], markeredgecolor="white", markeredgewidth=0.6
     )
 
 
@@ -202,7 +174,9 @@ def distributions(nodes: pd.DataFrame, columns: Sequence[str] = ("noise", "label
     spread = rows.groupby(["encoder", "kind"])[columns[0]].quantile([0.1, 0.9]).unstack()
     ratio = (spread[0.9] / spread[0.1].replace(0, np.nan)).median()
     name = TITLES[columns[0]][0]
-    message = f"Within a site, {name} differs {number(ratio, 2)}-fold between the lowest and the highest tenth of the nodes"
+    message = (
+        f"Within a site, {name} differs {number(ratio, 2)}-fold between the lowest and the highest tenth of the nodes"
+    )
     headline(
         figure,
         message,

@@ -167,7 +167,9 @@ def stamp(figure: Drawn, provenance: Mapping[str, object]) -> Drawn:
     figure never passes as better documented than it is.
     """
     recorded: dict[str, str] = {key: str(provenance.get(key) or "not recorded") for key in STAMP_KEYS}
-    recorded["weights"] = ", ".join(of_model[:12] for of_model in recorded["weights"].split(", "))  # enough of a hash to find it
+    recorded["weights"] = ", ".join(
+        of_model[:12] for of_model in recorded["weights"].split(", ")
+    )  # enough of a hash to find it
     phrases = [recorded["dataset"], recorded["model"], *(f"{key} {recorded[key]}" for key in STAMP_KEYS[2:])]
     if provenance.get("note"):
         phrases.append(str(provenance["note"]))
@@ -230,12 +232,7 @@ def to_png(figure: Figure, dpi: int = 200) -> bytes:
     """The figure as the bytes of a PNG; 200 dots an inch is twice what a 750 px column shows."""
     stream = io.BytesIO()
     figure.savefig(
-        stream,
-        format="png",
-        dpi=dpi,
-        facecolor=figure.get_facecolor(),
-        edgecolor=RULE,
-        metadata={"Software": None},
+        stream, format="png", dpi=dpi, facecolor=figure.get_facecolor(), edgecolor=RULE, metadata={"Software": None}
     )
     return stream.getvalue()
 
@@ -289,13 +286,7 @@ def kinds_in(kinds: Iterable[str]) -> list[str]:
 def kind_legend(part: SubFigure, kinds: Sequence[str]) -> None:
     """One legend for all panels of a card's `body`, above them: a coloured marker per kind of site."""
     keys = [Line2D([], [], color=KINDS[kind], marker=MARKERS[kind], label=kind) for kind in kinds]
-    part.legend(
-        handles=keys,
-        loc="outside upper left",
-        ncols=len(keys),
-        columnspacing=1.8,
-        handlelength=1.8,
-    )
+    part.legend(handles=keys, loc="outside upper left", ncols=len(keys), columnspacing=1.8, handlelength=1.8)
 
 
 def as_array(values: Array) -> np.ndarray:

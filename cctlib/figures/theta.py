@@ -10,16 +10,7 @@ from matplotlib.colors import Normalize, SymLogNorm
 
 from cctlib.figures.palette import DIVERGING, KINDS, readable
 from cctlib.figures.snr import TITLES, along, at_theta, main_kinds
-from cctlib.figures.style import (
-    Card,
-    card,
-    colorbar,
-    encoder_axis,
-    headline,
-    kinds_in,
-    panel_title,
-    themed,
-)
+from cctlib.figures.style import Card, card, colorbar, encoder_axis, headline, kinds_in, panel_title, themed
 from cctlib.figures.wording import listing, sentence
 
 VARIANTS = {
@@ -55,9 +46,13 @@ def theta_trend(by_theta: pd.DataFrame, columns: Sequence[str] = tuple(VARIANTS)
     figure = card(0.3 + (0.62 + 0.24 * len(columns)) * -(-len(kinds) // across))
     panels = figure.subplots(-(-len(kinds) // across), across, sharex=True, sharey=True, squeeze=False)
     limit = max(float(np.nanmax(np.abs(trends.change))), 3.0) if trends.change.notna().any() else 3.0
-    scale = SymLogNorm(linthresh=0.5, vmin=-limit, vmax=limit)  # so that small trends keep their colour beside large ones
+    scale = SymLogNorm(
+        linthresh=0.5, vmin=-limit, vmax=limit
+    )  # so that small trends keep their colour beside large ones
     for panel, kind in zip(panels.flat, kinds, strict=False):
-        grid = trends[trends.kind == kind].pivot(index="quantity", columns="theta", values="change").reindex(list(columns))
+        grid = (
+            trends[trends.kind == kind].pivot(index="quantity", columns="theta", values="change").reindex(list(columns))
+        )
         drawn = panel.pcolormesh(grid, cmap=DIVERGING, norm=scale, edgecolor="white", linewidth=1)
         panel.set_yticks(np.arange(len(columns)) + 0.5, [VARIANTS.get(column, column) for column in columns])
         step = -(-len(thetas) // 7)
@@ -107,11 +102,7 @@ def theta_lines(by_theta: pd.DataFrame, column: str = "snr") -> Card:
             rows = at_theta(by_theta[by_theta.kind == kind], theta)
             shade = palette(0.1 + 0.9 * (theta - thetas[0]) / max(thetas[-1] - thetas[0], 1e-9))
             panel.plot(
-                rows.encoder,
-                rows[column].replace([np.inf, -np.inf], np.nan),
-                color=shade,
-                marker="o",
-                markersize=3,
+                rows.encoder, rows[column].replace([np.inf, -np.inf], np.nan), color=shade, marker="o", markersize=3
             )
         panel_title(panel, kind, readable(KINDS[kind]))
         encoder_axis(panel, by_theta.encoder, label=False)
@@ -124,6 +115,8 @@ def theta_lines(by_theta: pd.DataFrame, column: str = "snr") -> Card:
     scale = ScalarMappable(Normalize(thetas[0], thetas[-1]), palette)
     colorbar(figure, scale, "threshold θ", list(panels.flat))
     spoken = main_kinds(kinds)
-    ends = [f"{along(at_theta(by_theta, theta), spoken[-1], column)} at θ {theta:g}" for theta in (thetas[0], thetas[-1])]
+    ends = [
+        f"{along(at_theta(by_theta, theta), spoken[-1], column)} at θ {theta:g}" for theta in (thetas[0], thetas[-1])
+    ]
     headline(figure, sentence(f"{TITLES[column][0]} {listing(ends)}"), "The same measurement at every threshold.")
     return figure

@@ -22,7 +22,11 @@ LOSS = {
     "held_out_loss": ("held-out images", SIGNAL, "-"),
     "loss": ("training images, augmented (running median)", MUTED, (0, (1.5, 1.5))),
 }
-ROUGH = ("accuracy", "loss", "images_per_second")  # since the row before: of few batches, on a clock that is set right now and then
+ROUGH = (
+    "accuracy",
+    "loss",
+    "images_per_second",
+)  # since the row before: of few batches, on a clock that is set right now and then
 SINGLE = {  # panels of one curve
     "lr": ("learning rate", "learning rate"),
     "images_per_second": ("images/s", "speed (running median)"),
@@ -44,7 +48,9 @@ def curves(log: pd.DataFrame) -> Card:
     heights = [1.7, 1.2] + [0.7] * len(single)
     figure = card(0.5 + 1.45 * sum(heights))
     panels = figure.subplots(len(heights), 1, sharex=True, height_ratios=heights)
-    smooth = log.assign(**{name: log[name].rolling(7, center=True, min_periods=1).median() for name in ROUGH if name in known})
+    smooth = log.assign(
+        **{name: log[name].rolling(7, center=True, min_periods=1).median() for name in ROUGH if name in known}
+    )
     percents = smooth.assign(**{name: 100 * smooth[name] for name in ACCURACY if name in known})
     _lines(panels[0], percents, ACCURACY, "accuracy (%)", "lower right")
     _lines(panels[1], smooth, LOSS, "loss (nats)", "lower left")

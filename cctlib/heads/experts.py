@@ -32,10 +32,7 @@ Array = Tensor | np.ndarray
 
 
 def alone(
-    pooled: Float[Tensor, "image node"],
-    W: Float[Tensor, "label node"],
-    owner: Int64[Tensor, "node"],
-    heads: int,
+    pooled: Float[Tensor, "image node"], W: Float[Tensor, "label node"], owner: Int64[Tensor, "node"], heads: int
 ) -> Int64[Tensor, "head image"]:
     """Predictions of each head alone: the label with the largest field when all nodes of other owners are
     silenced."""
@@ -67,19 +64,18 @@ def expert_accuracy(
     heads = own.shape[1]
     rivals = own * (correct.sum(dim=1, keepdim=True) - correct) / max(heads - 1, 1)
     parts = {
-        "own": own * correct, "others": others * correct, "gap": (own - others) * correct,
-        "rivals": rivals, "advantage": own * correct - rivals,
-    }  # fmt: skip
+        "own": own * correct,
+        "others": others * correct,
+        "gap": (own - others) * correct,
+        "rivals": rivals,
+        "advantage": own * correct - rivals,
+    }
     per_head, mean = _tables(site, parts, designation, own, weights)
     nan = float("nan")
     if dealt is None:
         return per_head, mean.assign(dealt_mean=nan, dealt_95=nan, deals=0, p=nan)
     dealt = dealt.cpu().double()
-    null = {
-        "dealt_mean": dealt.nanmean().item(),
-        "dealt_95": dealt.nanquantile(0.95).item(),
-        "deals": len(dealt),
-    }
+    null = {"dealt_mean": dealt.nanmean().item(), "dealt_95": dealt.nanquantile(0.95).item(), "deals": len(dealt)}
     return per_head, mean.assign(**null, p=p_value(torch.tensor(mean.gap[0]), dealt).item())
 
 
@@ -141,10 +137,14 @@ def ablation(
     draws = (own - others).T @ lost  # [head, draw]: each draw's difference on each head's labels
     by_random = lost.mean(dim=1, keepdim=True)
     parts = {
-        "drop_own": own * wrong, "drop_others": others * wrong, "difference": (own - others) * wrong,
-        "random_own": own * by_random, "random_others": others * by_random,
-        "random_difference": (own - others) * by_random, "excess": (own - others) * (wrong - by_random),
-    }  # fmt: skip
+        "drop_own": own * wrong,
+        "drop_others": others * wrong,
+        "difference": (own - others) * wrong,
+        "random_own": own * by_random,
+        "random_others": others * by_random,
+        "random_difference": (own - others) * by_random,
+        "excess": (own - others) * (wrong - by_random),
+    }
     per_head, mean = _tables(site, parts, designation, own, weights)
     per_head = per_head.assign(random_sd=_spread(draws), draws=len(random))
     return per_head, mean.assign(random_sd=_spread(draws.nanmean(dim=0, keepdim=True)), draws=len(random))
@@ -198,9 +198,7 @@ def _tables(
     mean = {"heads": int(owns.sum()), "images": int(images.sum())}
     for name, part in parts.items():
         both = torch.cat([part, part[:, owns].mean(dim=1, keepdim=True)], dim=1)
-        for suffix, row in zip(
-            ("", "_low", "_high"), estimate(both, weights.to(both.device)).tolist(), strict=True
-        ):
+        for suffix, row in zip(("", "_low", "_high"), estimate(both, weights.to(both.device)).tolist(), strict=True):
             per_head[name + suffix], mean[name + suffix] = row[:heads], row[heads]
     where = {"site": site, "encoder": parse(site)[0]}
     return pd.DataFrame({**where, **per_head}), pd.DataFrame([{**where, **mean}])

@@ -33,9 +33,7 @@ def owners(nodes: int, heads: int) -> Int64[Tensor, "node"]:
     """The head of each node: head h owns nodes h*N/H .. (h+1)*N/H - 1. Raises `UserError` when N is no
     multiple of H."""
     if heads < 1 or nodes % heads:
-        raise UserError(
-            f"{nodes} nodes cannot be shared equally by {heads} heads; give the network's number of heads"
-        )
+        raise UserError(f"{nodes} nodes cannot be shared equally by {heads} heads; give the network's number of heads")
     return torch.arange(heads).repeat_interleave(nodes // heads)
 
 
@@ -79,17 +77,12 @@ def count_dealt(
 ) -> Int64[Tensor, "deal head label"]:
     """d_h(i) for heads that own the nodes as dealt. Computed `chunk` deals at a time, to bound the memory."""
     has = diagonal.float()
-    parts = [
-        one_hot(part.to(diagonal.device), heads).float().transpose(1, 2) @ has for part in dealt.split(chunk)
-    ]
+    parts = [one_hot(part.to(diagonal.device), heads).float().transpose(1, 2) @ has for part in dealt.split(chunk)]
     return torch.cat(parts).long()
 
 
 def null_counts(
-    diagonals: Mapping[str, Bool[Tensor, "node label"]],
-    heads: int,
-    generator: torch.Generator,
-    deals: int = 1000,
+    diagonals: Mapping[str, Bool[Tensor, "node label"]], heads: int, generator: torch.Generator, deals: int = 1000
 ) -> dict[str, Int64[Tensor, "deal head label"]]:
     """Counts of the null for each site: its nodes dealt `deals` times."""
     return {
@@ -133,26 +126,35 @@ def _symmetry(
 ) -> tuple[pd.DataFrame, dict]:
     nodes = counts.sum(dim=0)
     if not nodes.any():
-        raise UserError(
-            f"no node of {site} has a label on its diagonal; check that the probe of this site was trained"
-        )
+        raise UserError(f"no node of {site} has a label on its diagonal; check that the probe of this site was trained")
     value, dealt = concentration(counts), concentration(null)
     limit = dealt.quantile(0.95, dim=0)
     head = designate(counts)
     labels = {
-        "label": range(len(nodes)), "head": head, "nodes": nodes, "most": counts.amax(dim=0),
-        "concentration": value, "dealt_95": limit, "p": p_value(counts.amax(dim=0), null.amax(dim=1)),
+        "label": range(len(nodes)),
+        "head": head,
+        "nodes": nodes,
+        "most": counts.amax(dim=0),
+        "concentration": value,
+        "dealt_95": limit,
+        "p": p_value(counts.amax(dim=0), null.amax(dim=1)),
         "broken": value > limit,
-    }  # fmt: skip
+    }
     means = dealt.nanmean(dim=1)
     some = nodes > 0
     row = {
-        "heads": len(counts), "labels": some.sum(), "undesignated": (head == NOBODY).sum(),
-        "concentration": value.nanmean(), "dealt_mean": means.mean(), "dealt_95": means.quantile(0.95),
-        "excess": value.nanmean() - means.mean(), "broken": (value > limit)[some].double().mean(),
+        "heads": len(counts),
+        "labels": some.sum(),
+        "undesignated": (head == NOBODY).sum(),
+        "concentration": value.nanmean(),
+        "dealt_mean": means.mean(),
+        "dealt_95": means.quantile(0.95),
+        "excess": value.nanmean() - means.mean(),
+        "broken": (value > limit)[some].double().mean(),
         "broken_dealt": (dealt > limit)[:, some].double().mean(),
-        "deals": len(null), "p": p_value(value.nanmean(), means),
-    }  # fmt: skip
+        "deals": len(null),
+        "p": p_value(value.nanmean(), means),
+    }
     return _frame(site, labels), _row(site, row)
 
 
@@ -163,9 +165,11 @@ def head_sets(counts: Mapping[str, Int64[Tensor, "head label"]]) -> pd.DataFrame
     for site, of_site in counts.items():
         own = designate(of_site) == torch.arange(len(of_site), device=of_site.device)[:, None]
         columns = {
-            "head": range(len(of_site)), "designated": own.sum(dim=1), "labels": (of_site > 0).sum(dim=1),
+            "head": range(len(of_site)),
+            "designated": own.sum(dim=1),
+            "labels": (of_site > 0).sum(dim=1),
             "pairs": of_site.sum(dim=1),
-        }  # fmt: skip
+        }
         tables.append(_frame(site, columns))
     return pd.concat(tables, ignore_index=True)
 
@@ -188,9 +192,14 @@ def overlap(
         weighted = _weighted_jaccard(of_site, first, second)
         dealt = _weighted_jaccard(null[site], first, second)
         columns = {
-            "head_a": first, "head_b": second, "shared": shared, "jaccard": shared / either,
-            "weighted": weighted, "weighted_dealt": dealt.nanmean(dim=0), "p": p_value(-weighted, -dealt),
-        }  # fmt: skip
+            "head_a": first,
+            "head_b": second,
+            "shared": shared,
+            "jaccard": shared / either,
+            "weighted": weighted,
+            "weighted_dealt": dealt.nanmean(dim=0),
+            "p": p_value(-weighted, -dealt),
+        }
         tables.append(_frame(site, columns))
     return pd.concat(tables, ignore_index=True)
 
@@ -247,17 +256,19 @@ def semantics(
         shuffled, _ = _same_head(head[some][order], member[some], heads)
         dealt, _ = _same_head(designate(null[site]), member, heads)
         row = {
-            "pairs": pairs[0], "same": same[0],
-            "shuffled_mean": shuffled.nanmean(), "shuffled_95": shuffled.nanquantile(0.95),
-            "p": p_value(same[0], shuffled), "dealt_mean": dealt.nanmean(),
-            "dealt_95": dealt.nanquantile(0.95), "p_dealt": p_value(same[0], dealt),
-        }  # fmt: skip
+            "pairs": pairs[0],
+            "same": same[0],
+            "shuffled_mean": shuffled.nanmean(),
+            "shuffled_95": shuffled.nanquantile(0.95),
+            "p": p_value(same[0], shuffled),
+            "dealt_mean": dealt.nanmean(),
+            "dealt_95": dealt.nanquantile(0.95),
+            "p_dealt": p_value(same[0], dealt),
+        }
         rows.append(_row(site, row))
     table = pd.DataFrame(rows)
     for name in ("p", "p_dealt"):
-        table.insert(
-            list(table).index(name) + 1, f"{name}_holm", multipletests(table[name], method="holm")[1]
-        )
+        table.insert(list(table).index(name) + 1, f"{name}_holm", multipletests(table[name], method="holm")[1])
     return table
 
 
@@ -297,11 +308,17 @@ def enrichment(
         p = hypergeom.sf(shared - 1, some.sum(), sizes, labels)
         grid = np.indices(shared.shape)
         columns = {
-            "head": grid[0], "group": grid[1], "group_name": np.asarray(group_names)[grid[1]],
-            "labels": np.broadcast_to(labels, p.shape), "group_labels": np.broadcast_to(sizes, p.shape),
-            "shared": shared, "expected": expected, "fold": shared / np.where(expected > 0, expected, np.nan),
-            "p": p, "p_holm": multipletests(p.ravel(), method="holm")[1],
-        }  # fmt: skip
+            "head": grid[0],
+            "group": grid[1],
+            "group_name": np.asarray(group_names)[grid[1]],
+            "labels": np.broadcast_to(labels, p.shape),
+            "group_labels": np.broadcast_to(sizes, p.shape),
+            "shared": shared,
+            "expected": expected,
+            "fold": shared / np.where(expected > 0, expected, np.nan),
+            "p": p,
+            "p_holm": multipletests(p.ravel(), method="holm")[1],
+        }
         tables.append(_frame(site, {name: value.ravel() for name, value in columns.items()}))
     return pd.concat(tables, ignore_index=True)
 

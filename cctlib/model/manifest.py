@@ -60,9 +60,7 @@ class Model:
             raise UserError(
                 f"{path} has SHA-256 {found[:12]}, its manifest says {self.weights_hash[:12]}; restore the file"
             )
-        network = (
-            cct.load_weights(path, self.config, attention=attention).float().eval().requires_grad_(False)
-        )
+        network = cct.load_weights(path, self.config, attention=attention).float().eval().requires_grad_(False)
         return network.to(device)
 
 
@@ -83,9 +81,7 @@ def find(dataset: str, model: str = "default") -> Model | None:
         for path in sorted((stages.shipped() / dataset.replace(":", "_")).glob("*/manifest.json"))
     ]
     chosen = [
-        entry
-        for entry in shipped
-        if (entry.manifest.get("default") if model == "default" else entry.name == model)
+        entry for entry in shipped if (entry.manifest.get("default") if model == "default" else entry.name == model)
     ]
     if not chosen and model != "default":
         names = ", ".join(entry.name for entry in shipped) or "none"
@@ -95,9 +91,7 @@ def find(dataset: str, model: str = "default") -> Model | None:
     return chosen[0] if chosen else None
 
 
-def write_manifest(
-    folder: Path, *, name: str, config: cct.CCTConfig, weights: Path, **entries: object
-) -> Model:
+def write_manifest(folder: Path, *, name: str, config: cct.CCTConfig, weights: Path, **entries: object) -> Model:
     """Write the manifest of a model folder, with the hash of its weights, and return the model."""
     manifest = {
         "name": name,

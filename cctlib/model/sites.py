@@ -79,10 +79,7 @@ class Tapped(nn.Module):
 
     def forward(
         self, images: Float[Tensor, "image channel height width"], taps: Sequence[str] = ()
-    ) -> (
-        Float[Tensor, "image label"]
-        | tuple[Float[Tensor, "image label"], dict[str, Float[Tensor, "image token _"]]]
-    ):
+    ) -> Float[Tensor, "image label"] | tuple[Float[Tensor, "image label"], dict[str, Float[Tensor, "image token _"]]]:
         """Logits, or (logits, {site: nodes}) when taps are asked for.
 
         Raises `UserError` for unknown sites, and where hooks cannot be trusted: a module that is not called,

@@ -108,9 +108,7 @@ class FieldSums:
         """
         num_labels = self.sums.shape[-2]
         if strays := int(self.strays):
-            raise UserError(
-                f"{strays} labels are outside 0 .. {num_labels - 1}: make sums for all labels there are"
-            )
+            raise UserError(f"{strays} labels are outside 0 .. {num_labels - 1}: make sums for all labels there are")
         empty = (self.counts.view(-1, num_labels) == 0).any(0).nonzero().flatten().tolist()
         if empty:
             raise UserError(
@@ -123,9 +121,7 @@ class FieldSums:
         return mu
 
 
-def shuffled(
-    values: Int[Tensor, "item"], repeats: int, generator: torch.Generator
-) -> Int[Tensor, "repeat item"]:
+def shuffled(values: Int[Tensor, "item"], repeats: int, generator: torch.Generator) -> Int[Tensor, "repeat item"]:
     """R random permutations of `values`, one a row, on the device of `values`.
 
     Of the images' labels, this is the null of claim C2 (Method, section 8): drawn once for a whole data set
@@ -177,9 +173,7 @@ def head_fields(
     is uneven.
     """
     if heads < 1 or mu.shape[1] % heads:
-        raise UserError(
-            f"{mu.shape[1]} nodes do not divide into {heads} heads: give the number of heads of the site"
-        )
+        raise UserError(f"{mu.shape[1]} nodes do not divide into {heads} heads: give the number of heads of the site")
     split = (heads, mu.shape[1] // heads)
     dtype = wide(mu.device)
     return torch.einsum("ihd,jhd->hij", mu.to(dtype).unflatten(1, split), W.to(dtype).unflatten(1, split))

@@ -190,11 +190,13 @@ def _empty_reading(
         return {name: fields.FieldSums.zeros(num_labels, widths[name], repeats, device) for name in names}
 
     return Reading(
-        sums=sums(probes.names if alternatives else probes.sites), predictions={}, pooled={},
+        sums=sums(probes.names if alternatives else probes.sites),
+        predictions={},
+        pooled={},
         nodewise=sums(probes.sites) if alternatives else {},
         null=sums(probes.sites, null_draws) if null_draws else {},
         extremes={site: _Extremes(widths[site], device) for site in probes.sites} if alternatives else {},
-    )  # fmt: skip
+    )
 
 
 def _numbered(images: Images, size: int, device: torch.device | str) -> Iterator[tuple[int, Tensor, Tensor]]:
@@ -254,15 +256,20 @@ def measure(
     }
     null = [
         site_row(site, fields.measure(mu, probes[site].fc.weight.detach())) | {"draw": draw}
-        for site in probes.sites if null_draws
+        for site in probes.sites
+        if null_draws
         for draw, mu in enumerate(tested.null[site].mean())
-    ]  # fmt: skip
+    ]
     result = Measurement(
         sites=measured,
         labels={"held-out": _numpy(held_out.labels), "test": _numpy(test.labels)},
         predictions={split: _numpy(reading.predictions[""]) for split, reading in readings.items()},
-        names=test.names, groups=test.groups, group_names=test.group_names, about=about, swapped=swapped,
-    )  # fmt: skip
+        names=test.names,
+        groups=test.groups,
+        group_names=test.group_names,
+        about=about,
+        swapped=swapped,
+    )
     return result, pd.DataFrame(null), {site: _numpy(pooled) for site, pooled in tested.pooled.items()}
 
 
@@ -301,20 +308,26 @@ def load(folder: Path) -> Measurement:
         raise UserError(f"{path} cannot be read ({error}); remove its folder and measure again") from None
     found = {
         where: SiteMeasurement(
-            W=arrays[f"{where}/W"], extremes=arrays.get(f"{where}/extremes"),
-            mu=_by_split(arrays, f"{where}/mu/"), predictions=_by_split(arrays, f"{where}/predictions/"),
+            W=arrays[f"{where}/W"],
+            extremes=arrays.get(f"{where}/extremes"),
+            mu=_by_split(arrays, f"{where}/mu/"),
+            predictions=_by_split(arrays, f"{where}/predictions/"),
         )
         for where in (key.removesuffix("/W") for key in arrays if key.endswith("/W"))
-    }  # fmt: skip
+    }
     measured = {where: values for where, values in found.items() if not where.startswith(SWAPPED)}
     swapped = {where.removeprefix(SWAPPED): values for where, values in found.items() if where not in measured}
     tuples: dict[str, Any] = {
-        name: tuple(described[name]) if described[name] else None
-        for name in ("names", "groups", "group_names")
+        name: tuple(described[name]) if described[name] else None for name in ("names", "groups", "group_names")
     }
     return Measurement(
-        measured, _by_split(arrays, "labels/"), _by_split(arrays, "predictions/"), about=described["about"], swapped=swapped, **tuples
-    )  # fmt: skip
+        measured,
+        _by_split(arrays, "labels/"),
+        _by_split(arrays, "predictions/"),
+        about=described["about"],
+        swapped=swapped,
+        **tuples,
+    )
 
 
 def _by_split(arrays: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:

@@ -121,8 +121,9 @@ def make_probes(widths: Mapping[str, int], num_labels: int, settings: ProbeSetti
         first = {site: Probe(width, num_labels, normalised[site]) for site, width in widths.items()}
         second = {
             site + SWAPPED: Probe(widths[site], num_labels, not normalised[site])
-            for site, kind in kinds.items() if kind in settings.swapped
-        }  # fmt: skip
+            for site, kind in kinds.items()
+            if kind in settings.swapped
+        }
         return Probes(first | second)
 
 
@@ -178,12 +179,7 @@ class _Run:
     """State of a training run: what a checkpoint holds."""
 
     def __init__(
-        self,
-        network: nn.Module,
-        normalise: Callable,
-        probes: Probes,
-        settings: ProbeSettings,
-        steps_per_epoch: int,
+        self, network: nn.Module, normalise: Callable, probes: Probes, settings: ProbeSettings, steps_per_epoch: int
     ):
         self.network, self.normalise, self.probes, self.settings = network, normalise, probes, settings
         self.steps_per_epoch = steps_per_epoch
@@ -223,18 +219,14 @@ class _Run:
                     "state": copy.deepcopy(self.probes[name].state_dict()),
                 }
             stopped = epoch - self.best[name]["epoch"] >= self.settings.patience
-            self.history.append(
-                {"epoch": epoch + 1, "probe": name, "held_out_accuracy": value, "stopped": stopped}
-            )
+            self.history.append({"epoch": epoch + 1, "probe": name, "held_out_accuracy": value, "stopped": stopped})
             if stopped:
                 self.active.remove(name)
 
     def summary(self) -> str:
         """Held-out accuracy of the first and the last site, for the progress bar."""
         first, last = self.probes.sites[0], self.probes.sites[-1]
-        return (
-            f"held-out {first} {self.best[first]['accuracy']:.1%}, {last} {self.best[last]['accuracy']:.1%}"
-        )
+        return f"held-out {first} {self.best[first]['accuracy']:.1%}, {last} {self.best[last]['accuracy']:.1%}"
 
     def restore_best(self) -> None:
         """Give each probe the weights of its best epoch."""
@@ -263,9 +255,7 @@ class _Run:
         )
 
 
-def tap(
-    network: nn.Module, images: Tensor, names: Sequence[str], precision: Precision = "auto"
-) -> dict[str, Tensor]:
+def tap(network: nn.Module, images: Tensor, names: Sequence[str], precision: Precision = "auto") -> dict[str, Tensor]:
     """Tokens of the named sites for a batch of normalised images, without gradients."""
     with torch.no_grad(), autocast(images.device, precision):
         return network(images, taps=tuple(names))[1]

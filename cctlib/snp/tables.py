@@ -105,9 +105,7 @@ def clusters_table(site: str, found: fields.SiteStatistics) -> pd.DataFrame:
     encoder, kind = sites.parse(site)
     sizes = found.sizes.cpu().numpy()
     node, cluster = np.nonzero(sizes)
-    return pd.DataFrame(
-        {"site": site, "encoder": encoder, "kind": kind, "node": node, "size": sizes[node, cluster]}
-    )
+    return pd.DataFrame({"site": site, "encoder": encoder, "kind": kind, "node": node, "size": sizes[node, cluster]})
 
 
 def accuracy_table(result: Measurement) -> pd.DataFrame:
@@ -125,9 +123,7 @@ def accuracy_table(result: Measurement) -> pd.DataFrame:
 
 def orders_table(result: Measurement, label_orders: int, device: torch.device) -> pd.DataFrame:
     """How far the clusters depend on the label order: rows as `by_theta`, with the number of the random `order`."""
-    orders = fields.shuffled(torch.arange(len(result.names)), label_orders, torch.Generator().manual_seed(0)).to(
-        device
-    )
+    orders = fields.shuffled(torch.arange(len(result.names)), label_orders, torch.Generator().manual_seed(0)).to(device)
     rows = []
     for site in result.sites:
         mu, W = (array.to(device) for array in result[site].tensors())

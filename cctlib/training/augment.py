@@ -41,9 +41,14 @@ class Augmentation:
 
     def __post_init__(self) -> None:
         for name, least, most in (
-            ("shift", 0, math.inf), ("crop_scale", 0.01, 1), ("randaugment", 0, 10), ("erasing", 0, 1),
-            ("mixup", 0, math.inf), ("cutmix", 0, math.inf), ("switch", 0, 1),
-        ):  # fmt: skip
+            ("shift", 0, math.inf),
+            ("crop_scale", 0.01, 1),
+            ("randaugment", 0, 10),
+            ("erasing", 0, 1),
+            ("mixup", 0, math.inf),
+            ("cutmix", 0, math.inf),
+            ("switch", 0, 1),
+        ):
             if not least <= getattr(self, name) <= most:
                 raise UserError(f"augmentation: {name} is {getattr(self, name)}; it must be {least} to {most}")
 

@@ -57,7 +57,9 @@ class Recipe:
         for entry in fields(self):
             value = getattr(self, entry.name)
             if isinstance(value, int | float) and not least.get(entry.name, 0) <= value < math.inf:
-                raise UserError(f"recipe {self.name}: {entry.name} is {value}; it must be at least {least.get(entry.name, 0)}")
+                raise UserError(
+                    f"recipe {self.name}: {entry.name} is {value}; it must be at least {least.get(entry.name, 0)}"
+                )
         if self.batch % 2 and self.augmentation.mixes:
             raise UserError(f"recipe {self.name}: images are mixed in pairs, so batch must be even; it is {self.batch}")
         if self.warmup_epochs >= self.epochs:
@@ -117,14 +119,33 @@ PUBLISHED = Augmentation(crop_scale=0.8, flip=True, randaugment=9, erasing=0.25,
 # The CCT authors' recipe for CCT-7/3x1 on CIFAR-100; 80.92% is what they publish for it. It costs 13.5 million
 # image passes, forward and backward, at 1.2 GMAC forward: for a GPU.
 PAPER = Recipe(
-    name="paper", model="cct_7_3x1", epochs=300, batch=128, lr=6e-4, schedule="cosine", warmup_epochs=10,
-    warmup_lr=1e-6, min_lr=1e-5, weight_decay=6e-2, clip=0.0, label_smoothing=0.1, augmentation=PUBLISHED,
-)  # fmt: skip
+    name="paper",
+    model="cct_7_3x1",
+    epochs=300,
+    batch=128,
+    lr=6e-4,
+    schedule="cosine",
+    warmup_epochs=10,
+    warmup_lr=1e-6,
+    min_lr=1e-5,
+    weight_decay=6e-2,
+    clip=0.0,
+    label_smoothing=0.1,
+    augmentation=PUBLISHED,
+)
 
 DEMO = Recipe(
-    name="demo", model="cct_2_3x2", epochs=10, batch=32, lr=3e-3, warmup_epochs=1, stochastic_depth=0.0,
-    attention_dropout=0.0, label_smoothing=0.0, augmentation=Augmentation(shift=3, flip=True),
-)  # fmt: skip
+    name="demo",
+    model="cct_2_3x2",
+    epochs=10,
+    batch=32,
+    lr=3e-3,
+    warmup_epochs=1,
+    stochastic_depth=0.0,
+    attention_dropout=0.0,
+    label_smoothing=0.0,
+    augmentation=Augmentation(shift=3, flip=True),
+)
 
 FLOWERS = replace(PAPER, name="flowers", model="cct_7_7x2", image_size=224, positional="sine", batch=96, lr=5e-4)
 
@@ -132,10 +153,23 @@ FLOWERS = replace(PAPER, name="flowers", model="cct_7_7x2", image_size=224, posi
 # than AdamW. Wide crops, erasing and some mixing fit a run of this length; RandAugment and mixing every batch, as published,
 # are for long ones.
 FLOWERS_CPU = replace(
-    FLOWERS, name="flowers-cpu", image_size=128, epochs=84, small_epochs=56, small_size=96, batch=64, optimizer="muon", lr=2e-3,
-    schedule="linear", warmup_epochs=1, min_lr=0.0, weight_decay=0.1, clip=1.0, attention_dropout=0.0,
+    FLOWERS,
+    name="flowers-cpu",
+    image_size=128,
+    epochs=84,
+    small_epochs=56,
+    small_size=96,
+    batch=64,
+    optimizer="muon",
+    lr=2e-3,
+    schedule="linear",
+    warmup_epochs=1,
+    min_lr=0.0,
+    weight_decay=0.1,
+    clip=1.0,
+    attention_dropout=0.0,
     augmentation=Augmentation(crop_scale=0.25, flip=True, erasing=0.25, mixup=0.2, cutmix=1.0, switch=0.35),
-)  # fmt: skip
+)
 
 RECIPES: dict[str, Recipe] = {
     "paper": PAPER,
@@ -150,8 +184,16 @@ RECIPES: dict[str, Recipe] = {
     # are mixed by CutMix, and hardly any by mixup. Without dropout of attention, whose random numbers a processor draws one after
     # the other.
     "cpu": Recipe(
-        name="cpu", epochs=28, small_epochs=19, small_size=24, optimizer="muon", lr=2e-3, warmup_epochs=0.5, weight_decay=0.1,
-        attention_dropout=0.0, augmentation=Augmentation(shift=4, flip=True, mixup=0.2, cutmix=1.0),
+        name="cpu",
+        epochs=28,
+        small_epochs=19,
+        small_size=24,
+        optimizer="muon",
+        lr=2e-3,
+        warmup_epochs=0.5,
+        weight_decay=0.1,
+        attention_dropout=0.0,
+        augmentation=Augmentation(shift=4, flip=True, mixup=0.2, cutmix=1.0),
     ),
     # What most would begin with, to compare with: the recipe of the weights that this project started from.
     "plain": Recipe(name="plain", augmentation=Augmentation(shift=4, flip=True)),

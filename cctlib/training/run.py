@@ -131,7 +131,9 @@ def _check(recipe: Recipe, train: Images, held_out: Images, place: Place) -> Non
                 f"({images.split}) are {height}x{width}; load them with image_size={recipe.image_size}"
             )
     if train.names != held_out.names:
-        raise UserError(f"training images have {train.num_labels} labels, held-out ones {held_out.num_labels} or other names")
+        raise UserError(
+            f"training images have {train.num_labels} labels, held-out ones {held_out.num_labels} or other names"
+        )
     if len(train) < recipe.batch:
         raise UserError(f"{len(train)} training images do not fill a batch of {recipe.batch}; use a smaller batch")
     if not len(held_out):

@@ -202,7 +202,9 @@ class Trainer:
             state = torch.load(path, map_location="cpu", weights_only=True)
             identity = state["identity"]
         except Exception as error:
-            raise UserError(f"{path} is not a readable checkpoint ({type(error).__name__}); remove it and start again") from None
+            raise UserError(
+                f"{path} is not a readable checkpoint ({type(error).__name__}); remove it and start again"
+            ) from None
         _refuse_another(identity, self.identity, path)
         self.network.load_state_dict(state["network"])
         if self.averaged is not None:
@@ -319,7 +321,9 @@ def _optimizers(network: nn.Module, recipe: Recipe) -> list[torch.optim.Optimize
     optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, lr=recipe.lr, fused=fused)]
     if matrices:
         if not hasattr(torch.optim, "Muon"):
-            raise UserError(f"recipe {recipe.name}: Muon needs torch 2.9, this is {torch.__version__}; update, or use optimizer adamw")
+            raise UserError(
+                f"recipe {recipe.name}: Muon needs torch 2.9, this is {torch.__version__}; update, or use optimizer adamw"
+            )
         taken = [named[name] for name in matrices]
         optimizers.append(
             torch.optim.Muon(taken, lr=recipe.lr, weight_decay=recipe.weight_decay, adjust_lr_fn="match_rms_adamw")

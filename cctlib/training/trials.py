@@ -38,7 +38,9 @@ def courses(group: str, folder: Path | None = None) -> pd.DataFrame:
     Raises `UserError` where there is no such group, or a log without held-out accuracy.
     """
     logs = {name: _log(_home(folder) / group / name) for name in _runs(group, folder)}
-    found = pd.concat([log.assign(trial=name, minutes=log.seconds / 60) for name, log in logs.items()], ignore_index=True)
+    found = pd.concat(
+        [log.assign(trial=name, minutes=log.seconds / 60) for name, log in logs.items()], ignore_index=True
+    )
     return found.dropna(subset="held_out_accuracy")[["trial", "minutes", "held_out_accuracy"]].reset_index(drop=True)
 
 
@@ -56,16 +58,30 @@ def table(group: str, folder: Path | None = None) -> pd.DataFrame:
     for name, run in runs.items():
         log = _log(home / name)
         last = log.iloc[-1]
-        rows.append({
-            "trial": name, "model": run["recipe"]["model"], "dataset": run["data"]["dataset"], "images": run["data"]["images"],
-            "epochs": last.epoch, "image_passes": int(last.step) * run["recipe"]["batch"], "minutes": log.seconds.max() / 60,
-            "images_per_second": log.images_per_second.median(), "held_out_accuracy": log.held_out_accuracy.dropna().iloc[-1],
-            "device": run["environment"]["device"], "commit": run["environment"]["commit"], "command": command(run, about.get("per_label")),
-        })  # fmt: skip
+        rows.append(
+            {
+                "trial": name,
+                "model": run["recipe"]["model"],
+                "dataset": run["data"]["dataset"],
+                "images": run["data"]["images"],
+                "epochs": last.epoch,
+                "image_passes": int(last.step) * run["recipe"]["batch"],
+                "minutes": log.seconds.max() / 60,
+                "images_per_second": log.images_per_second.median(),
+                "held_out_accuracy": log.held_out_accuracy.dropna().iloc[-1],
+                "device": run["environment"]["device"],
+                "commit": run["environment"]["commit"],
+                "command": command(run, about.get("per_label")),
+            }
+        )
     found = pd.DataFrame(rows).sort_values("held_out_accuracy", ascending=False, ignore_index=True)
     best, *_ = chosen = [flat(from_dict(runs[name]["recipe"])) for name in found.trial]
     differ = [[key for key in own if key not in TOLD and own[key] != best[key]] for own in chosen]
-    found.insert(1, "settings", [", ".join(f"{key} {own[key]}" for key in keys) for keys, own in zip(differ, chosen, strict=True)])
+    found.insert(
+        1,
+        "settings",
+        [", ".join(f"{key} {own[key]}" for key in keys) for keys, own in zip(differ, chosen, strict=True)],
+    )
     return found
 
 
@@ -86,7 +102,9 @@ def _runs(group: str, folder: Path | None) -> dict[str, dict[str, Any]]:
     home = _home(folder) / group
     runs = {path.parent.name: stages.read_json(path) for path in sorted(home.glob(f"*/{stages.RUN}"))}
     if not runs:
-        raise UserError(f"{home} holds no trial; each is a folder with {stages.RUN} and {stages.LOG}, as `cctlib train` writes them")
+        raise UserError(
+            f"{home} holds no trial; each is a folder with {stages.RUN} and {stages.LOG}, as `cctlib train` writes them"
+        )
     return runs
 
 

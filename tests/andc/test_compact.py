@@ -220,9 +220,7 @@ def test_groups_partition_the_rows_and_cover_their_columns():
 def test_groups_find_blocks_that_are_there():
     """Four label groups, dealt to shuffled nodes: grouping leaves exactly their blocks."""
     generator = torch.Generator().manual_seed(0)
-    source, target = (
-        torch.eye(4, dtype=torch.bool)[torch.randperm(64, generator=generator) % 4] for _ in range(2)
-    )
+    source, target = (torch.eye(4, dtype=torch.bool)[torch.randperm(64, generator=generator) % 4] for _ in range(2))
     groups = sparselayers.group_rows(andc.connected(source, target), 4)
     assert sum(len(rows) * len(columns) for rows, columns in groups) == 64 * 64 / 4
     assert len(sparselayers.best_groups(andc.connected(source, target))) == 4
@@ -278,9 +276,7 @@ def test_a_form_that_does_not_run_here_is_left_out(monkeypatch):
     monkeypatch.setattr(sparselayers.CSR, "forward", no_kernel)
     network = pruned_network()
     small, measured = compact.compact(network, 2, forms=("csr", "dense"), seconds=0.0)
-    assert measured.set_index("form").seconds.isna()["csr"].all() and set(measured[measured.chosen].form) == {
-        "dense"
-    }
+    assert measured.set_index("form").seconds.isna()["csr"].all() and set(measured[measured.chosen].form) == {"dense"}
     torch.testing.assert_close(small(pictures(2)), network(pictures(2)), **NEAR)
 
 

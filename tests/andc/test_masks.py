@@ -38,11 +38,7 @@ def test_masks_join_the_nodes_whose_label_sets_meet(share):
     found = tiny.diagonals(share)
     masks = andc.andc_masks(found, ENCODERS)
     state = tiny.network().state_dict()
-    ends = {
-        "self_attn.proj": ("mha", "trunk"),
-        "linear1": ("trunk", "ff_hidden"),
-        "linear2": ("ff_hidden", "ff"),
-    }
+    ends = {"self_attn.proj": ("mha", "trunk"), "linear1": ("trunk", "ff_hidden"), "linear2": ("ff_hidden", "ff")}
     expected = {}
     for m in (1, 2):
         for module, (source, target) in ends.items():
@@ -60,11 +56,7 @@ def test_masks_join_the_nodes_whose_label_sets_meet(share):
 def test_connection_is_symmetric_monotone_and_blind_to_the_names_of_labels(data):
     labels, nodes, others = (data.draw(st.integers(1, 6)) for _ in range(3))
     draw = lambda count: torch.tensor(  # noqa: E731
-        data.draw(
-            st.lists(
-                st.lists(st.booleans(), min_size=labels, max_size=labels), min_size=count, max_size=count
-            )
-        )
+        data.draw(st.lists(st.lists(st.booleans(), min_size=labels, max_size=labels), min_size=count, max_size=count))
     )
     a, b, more = draw(nodes), draw(others), draw(nodes)
     mask = andc.connected(a, b)
@@ -89,8 +81,7 @@ def measurement(split: str = "held-out") -> Measurement:
     draw = np.random.default_rng(0)
     arrays = lambda: draw.normal(size=(tiny.LABELS, 6)).astype(np.float32)  # noqa: E731
     found = {
-        site: SiteMeasurement(W=arrays(), mu={split: arrays(), "test": arrays()})
-        for site in ("enc1/mha", "enc1/ff")
+        site: SiteMeasurement(W=arrays(), mu={split: arrays(), "test": arrays()}) for site in ("enc1/mha", "enc1/ff")
     }
     return Measurement(found, {}, {}, tuple("abcde"), None, None, {})
 
@@ -119,9 +110,7 @@ def test_what_cannot_be_pruned_is_said_in_one_line():
     assert andc.andc_masks(found, 2, "linear2"), "linear2 does not need the trunk"
     found = tiny.diagonals()
     found["enc1/ff_hidden"][:] = False
-    with pytest.raises(
-        UserError, match=r"blocks.0.linear1.weight would lose every weight.*use a smaller theta"
-    ):
+    with pytest.raises(UserError, match=r"blocks.0.linear1.weight would lose every weight.*use a smaller theta"):
         andc.andc_masks(found, 2, "linear1")
     with pytest.raises(UserError, match="keep 0 of 12 weights"):
         andc.random_mask((3, 4), 0, torch.Generator())
@@ -136,17 +125,13 @@ def test_what_cannot_be_pruned_is_said_in_one_line():
 @pytest.mark.parametrize("target", andc.TARGETS)
 def test_every_method_keeps_exactly_as_many_weights_of_each_layer(method, target):
     network, found = tiny.network(), tiny.diagonals()
-    norms = {
-        layer.weight: torch.rand(network.get_submodule(layer.module).in_features) for layer in andc.layers(2)
-    }
+    norms = {layer.weight: torch.rand(network.get_submodule(layer.module).in_features) for layer in andc.layers(2)}
     own = andc.andc_masks(found, ENCODERS, target)
     masks = andc.make_masks(Pruning(target, method, seed=3), network, found, norms)
     assert {name: int(mask.sum()) for name, mask in masks.items()} == {
         name: int(mask.sum()) for name, mask in own.items()
     }
-    assert andc.density(masks) == sum(int(m.sum()) for m in own.values()) / sum(
-        m.numel() for m in own.values()
-    )
+    assert andc.density(masks) == sum(int(m.sum()) for m in own.values()) / sum(m.numel() for m in own.values())
     if method == "shuffled":
         for name in own:
             for axis in (0, 1):
@@ -156,9 +141,7 @@ def test_every_method_keeps_exactly_as_many_weights_of_each_layer(method, target
 def test_masks_by_chance_differ_by_seed_alone():
     network, found = tiny.network(), tiny.diagonals()
     for method in andc.BY_CHANCE:
-        first, again, other = (
-            andc.make_masks(Pruning("proj", method, seed=s), network, found) for s in (0, 0, 1)
-        )
+        first, again, other = (andc.make_masks(Pruning("proj", method, seed=s), network, found) for s in (0, 0, 1))
         assert all(torch.equal(first[name], again[name]) for name in first)
         assert not all(torch.equal(first[name], other[name]) for name in first)
 
@@ -177,27 +160,21 @@ def test_kept_are_the_largest_exactly_so_many_ties_or_not(rows, columns, data):
     assert int(each.sum(1).max()) - int(each.sum(1).min()) <= 1
     for row in range(rows):
         kept = each[row].sum()
-        assert sorted(scores[row][each[row]].tolist()) == sorted(
-            sorted(scores[row].tolist(), reverse=True)[:kept]
-        )
+        assert sorted(scores[row][each[row]].tolist()) == sorted(sorted(scores[row].tolist(), reverse=True)[:kept])
 
 
 def test_wanda_is_weight_times_input_norm_in_each_row():
     network, found = tiny.network(), tiny.diagonals()
     images = tiny.images(23, split="held-out")
     norms = andc.input_norms(network, tiny.normalise, images, batch=7, precision="fp32", **CPU)
-    _, taps = network(
-        tiny.normalise(images.pixels), taps=["enc1/mha", "enc2/trunk", "enc2/ff_hidden", "enc2/ff"]
-    )
+    _, taps = network(tiny.normalise(images.pixels), taps=["enc1/mha", "enc2/trunk", "enc2/ff_hidden", "enc2/ff"])
     for name, site in {
         "0.self_attn.proj": "enc1/mha",
         "1.linear1": "enc2/trunk",
         "1.linear2": "enc2/ff_hidden",
     }.items():
         expected = taps[site].double().flatten(0, 1).norm(dim=0)
-        torch.testing.assert_close(
-            norms[f"classifier.blocks.{name}.weight"].double(), expected, rtol=1e-5, atol=0
-        )
+        torch.testing.assert_close(norms[f"classifier.blocks.{name}.weight"].double(), expected, rtol=1e-5, atol=0)
     x = network.classifier.norm(taps["enc2/ff"])
     pooled = (network.classifier.attention_pool(x).softmax(1) * x).sum(1)
     torch.testing.assert_close(norms["classifier.fc.weight"], pooled.norm(dim=0), rtol=1e-4, atol=0)
@@ -291,9 +268,7 @@ def test_retraining_moves_kept_weights_only(monkeypatch, target, held):
         elif name.removesuffix("bias") + "weight" not in masks:
             assert torch.equal(tensor, before[name])
     assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
-    assert not any(
-        parameter.requires_grad or parameter.grad is not None for parameter in network.parameters()
-    )
+    assert not any(parameter.requires_grad or parameter.grad is not None for parameter in network.parameters())
 
 
 def test_retraining_learns_and_repeats():
@@ -304,9 +279,7 @@ def test_retraining_learns_and_repeats():
     for _ in range(2):
         with masked(network, masks):
             train = reduce(network, tiny.normalise, images, "all", **CPU)
-            first = float(
-                F.cross_entropy(network(tiny.normalise(images.pixels)), images.labels, label_smoothing=0.1)
-            )
+            first = float(F.cross_entropy(network(tiny.normalise(images.pixels)), images.labels, label_smoothing=0.1))
             settings = Retraining(batch=10, learning_rate=1e-2)
             last = retrain(network, masks, train, 30.0, settings, torch.Generator().manual_seed(1))
             results.append((network.state_dict()["classifier.fc.weight"].clone(), predict(train)))
@@ -315,13 +288,7 @@ def test_retraining_learns_and_repeats():
 
 
 def test_so_many_steps_of_retraining():
-    assert [Retraining(batch=10).steps(95, epochs) for epochs in (0.0, 0.01, 0.5, 1.0, 2.0)] == [
-        0,
-        1,
-        5,
-        10,
-        20,
-    ]
+    assert [Retraining(batch=10).steps(95, epochs) for epochs in (0.0, 0.01, 0.5, 1.0, 2.0)] == [0, 1, 5, 10, 20]
     network = tiny.network()
     train = reduce(network, tiny.normalise, tiny.images(20), "fc", **CPU)
     masks = andc.andc_masks(tiny.diagonals(), ENCODERS, "fc")
@@ -396,9 +363,7 @@ def test_a_sweep_is_what_single_prunings_are():
         masks = andc.make_masks(pruning, network, sets, norms)
         with masked(network, masks):
             if row.epochs:
-                train = reduce(
-                    network, tiny.normalise, tiny.images(20, seed=2, split="train"), row.target, **CPU
-                )
+                train = reduce(network, tiny.normalise, tiny.images(20, seed=2, split="train"), row.target, **CPU)
                 generator = torch.Generator().manual_seed(pruning.seed)
                 retrain(network, masks, train, row.epochs, Retraining(batch=8), generator)
             expected = network(tiny.normalise(images.pixels)).argmax(1).numpy()
@@ -431,9 +396,7 @@ def test_a_sweep_goes_on_where_it_was_killed(tmp_path, monkeypatch):
     assert len(list(tmp_path.iterdir())) == 5
     next(iter(sorted(tmp_path.iterdir()))).write_bytes(b"PK half a file")  # as after a power cut
     monkeypatch.setattr(
-        module._Run,
-        "_measure",
-        lambda self, target, masks: calls.append(target) or measure(self, target, masks),
+        module._Run, "_measure", lambda self, target, masks: calls.append(target) or measure(self, target, masks)
     )
     calls.clear()
     resumed = run(tmp_path)
@@ -456,13 +419,7 @@ def test_intervals_are_of_the_change_against_the_dense_network():
     table = with_accuracies(rows, np.stack([same, worse]), dense, labels)
     assert list(table.columns) == ["density", "accuracy", "accuracy_dense", "low", "high", "bytes"]
     first, second = table.iloc[0], table.iloc[1]
-    assert (
-        first.low
-        == first.high
-        == first.accuracy
-        == first.accuracy_dense
-        == pytest.approx((dense == labels).mean())
-    )
+    assert first.low == first.high == first.accuracy == first.accuracy_dense == pytest.approx((dense == labels).mean())
     # Against the textbook: a difference of paired shares has this standard error, and 95% is 1.96 of them either side.
     change = (worse == labels).astype(float) - (dense == labels)
     error = change.std() / np.sqrt(400)
@@ -478,17 +435,19 @@ def test_a_sweep_that_cannot_end_well_does_not_start(monkeypatch):
     for given_too, message in (
         ({"train": None}, "needs training images"),
         ({"held_out": None}, "Wanda needs held-out images"),
-        (
-            {"prunings": [Pruning("fc", "andc", 0.9)]},
-            "no diagonal sets at theta 0.9; there are those at 0.3, 0.5",
-        ),
+        ({"prunings": [Pruning("fc", "andc", 0.9)]}, "no diagonal sets at theta 0.9; there are those at 0.3, 0.5"),
     ):
         arguments = {"train": tiny.images(5), "held_out": tiny.images(5), "epochs": (0.0, 1.0)} | given_too
         prunings = arguments.pop("prunings", [Pruning("fc", "wanda")])
         with pytest.raises(UserError, match=message):
             sweep(
-                tiny.network(), tiny.normalise, prunings, {0.3: tiny.diagonals(), 0.5: tiny.diagonals()},
-                tiny.images(), **arguments, **CPU,
-            )  # fmt: skip
+                tiny.network(),
+                tiny.normalise,
+                prunings,
+                {0.3: tiny.diagonals(), 0.5: tiny.diagonals()},
+                tiny.images(),
+                **arguments,
+                **CPU,
+            )
     with pytest.raises(UserError, match="no test images"):
         reduce(tiny.network(), tiny.normalise, tiny.images(0), "fc", **CPU)

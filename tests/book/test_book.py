@@ -15,7 +15,13 @@ from tools import book, reproduce
 
 ROOT = Path(__file__).resolve().parents[2]
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-OPTIONS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
+OPTIONS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
 PHONE, SCREEN = {"width": 390, "height": 844}, {"width": 1200, "height": 900}
 
 BAD_IMAGES = """[...document.querySelectorAll('.bd-article img')]
@@ -79,7 +85,9 @@ def opened(browser):
         page.on("pageerror", lambda error: errors.append(str(error)))
         page.goto(path.as_uri(), wait_until="load")
         if page.locator(".plotly-graph-div").count():
-            page.wait_for_function("document.querySelectorAll('.plotly-graph-div:not(:has(svg.main-svg))').length === 0")
+            page.wait_for_function(
+                "document.querySelectorAll('.plotly-graph-div:not(:has(svg.main-svg))').length === 0"
+            )
         if page.locator(".math").count():
             page.wait_for_function(f"{UNDRAWN_MATHS} === 0")
         return page, asked, errors
@@ -127,7 +135,9 @@ def test_every_page_opens_without_a_network_and_fits_a_phone(html, opened):
         assert page.evaluate(BAD_PLOTS) == [], f"{path.name}: a plot is not seen or has no words"
         page.set_viewport_size(PHONE)
         page.wait_for_timeout(200)  # plots follow the width
-        assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"], f"{path.name} scrolls sideways on a phone"
+        assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"], (
+            f"{path.name} scrolls sideways on a phone"
+        )
 
 
 @pytest.mark.browser
@@ -137,7 +147,9 @@ def test_a_page_is_used_by_keyboard(html, opened, name):
     path = html / name
     page, _, _ = opened(path)
     page.keyboard.press("Tab")
-    assert "skip to main" in page.evaluate(FOCUS)["text"].lower(), f"{path.name}: the first Tab does not offer to skip to the content"
+    assert "skip to main" in page.evaluate(FOCUS)["text"].lower(), (
+        f"{path.name}: the first Tab does not offer to skip to the content"
+    )
     reached = []
     for _ in range(15):
         page.keyboard.press("Tab")

@@ -35,7 +35,11 @@ def test_a_study_stands_beside_what_ships(shipped, monkeypatch):
     together = beside(shipped)
     assert together[shipped.provenance["dataset"]] is shipped
     titles = list(together)
-    own = replace(shipped, dataset="folder:mine", measurement=replace(shipped.measurement, about=shipped.provenance | {"dataset": "mine"}))
+    own = replace(
+        shipped,
+        dataset="folder:mine",
+        measurement=replace(shipped.measurement, about=shipped.provenance | {"dataset": "mine"}),
+    )
     assert list(beside(own)) == [*titles, "mine"]
     monkeypatch.setattr(study, "shipped_model", lambda *_: None)
     assert list(beside(own)) == ["mine"]
@@ -48,7 +52,10 @@ def test_both_data_sets_are_the_papers(shipped):
     other, third = (replace(shipped, dataset=name) for name in ("flowers102", "demo"))
     good = [verdict(f"C{number}", SUPPORTED, "") for number in range(1, 6)]
     bad = [verdict("C1", UNDETERMINED, "")]
-    assert judge.both_data_sets({"a": shipped, "b": other, "c": third}, {"a": good, "b": good, "c": bad}).verdict == SUPPORTED
+    assert (
+        judge.both_data_sets({"a": shipped, "b": other, "c": third}, {"a": good, "b": good, "c": bad}).verdict
+        == SUPPORTED
+    )
     assert judge.both_data_sets({"a": shipped, "c": third}, {"a": good, "c": good}).effect == "not measured"
     table = judge.table({"a": good, "b": bad})
     assert list(table.dataset) == 5 * ["a"] + ["b"] and table.verdict.iloc[-1] == UNDETERMINED

@@ -174,10 +174,7 @@ def cluster_nodes(size, count, nodes=64, spread=0, kinds=("mha", "ff"), encoders
 
 def shuffled(size, count, draws=3, kinds=("mha", "ff"), encoders=ENCODERS):
     rows = [
-        (f"enc{m}/{kind}", count + 0.1 * d, size + 0.1 * d)
-        for kind in kinds
-        for m in encoders
-        for d in range(draws)
+        (f"enc{m}/{kind}", count + 0.1 * d, size + 0.1 * d) for kind in kinds for m in encoders for d in range(draws)
     ]
     return pd.DataFrame(rows, columns=["site", "clusters", "cluster_size"])
 
@@ -487,10 +484,7 @@ ALL = (SUPPORTED,) * 5
         ({"CIFAR-100": verdicts(*ALL), "Flowers-102": verdicts(*ALL)}, SUPPORTED),
         ({"CIFAR-100": verdicts(*ALL), "Flowers-102": verdicts(NOT_SUPPORTED, *ALL[1:])}, NOT_SUPPORTED),
         ({"CIFAR-100": verdicts(*ALL), "Flowers-102": verdicts(UNDETERMINED, *ALL[1:])}, UNDETERMINED),
-        (
-            {"CIFAR-100": verdicts(*ALL), "Flowers-102": verdicts(*ALL[:3])},
-            UNDETERMINED,
-        ),  # C4, C5 not measured
+        ({"CIFAR-100": verdicts(*ALL), "Flowers-102": verdicts(*ALL[:3])}, UNDETERMINED),  # C4, C5 not measured
         ({"CIFAR-100": verdicts(*ALL)}, UNDETERMINED),
         (None, UNDETERMINED),
     ],

@@ -75,9 +75,7 @@ class Server:
             return
         if isinstance(action, int) or request.path not in self.files:
             self.head(
-                request,
-                action or 404,
-                {"Content-Length": "0", **({"Retry-After": "1"} if action == 429 else {})},
+                request, action or 404, {"Content-Length": "0", **({"Retry-After": "1"} if action == 429 else {})}
             )
             return
         body = self.files[request.path]
@@ -209,13 +207,7 @@ def test_giving_up_keeps_what_came_and_says_how_far_it_got(server, home):
         attempts=3,
     )
     server.always = "stall"
-    fails(
-        r"stalled after 9\d\d,\d\d\d of .* \(tried 1 times\)",
-        server,
-        home / "file.bin",
-        left=PART,
-        attempts=1,
-    )
+    fails(r"stalled after 9\d\d,\d\d\d of .* \(tried 1 times\)", server, home / "file.bin", left=PART, attempts=1)
     server.always = None
     assert fetch(server, home / "file.bin").read_bytes() == CONTENT
 
@@ -241,10 +233,7 @@ def test_wrong_bytes_are_thrown_away(server, home):
     assert fetch(server, home / "file.bin").read_bytes() == CONTENT
     server.always = "wrong"
     fails(
-        r"wrong bytes: sha256:.*, expected sha256:.* \(tried 2 times\)",
-        server,
-        home / "again.bin",
-        left=("file.bin",),
+        r"wrong bytes: sha256:.*, expected sha256:.* \(tried 2 times\)", server, home / "again.bin", left=("file.bin",)
     )
 
 
@@ -335,7 +324,9 @@ def cifar(server, home, monkeypatch):
     rows = tiny_cifar100({"train": 10, "test": 1})
     forget_published(monkeypatch, "cifar100", train=1000, test=100)
     for part, (pixels, chosen) in rows.items():
-        server.files[f"/{part}-00000-of-00001.parquet"] = write_parquet(home / "made", part, pixels, chosen).read_bytes()
+        server.files[f"/{part}-00000-of-00001.parquet"] = write_parquet(
+            home / "made", part, pixels, chosen
+        ).read_bytes()
         write_python(home / "made", part, pixels, chosen)
     (home / "made" / "cifar-100-python" / "meta").write_bytes(b"names")
     archive = io.BytesIO()
@@ -450,8 +441,11 @@ def test_flowers_are_downloaded_and_unpacked_by_torchvision(server, home, flower
     images = data.load("flowers102", "test", image_size=8)
     assert images.labels.tolist() == list(range(102)) and not data.available("cifar100")
     assert [path for path, _ in server.requests] == [
-        "/102flowers.tgz", "/102flowers.tgz", "/imagelabels.mat", "/setid.mat",
-    ]  # fmt: skip
+        "/102flowers.tgz",
+        "/102flowers.tgz",
+        "/imagelabels.mat",
+        "/setid.mat",
+    ]
     downloads = home / "cache" / "downloads"
     assert sorted(path.name for path in (downloads / "flowers-102").iterdir()) == [
         "imagelabels.mat",

@@ -23,15 +23,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from scipy.io import savemat
-from tiny_data import (
-    encoded,
-    forget_published,
-    pictures,
-    tiny_cifar100,
-    write_folder,
-    write_parquet,
-    write_python,
-)
+from tiny_data import encoded, forget_published, pictures, tiny_cifar100, write_folder, write_parquet, write_python
 
 from cctlib.data import cache as imagecache
 from cctlib.data import demo, labels, sources
@@ -39,7 +31,9 @@ from cctlib.data import images as data
 from cctlib.errors import UserError
 
 REAL = os.environ.get("CCTLIB_DATA", "")
-needs_cifar100 = pytest.mark.skipif(not (Path(REAL) / "cifar100").is_dir() or not REAL, reason="no cifar100/ in the folder CCTLIB_DATA")
+needs_cifar100 = pytest.mark.skipif(
+    not (Path(REAL) / "cifar100").is_dir() or not REAL, reason="no cifar100/ in the folder CCTLIB_DATA"
+)
 needs_flowers = pytest.mark.skipif(
     not (Path(REAL) / "flowers-102").is_dir() or not REAL, reason="no flowers-102/ in the folder CCTLIB_DATA"
 )
@@ -308,10 +302,7 @@ def test_a_damaged_cache_is_made_again(tiny, home, damage):
     before = data.load("cifar100", "train").fingerprint
     damage(home / "cache" / "cifar100-32-train")
     assert data.load("cifar100", "train").fingerprint == before
-    assert sorted(path.name for path in (home / "cache").iterdir()) == [
-        "cifar100-32-train",
-        "cifar100-32-train.lock",
-    ]
+    assert sorted(path.name for path in (home / "cache").iterdir()) == ["cifar100-32-train", "cifar100-32-train.lock"]
 
 
 def test_a_rewritten_cache_with_other_images_is_not_believed(tiny, home, monkeypatch, caplog):
@@ -352,7 +343,9 @@ def test_killed_while_decoding_it_starts_again_and_ends_the_same(tiny, home):
         "sources.decode = dying\n"
         "data.load('cifar100', 'train')\n"
     )
-    ended = subprocess.run([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": str(Path(data.__file__).parents[2])})
+    ended = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": str(Path(data.__file__).parents[2])}
+    )
     assert ended.returncode == -9
     assert not (home / "cache" / "cifar100-32-train").exists()
     images = data.load("cifar100", "train")
@@ -372,7 +365,9 @@ def test_of_two_that_miss_the_cache_one_decodes(tiny, monkeypatch):
 
     monkeypatch.setattr(sources, "decode", counted)
     found: list[str] = []
-    threads = [threading.Thread(target=lambda: found.append(data.load("cifar100", "test").fingerprint)) for _ in range(4)]
+    threads = [
+        threading.Thread(target=lambda: found.append(data.load("cifar100", "test").fingerprint)) for _ in range(4)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -413,7 +408,9 @@ def test_a_missing_data_folder_is_refused(home, monkeypatch):
 def test_without_data_and_network_the_message_says_what_to_do(home, monkeypatch):
     monkeypatch.setattr(requests, "get", None)  # would fail if called
     for name, layout in (("cifar100", "cifar100/train-"), ("flowers102", "flowers-102/")):
-        with pytest.raises(data.DataUnavailable, match=r"CCTLIB_OFFLINE is set.*Set CCTLIB_DATA to a folder that") as caught:
+        with pytest.raises(
+            data.DataUnavailable, match=r"CCTLIB_OFFLINE is set.*Set CCTLIB_DATA to a folder that"
+        ) as caught:
             data.load(name, "train")
         assert layout in str(caught.value)
         refused("cannot be downloaded: that was not asked for", name, download=False)

@@ -110,7 +110,9 @@ def hero(labels: int) -> Card:
 
 def across() -> Card:
     """A transformer and a convolutional network on one figure."""
-    return overview.across_networks({"CCT-7": tiny.by_theta(7, ("mha", "ff")), "VGG-16": tiny.by_theta(13, ("filters",))})
+    return overview.across_networks(
+        {"CCT-7": tiny.by_theta(7, ("mha", "ff")), "VGG-16": tiny.by_theta(13, ("filters",))}
+    )
 
 
 def side_by_side(number: int) -> Card:
@@ -134,11 +136,15 @@ STATIC = {
     "accuracy by superclass": lambda: by_label(100, grouped=True),
     **{f"accuracy of {labels} labels": (lambda labels=labels: by_label(labels, grouped=False)) for labels in SIZES},
     **{
-        f"pairs, {labels}": (lambda labels=labels: confusions.confused_pairs(tiny.confusion(labels), tiny.names(labels)))
+        f"pairs, {labels}": (
+            lambda labels=labels: confusions.confused_pairs(tiny.confusion(labels), tiny.names(labels))
+        )
         for labels in SIZES
     },
     **{
-        f"node {index} of {labels} labels": (lambda labels=labels, index=index: snp.node(seen(labels, index), tiny.names(labels)))
+        f"node {index} of {labels} labels": (
+            lambda labels=labels, index=index: snp.node(seen(labels, index), tiny.names(labels))
+        )
         for labels in SIZES
         for index in (0, 1, 5)
     },
@@ -157,7 +163,9 @@ STATIC = {
     "alternatives": lambda: null.alternatives(tiny.alternatives()),
     "alternatives without accuracy": lambda: null.alternatives(tiny.by_site("alternative", 3)),
     **{
-        f"labels by {number} heads": (lambda number=number: heads.labels_by_heads(*tiny.heads(102, number), tiny.names(102), "enc3/mha"))
+        f"labels by {number} heads": (
+            lambda number=number: heads.labels_by_heads(*tiny.heads(102, number), tiny.names(102), "enc3/mha")
+        )
         for number in (2, 4, 6)
     },
     "concentration": lambda: heads.concentration(tiny.symmetry()),
@@ -176,21 +184,30 @@ STATIC = {
     "data sets": lambda: side_by_side(3),
     "one data set": lambda: side_by_side(1),
     "four data sets": lambda: side_by_side(4),
-    "claims on four": lambda: datasets.claims(tiny.claims(("CIFAR-100", "Flowers-102 (official split)", "Flowers-102 (kaggle)", "demo"))),
+    "claims on four": lambda: datasets.claims(
+        tiny.claims(("CIFAR-100", "Flowers-102 (official split)", "Flowers-102 (kaggle)", "demo"))
+    ),
     "claims on data sets": lambda: datasets.claims(tiny.claims(("CIFAR-100", "Flowers-102 (official split)"))),
     "claims on one": lambda: datasets.claims(tiny.claims(("demo shapes",))),
     "verdicts": lambda: overview.verdicts(tiny.verdicts()),
-}  # fmt: skip
+}
 BROWSERS = {
     **{
         f"confusion matrix, {labels}": (
-            lambda labels=labels: confusions.confusion_matrix(tiny.confusion(labels), tiny.names(labels), tiny.groups(labels)[0])
+            lambda labels=labels: confusions.confusion_matrix(
+                tiny.confusion(labels), tiny.names(labels), tiny.groups(labels)[0]
+            )
         )
         for labels in SIZES
     },
-    **{f"node, {labels}": (lambda labels=labels: browse.node_heatmap(seen(labels, 5), tiny.names(labels))) for labels in SIZES},
     **{
-        f"browser, {labels}": (lambda labels=labels: browse.node_browser([seen(labels, n) for n in (5, 0, 1, 6)], tiny.names(labels)))
+        f"node, {labels}": (lambda labels=labels: browse.node_heatmap(seen(labels, 5), tiny.names(labels)))
+        for labels in SIZES
+    },
+    **{
+        f"browser, {labels}": (
+            lambda labels=labels: browse.node_browser([seen(labels, n) for n in (5, 0, 1, 6)], tiny.names(labels))
+        )
         for labels in SIZES
     },
 }
@@ -226,7 +243,9 @@ def test_a_static_figure_can_be_read_and_says_what_it_shows(name):
     boxes = [(text.get_text(), text.get_window_extent()) for text in texts]
     edge = figure.bbox
     for text, box in boxes:
-        assert box.x0 >= 0 and box.x1 <= edge.width and box.y0 >= 0 and box.y1 <= edge.height, f"{text!r} leaves the card"
+        assert box.x0 >= 0 and box.x1 <= edge.width and box.y0 >= 0 and box.y1 <= edge.height, (
+            f"{text!r} leaves the card"
+        )
     for (one, a), (other, b) in itertools.combinations(boxes, 2):
         across, up = min(a.x1, b.x1) - max(a.x0, b.x0), min(a.y1, b.y1) - max(a.y0, b.y0)
         assert across <= 1 or up <= 2, f"{one!r} covers {other!r}"
@@ -349,7 +368,9 @@ def test_messages_of_a_silent_node_one_off_the_diagonal_and_a_usual_one():
 
 
 def test_the_typical_node_has_the_median_noise():
-    table = pd.DataFrame({"site": "enc1/ff", "node": range(5), "silent": [True, *[False] * 4], "noise": [0, 9, 1, 4, 6]})
+    table = pd.DataFrame(
+        {"site": "enc1/ff", "node": range(5), "silent": [True, *[False] * 4], "noise": [0, 9, 1, 4, 6]}
+    )
     assert nodes.typical(table, "enc1/ff") in (3, 4)
     with pytest.raises(UserError, match="no node that is not silent"):
         nodes.typical(table.assign(silent=True), "enc1/ff")
@@ -372,9 +393,18 @@ def test_a_change_is_never_put_into_the_wrong_words(first, last):
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(371.4, "371"), (0.4321, "0.432"), (12345, "12,345"), (12345.6, "12,346"), (0, "0"), (np.int64(7), "7"), (math.nan, "n/a"),
-     (-2.5, "-2.50"), (math.inf, "n/a")],
-)  # fmt: skip
+    [
+        (371.4, "371"),
+        (0.4321, "0.432"),
+        (12345, "12,345"),
+        (12345.6, "12,346"),
+        (0, "0"),
+        (np.int64(7), "7"),
+        (math.nan, "n/a"),
+        (-2.5, "-2.50"),
+        (math.inf, "n/a"),
+    ],
+)
 def test_numbers_as_words(value, text):
     assert wording.number(value) == text
 
@@ -436,7 +466,10 @@ def test_trends_against_polyfit():
         (lambda: browse.node_browser([], []), "no nodes given"),
         (lambda: snp.liked(None, None, [], [], "enc1/ff", 0), "no images of node 0"),
         (lambda: nodes.look(*tiny.site(10), "enc1/ff", 12), "nodes 0 to 11, not 12"),
-        (lambda: heads.enrichment(pd.concat([tiny.enrichment(), tiny.enrichment().assign(site="enc1/mha")])), "2 sites"),
+        (
+            lambda: heads.enrichment(pd.concat([tiny.enrichment(), tiny.enrichment().assign(site="enc1/mha")])),
+            "2 sites",
+        ),
         (lambda: experts.ablation(tiny.ablation(), "enc1/mha"), "0 sites to draw"),
         (lambda: andc.accuracy_density(tiny.pruned().assign(method="obs")), "unknown pruning method"),
         (lambda: andc.accuracy_density(tiny.pruned(), epochs=9), "9 epochs of retraining"),
@@ -476,11 +509,14 @@ def lab(color: str, cones: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize(
     "colors",
     [
-        palette.KINDS.values(), palette.METHODS.values(), palette.HEADS[:4], palette.DATASETS,
+        palette.KINDS.values(),
+        palette.METHODS.values(),
+        palette.HEADS[:4],
+        palette.DATASETS,
         (palette.SIGNAL, palette.WARN, palette.FOREIGN),
     ],
     ids=["kinds", "methods", "heads", "data sets", "entries"],
-)  # fmt: skip
+)
 def test_colours_can_be_told_apart_by_every_eye(colors, eye):
     """A difference of 15 in CIELAB is seen at a glance; a just noticeable one is about 2."""
     seen_as = [lab(color, CONES[eye]) for color in colors]
@@ -489,14 +525,24 @@ def test_colours_can_be_told_apart_by_every_eye(colors, eye):
 
 def test_text_can_be_read_on_the_ground():
     assert palette.contrast("white", "black") == pytest.approx(21)
-    for color in (palette.INK, palette.MUTED, *(palette.readable(c) for c in (*palette.KINDS.values(), *palette.HEADS))):
+    for color in (
+        palette.INK,
+        palette.MUTED,
+        *(palette.readable(c) for c in (*palette.KINDS.values(), *palette.HEADS)),
+    ):
         assert palette.contrast(color) >= 4.5
 
 
 def test_a_table_is_formatted_and_its_best_value_bold():
     table = pd.DataFrame({"method": ["andc", "random"], "accuracy": [0.631, np.nan], "MACs": [12_000, 9_000]})
     html = andc.styled(table, {"accuracy": "{:.1%}", "MACs": "{:,}"}, "Pruned networks.", {"MACs": "min"}).to_html()
-    assert "63.1%" in html and "–" in html and "12,000" in html and "Pruned networks." in html and "font-weight: 700" in html
+    assert (
+        "63.1%" in html
+        and "–" in html
+        and "12,000" in html
+        and "Pruned networks." in html
+        and "font-weight: 700" in html
+    )
 
 
 def test_tensors_and_arrays_are_taken_alike():

@@ -57,11 +57,7 @@ def test_accuracies_by_plain_counting(weights):
         prediction = predictions[row.head]
         own = plain_accuracy(prediction, lambda head, h=row.head: head == h)
         others = plain_accuracy(prediction, lambda head, h=row.head: head not in (h, NOBODY))
-        rivals = [
-            plain_accuracy(predictions[g], lambda head, h=row.head: head == h)
-            for g in range(4)
-            if g != row.head
-        ]
+        rivals = [plain_accuracy(predictions[g], lambda head, h=row.head: head == h) for g in range(4) if g != row.head]
         assert (row.own, row.others, row.gap) == pytest.approx((own, others, own - others), abs=1e-5)
         assert row.rivals == pytest.approx(np.mean(rivals), abs=1e-5)
         assert row.advantage == pytest.approx(own - np.mean(rivals), abs=1e-5)
@@ -194,9 +190,7 @@ def test_ablation_by_plain_counting(weights):
 
         def drop(prediction, h=row.head):
             own, others = (lambda head: head == h), (lambda head: head not in (h, NOBODY))
-            return tuple(
-                plain_accuracy(baseline, who) - plain_accuracy(prediction, who) for who in (own, others)
-            )
+            return tuple(plain_accuracy(baseline, who) - plain_accuracy(prediction, who) for who in (own, others))
 
         own, others = drop(silenced[row.head])
         by_draw = [drop(prediction) for prediction in random]

@@ -33,9 +33,7 @@ def broken_diagonal(nodes=256, labels=100, seed=0):
 def diagonals(draw):
     """(diagonal sets, number of heads) of a small site."""
     number, per_head, labels = draw(st.tuples(st.integers(1, 4), st.integers(1, 5), st.integers(1, 6)))
-    flat = draw(
-        st.lists(st.booleans(), min_size=number * per_head * labels, max_size=number * per_head * labels)
-    )
+    flat = draw(st.lists(st.booleans(), min_size=number * per_head * labels, max_size=number * per_head * labels))
     return torch.tensor(flat).view(number * per_head, labels), number
 
 
@@ -85,10 +83,7 @@ def test_a_head_owns_a_contiguous_block():
 def test_designation_of_ties_and_of_labels_that_no_node_has():
     counts = torch.tensor([[3, 2, 0, 1], [1, 2, 0, 0], [0, 0, 0, 5]])
     assert ownership.designate(counts).tolist() == [0, NOBODY, NOBODY, 2]
-    assert ownership.concentration(counts)[:2].tolist() == [
-        0.75,
-        0.5,
-    ]  # a tie is undecided, and still concentrated
+    assert ownership.concentration(counts)[:2].tolist() == [0.75, 0.5]  # a tie is undecided, and still concentrated
 
 
 @given(diagonals())
@@ -250,8 +245,7 @@ def test_head_sets_and_overlap_by_hand():
     assert (row.head_a, row.head_b, row.shared, row.jaccard) == (0, 1, 1, 0.5)
     assert row.weighted == pytest.approx(1 / 3)  # (min(2,1) + min(1,0)) / (max(2,1) + max(1,0))
     expected = [
-        sum(min(a, b) for a, b in zip(*deal, strict=True))
-        / sum(max(a, b) for a, b in zip(*deal, strict=True))
+        sum(min(a, b) for a, b in zip(*deal, strict=True)) / sum(max(a, b) for a, b in zip(*deal, strict=True))
         for deal in null["enc1/mha"].tolist()
     ]
     assert row.weighted_dealt == pytest.approx(np.mean(expected))
@@ -314,15 +308,23 @@ def semantic_counts(by_group: bool):
 @pytest.mark.parametrize("by_group", [True, False])
 def test_semantics_finds_heads_that_own_whole_groups(by_group):
     counts = {"enc1/mha": semantic_counts(by_group)}
-    null = ownership.null_counts(
-        {"enc1/mha": random_diagonal(256, 100)}, HEADS, torch.Generator().manual_seed(0), 100
-    )
+    null = ownership.null_counts({"enc1/mha": random_diagonal(256, 100)}, HEADS, torch.Generator().manual_seed(0), 100)
     table = ownership.semantics(counts, null, GROUPS, torch.Generator().manual_seed(0), 500)
     row = table.iloc[0]
     assert list(table) == [
-        "site", "encoder", "pairs", "same", "shuffled_mean", "shuffled_95", "p", "p_holm",
-        "dealt_mean", "dealt_95", "p_dealt", "p_dealt_holm",
-    ]  # fmt: skip
+        "site",
+        "encoder",
+        "pairs",
+        "same",
+        "shuffled_mean",
+        "shuffled_95",
+        "p",
+        "p_holm",
+        "dealt_mean",
+        "dealt_95",
+        "p_dealt",
+        "p_dealt_holm",
+    ]
     assert row.pairs == 20 * comb(5, 2)
     plain = [
         (counts["enc1/mha"][:, i].argmax() == counts["enc1/mha"][:, j].argmax()).item()

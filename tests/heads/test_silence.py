@@ -27,7 +27,9 @@ def test_a_silenced_head_is_one_whose_columns_of_the_projection_are_zero(encoder
     network, images = tiny.network(), tiny.images(23)
     sets = silence.head_and_random_sets(NODES, HEADS, 2, torch.Generator().manual_seed(0))
     site = f"enc{encoder}/mha"
-    whole, found = silence.predict(network, tiny.normalise, images, {site: sets}, device="cpu", batch=7, precision="fp32")
+    whole, found = silence.predict(
+        network, tiny.normalise, images, {site: sets}, device="cpu", batch=7, precision="fp32"
+    )
     x = tiny.normalise(images.pixels)
     assert torch.equal(whole, network(x).argmax(1))
     for row, nodes in enumerate(sets):

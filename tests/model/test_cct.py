@@ -237,9 +237,7 @@ def test_sine_is_sinusoidal():
     for t in range(9):
         for i in range(10):
             angle = t / 10000 ** (2 * (i // 2) / 10)
-            assert table[0, t, i].item() == pytest.approx(
-                math.cos(angle) if i % 2 else math.sin(angle), abs=1e-6
-            )
+            assert table[0, t, i].item() == pytest.approx(math.cos(angle) if i % 2 else math.sin(angle), abs=1e-6)
 
 
 def test_initial_weights_are_those_of_the_release():
@@ -420,9 +418,7 @@ def test_traces_into_one_graph(plain, attention, positional):
     with torch.no_grad():
         torch.testing.assert_close(compiled(images), network(images))
         torch.testing.assert_close(compiled(images[:3]), network(images[:3]))
-        torch.testing.assert_close(
-            compiled(images, taps=taps, gains=gains), network(images, taps=taps, gains=gains)
-        )
+        torch.testing.assert_close(compiled(images, taps=taps, gains=gains), network(images, taps=taps, gains=gains))
     network.train()
     compiled(images).sum().backward()
     assert network.classifier.fc.weight.grad is not None
@@ -530,8 +526,7 @@ def test_fused_attention_has_no_maps():
 
 def same(network: cct.CCT, other: cct.CCT) -> bool:
     return all(
-        torch.equal(a, b)
-        for a, b in zip(network.state_dict().values(), other.state_dict().values(), strict=True)
+        torch.equal(a, b) for a, b in zip(network.state_dict().values(), other.state_dict().values(), strict=True)
     )
 
 
@@ -624,10 +619,7 @@ def test_files_that_are_no_checkpoints(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     whole = tmp_path / "whole.safetensors"
     save_file(tiny().state_dict(), whole)
-    files = {
-        name: tmp_path / name
-        for name in ("a.safetensors", "b.safetensors", "c.pth", "d.pth", "e.pth", "f.pth")
-    }
+    files = {name: tmp_path / name for name in ("a.safetensors", "b.safetensors", "c.pth", "d.pth", "e.pth", "f.pth")}
     files["a.safetensors"].write_bytes(whole.read_bytes()[:-100])
     files["b.safetensors"].write_bytes(b"")
     files["c.pth"].write_text("<html>404</html>")

@@ -140,9 +140,7 @@ def test_torchvision_vgg(batch_norm, mode):
 
 def test_only_what_is_asked_for_is_hooked(monkeypatch):
     network = Tapped(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 5, 3)), {})
-    network.places = {
-        f"layer{m + 1}/filters": (f"module.{m}".removeprefix("module."), "output") for m in (0, 1)
-    }
+    network.places = {f"layer{m + 1}/filters": (f"module.{m}".removeprefix("module."), "output") for m in (0, 1)}
     counts = []
     original = nn.Module.register_forward_hook
     monkeypatch.setattr(nn.Module, "register_forward_hook", lambda *a: counts.append(1) or original(*a))

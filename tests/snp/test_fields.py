@@ -104,9 +104,7 @@ def test_summary_is_that_of_the_summed_boolean_matrix(site):
     off = A[~torch.eye(12, dtype=torch.bool)]
     found = fields.measure(mu, W)
     assert found.summary()["snr"].item() == pytest.approx((A.diagonal().mean() / off.mean()).item())
-    total = sum(
-        torch.outer(m, w) / torch.outer(m, w).max() for m, w in zip(mu.double().T, W.double().T, strict=True)
-    )
+    total = sum(torch.outer(m, w) / torch.outer(m, w).max() for m, w in zip(mu.double().T, W.double().T, strict=True))
     off = total[~torch.eye(12, dtype=torch.bool)].abs()
     assert found.snr_field.item() == pytest.approx((total.diagonal().mean() / off.mean()).item())
 
@@ -256,18 +254,21 @@ def test_the_summary_is_that_of_plain_averages(site):
     walks = [plain_clusters(matrix) for matrix in B]
     sizes = [len(block) for blocks in walks for block in blocks]
     noise = [matrix.sum() - sum(len(b) ** 2 for b in blocks) for matrix, blocks in zip(B, walks, strict=True)]
-    ratios = [
-        sum(len(b) ** 2 for b in blocks) / max(n, 1) for blocks, n in zip(walks[3:], noise[3:], strict=True)
-    ]
+    ratios = [sum(len(b) ** 2 for b in blocks) / max(n, 1) for blocks, n in zip(walks[3:], noise[3:], strict=True)]
     numbers = {name: value.item() for name, value in found.summary().items()}
     expected = {
-        "nodes": 30, "silent": 3,
-        "clusters": sum(map(len, walks)) / 27, "clusters_all": sum(map(len, walks)) / 30,
-        "labels": sum(sizes) / 27, "labels_all": sum(sizes) / 30,
-        "noise": sum(noise) / 27, "noise_all": sum(noise) / 30,
-        "cluster_size": np.mean(sizes), "snr_node": np.mean(ratios),
+        "nodes": 30,
+        "silent": 3,
+        "clusters": sum(map(len, walks)) / 27,
+        "clusters_all": sum(map(len, walks)) / 30,
+        "labels": sum(sizes) / 27,
+        "labels_all": sum(sizes) / 30,
+        "noise": sum(noise) / 27,
+        "noise_all": sum(noise) / 30,
+        "cluster_size": np.mean(sizes),
+        "snr_node": np.mean(ratios),
         "snr_blocks": (sum(sizes) / 12) / (sum(noise) / (12 * 11)),
-    }  # fmt: skip
+    }
     assert {name: numbers[name] for name in expected} == pytest.approx(expected)
     assert numbers["noise"] == pytest.approx(numbers["column_noise"] + numbers["foreign_noise"])
 

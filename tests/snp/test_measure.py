@@ -37,7 +37,15 @@ def trained(network, images, checkpoint=None, settings=SETTINGS):
     widths = {site: sites.width(site, network.config) for site in sites.site_names(network.config.encoders)}
     probes = probe.make_probes(widths, 10, settings)
     history = probe.train_probes(
-        network, half, probes, images["train"], images["held-out"], settings, device="cpu", checkpoint=checkpoint, checkpoint_steps=1
+        network,
+        half,
+        probes,
+        images["train"],
+        images["held-out"],
+        settings,
+        device="cpu",
+        checkpoint=checkpoint,
+        checkpoint_steps=1,
     )
     return probes.eval().requires_grad_(False), history
 
@@ -46,7 +54,15 @@ def trained(network, images, checkpoint=None, settings=SETTINGS):
 def measured(network, images):
     probes, _ = trained(network, images)
     found = measure.measure(
-        network, half, probes, images["held-out"], images["test"], null_draws=2, device="cpu", about=ABOUT, precision="fp32"
+        network,
+        half,
+        probes,
+        images["held-out"],
+        images["test"],
+        null_draws=2,
+        device="cpu",
+        about=ABOUT,
+        precision="fp32",
     )
     return probes, *found
 
@@ -59,7 +75,10 @@ def test_mu_is_the_mean_of_the_pooled_values(network, images, measured):
         pooled = torch.stack([probes[site].pool(one[None])[0] for one in tokens])
         for label in range(10):
             torch.testing.assert_close(
-                torch.from_numpy(result[site].mu["test"][label]), pooled[test.labels == label].mean(0), atol=1e-5, rtol=1e-4
+                torch.from_numpy(result[site].mu["test"][label]),
+                pooled[test.labels == label].mean(0),
+                atol=1e-5,
+                rtol=1e-4,
             )
 
 
@@ -83,8 +102,12 @@ def test_extremes_are_the_ends_of_a_sort(network, images, measured):
     for node in (0, 7):
         order = pooled[:, node].argsort()
         most, least = result[site].extremes[node]
-        torch.testing.assert_close(pooled[torch.from_numpy(most).long(), node], pooled[order.flip(0)[:8], node], atol=1e-5, rtol=0)
-        torch.testing.assert_close(pooled[torch.from_numpy(least).long(), node], pooled[order[:8], node], atol=1e-5, rtol=0)
+        torch.testing.assert_close(
+            pooled[torch.from_numpy(most).long(), node], pooled[order.flip(0)[:8], node], atol=1e-5, rtol=0
+        )
+        torch.testing.assert_close(
+            pooled[torch.from_numpy(least).long(), node], pooled[order[:8], node], atol=1e-5, rtol=0
+        )
 
 
 def test_a_measurement_survives_being_stored(measured, tmp_path):

@@ -8,17 +8,37 @@ import pytest
 from cctlib.errors import UserError
 from tools import book, executed
 
-RUN = {"start_time": "2026-01-02T03:04:05", "end_time": "2026-01-02T03:04:47", "duration": 42.2, "parameters": {"profile": "quick"}}
+RUN = {
+    "start_time": "2026-01-02T03:04:05",
+    "end_time": "2026-01-02T03:04:47",
+    "duration": 42.2,
+    "parameters": {"profile": "quick"},
+}
 IMAGE = {"output_type": "display_data", "metadata": {}, "data": {"image/png": "aGVsbG8=", "text/plain": "Noise falls."}}
-PLOT = {"output_type": "display_data", "metadata": {}, "data": {executed.PLOTLY: {"data": [], "layout": {}}, "text/plain": 'A "matrix".'}}
+PLOT = {
+    "output_type": "display_data",
+    "metadata": {},
+    "data": {executed.PLOTLY: {"data": [], "layout": {}}, "text/plain": 'A "matrix".'},
+}
 
 
 def code(outputs=(), source="1 + 1", count=1, **metadata):
-    return {"cell_type": "code", "source": source, "execution_count": count, "metadata": metadata, "outputs": list(outputs)}
+    return {
+        "cell_type": "code",
+        "source": source,
+        "execution_count": count,
+        "metadata": metadata,
+        "outputs": list(outputs),
+    }
 
 
 def notebook(*cells, papermill=RUN):
-    return {"cells": [copy.deepcopy(cell) for cell in cells], "metadata": {"papermill": papermill}, "nbformat": 4, "nbformat_minor": 5}
+    return {
+        "cells": [copy.deepcopy(cell) for cell in cells],
+        "metadata": {"papermill": papermill},
+        "nbformat": 4,
+        "nbformat_minor": 5,
+    }
 
 
 def glued(name, text):
@@ -44,7 +64,10 @@ def test_an_executed_notebook_is_read(tmp_path):
         (notebook(code(), papermill={}), "not executed by papermill"),
         (notebook(code(), papermill={"start_time": "2026-01-02"}), "not executed by papermill"),
         (notebook(code(), code(count=None)), "cell 2 was not executed"),
-        (notebook(code([{"output_type": "error", "ename": "KeyError", "evalue": "'x'"}])), "cell 1 ends in KeyError: 'x'"),
+        (
+            notebook(code([{"output_type": "error", "ename": "KeyError", "evalue": "'x'"}])),
+            "cell 1 ends in KeyError: 'x'",
+        ),
     ],
 )
 def test_a_notebook_that_is_not_whole_is_refused_in_one_line(tmp_path, content, says):
@@ -85,11 +108,18 @@ def test_a_plotly_figure_becomes_html_that_asks_the_network_for_nothing(tmp_path
     assert executed.PLOTLY not in cell["outputs"][0]["data"]
     assert 'aria-label="A &quot;matrix&quot;."' in html and "<noscript><img" in html
     assert "cdn" not in html and "mathjax" not in html.lower().replace("mathjaxconfig", "")
-    assert html == page(tmp_path, code([{**PLOT, "data": {**PLOT["data"], "image/png": "aGVsbG8="}}]))[0]["outputs"][0]["data"]["text/html"]
+    assert (
+        html
+        == page(tmp_path, code([{**PLOT, "data": {**PLOT["data"], "image/png": "aGVsbG8="}}]))[0]["outputs"][0]["data"][
+            "text/html"
+        ]
+    )
 
 
 def test_settings_are_unseen_and_the_last_cell_says_how_the_page_was_made(tmp_path):
-    (tmp_path / "provenance.json").write_text(json.dumps({"device": "a clock", "python": "3.11", "torch": "2.6", "commit": "abc"}))
+    (tmp_path / "provenance.json").write_text(
+        json.dumps({"device": "a clock", "python": "3.11", "torch": "2.6", "commit": "abc"})
+    )
     first, last = page(tmp_path, code(tags=["parameters"]))
     assert "remove-cell" in first["metadata"]["tags"]
     for word in ("2026-01-02 03:04 UTC", "42 s", "a clock", "torch 2.6", "commit abc"):
@@ -97,7 +127,7 @@ def test_settings_are_unseen_and_the_last_cell_says_how_the_page_was_made(tmp_pa
 
 
 def test_glued_texts_are_collected_with_their_page():
-    text = "it's 3.1% of \"all\" \\ µ"
+    text = 'it\'s 3.1% of "all" \\ µ'
     found = executed.glued({"01_model.ipynb": notebook(code([glued("accuracy", text)]))})
     assert found == {"accuracy": {"text": text, "page": "notebooks/01_model"}}
     with pytest.raises(UserError, match="both glue 'accuracy'"):
@@ -114,4 +144,8 @@ def test_every_module_has_its_section_in_the_page_of_the_package():
     modules = [path for path in (book.ROOT / "cctlib").rglob("*.py") if not path.name.startswith("_")]
     names = [".".join(path.relative_to(book.ROOT).with_suffix("").parts) for path in modules]
     assert all(sections.count(f".. automodule:: {name}\n") == 1 for name in names)
-    assert sections.index("cctlib.data.images\n") < sections.index("cctlib.model.cct\n") < sections.index("cctlib.snp.fields\n")
+    assert (
+        sections.index("cctlib.data.images\n")
+        < sections.index("cctlib.model.cct\n")
+        < sections.index("cctlib.snp.fields\n")
+    )

@@ -123,12 +123,22 @@ def test_tones_are_torchvisions(pixels):
 
 def test_amounts_are_those_of_timm(monkeypatch):
     names = {
-        "rotate": "Rotate", "shear_x": "ShearX", "shear_y": "ShearY", "translate_x": "TranslateXRel",
-        "translate_y": "TranslateYRel", "colour": "ColorIncreasing", "contrast": "ContrastIncreasing",
-        "brightness": "BrightnessIncreasing", "sharpness": "SharpnessIncreasing", "posterize": "PosterizeIncreasing",
-        "solarize": "SolarizeIncreasing", "solarize_add": "SolarizeAdd", "autocontrast": "AutoContrast",
-        "equalize": "Equalize", "invert": "Invert",
-    }  # fmt: skip
+        "rotate": "Rotate",
+        "shear_x": "ShearX",
+        "shear_y": "ShearY",
+        "translate_x": "TranslateXRel",
+        "translate_y": "TranslateYRel",
+        "colour": "ColorIncreasing",
+        "contrast": "ContrastIncreasing",
+        "brightness": "BrightnessIncreasing",
+        "sharpness": "SharpnessIncreasing",
+        "posterize": "PosterizeIncreasing",
+        "solarize": "SolarizeIncreasing",
+        "solarize_add": "SolarizeAdd",
+        "autocontrast": "AutoContrast",
+        "equalize": "Equalize",
+        "invert": "Invert",
+    }
     assert sorted(names) == sorted(randaugment.OPERATIONS)
     assert sorted(names.values()) == sorted(auto_augment.rand_augment_choices("", increasing=True))
     for sign in (1, -1):
@@ -250,7 +260,9 @@ def test_parts_of_a_batch_are_augmented_like_the_whole(pixels):
             assert torch.equal(part[1], whole[1][rows])
 
 
-@pytest.mark.parametrize("wrong", [{"crop_scale": 0.0}, {"randaugment": 11}, {"erasing": -0.1}, {"mixup": -1.0}, {"shift": -1}])
+@pytest.mark.parametrize(
+    "wrong", [{"crop_scale": 0.0}, {"randaugment": 11}, {"erasing": -0.1}, {"mixup": -1.0}, {"shift": -1}]
+)
 def test_settings_out_of_range_are_refused_by_name(wrong):
     with pytest.raises(UserError, match=f"{next(iter(wrong))} is"):
         Augmentation(**wrong)

@@ -36,12 +36,18 @@ from tools.ship import ship_run, ship_weights
 
 # Everything that draws random numbers is switched on.
 TINY = Recipe(
-    name="tiny", model="cct_2_3x2", epochs=3, batch=8, lr=1e-3, warmup_epochs=1, ema=0.9, attention_dropout=0.1,
-    small_epochs=1, small_size=20,
-    augmentation=Augmentation(
-        shift=2, crop_scale=0.7, flip=True, randaugment=9, erasing=0.5, mixup=0.8, cutmix=1.0
-    ),
-)  # fmt: skip
+    name="tiny",
+    model="cct_2_3x2",
+    epochs=3,
+    batch=8,
+    lr=1e-3,
+    warmup_epochs=1,
+    ema=0.9,
+    attention_dropout=0.1,
+    small_epochs=1,
+    small_size=20,
+    augmentation=Augmentation(shift=2, crop_scale=0.7, flip=True, randaugment=9, erasing=0.5, mixup=0.8, cutmix=1.0),
+)
 MUON = replace(TINY, name="muon", optimizer="muon")
 HERE = Place(0, 1, torch.device("cpu"))
 
@@ -177,7 +183,7 @@ test_train.run(images, Path(sys.argv[1]), getattr(test_train, sys.argv[2]), resu
 def script(folder):
     """A program that trains a recipe named TINY or MUON, or goes on with it, with a checkpoint after every step."""
     path = folder / "child.py"
-    path.write_text(CHILD.format(paths=[str(path) for path in (*Path(__file__).parents[:3],)]))
+    path.write_text(CHILD.format(paths=[str(path) for path in Path(__file__).parents[:3]]))
     return path
 
 
@@ -202,7 +208,12 @@ def test_killed_at_any_moment_it_ends_with_the_same_weights(images, whole, tmp_p
     (folder / ".checkpoint.pt.1.tmp").write_bytes(b"half a checkpoint")
     run(images, folder, recipe, resume=True)
     assert same_run(folder, uninterrupted)
-    assert sorted(path.name for path in folder.iterdir()) == ["checkpoint.pt", "log.jsonl", "run.json", "weights.safetensors"]
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "checkpoint.pt",
+        "log.jsonl",
+        "run.json",
+        "weights.safetensors",
+    ]
 
 
 def quiet():
@@ -226,15 +237,26 @@ test_train.run(images, Path(sys.argv[1]), test_train.alike(sys.argv[2]), checkpo
 
 def alike(optimizer):
     """A recipe without dropout, which each process draws for itself, and without the rounding of bf16."""
-    return replace(TINY, optimizer=optimizer, attention_dropout=0.0, stochastic_depth=0.0, precision="fp32", batch=16, epochs=4)
+    return replace(
+        TINY, optimizer=optimizer, attention_dropout=0.0, stochastic_depth=0.0, precision="fp32", batch=16, epochs=4
+    )
 
 
 @pytest.mark.parametrize(("optimizer", "near"), [("adamw", 1e-3), ("muon", 5e-3)])
 def test_two_processes_train_like_one(images, tmp_path, optimizer, near):
     """The same global batch gives the same losses; Muon, which computes in bf16, a little less exactly."""
     program = tmp_path / "shared.py"
-    program.write_text(SHARED.format(paths=[str(path) for path in (*Path(__file__).parents[:3],)]))
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", program, tmp_path / "two", optimizer]
+    program.write_text(SHARED.format(paths=[str(path) for path in Path(__file__).parents[:3]]))
+    launch = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node=2",
+        program,
+        tmp_path / "two",
+        optimizer,
+    ]
     done = subprocess.run(launch, capture_output=True, text=True, env=quiet(), timeout=400)
     assert done.returncode == 0, done.stderr
     recipe = alike(optimizer)
@@ -243,7 +265,9 @@ def test_two_processes_train_like_one(images, tmp_path, optimizer, near):
     assert one.step.tolist() == two.step.tolist() == [2, 4, 6, 8]  # and only one of the two wrote
     torch.testing.assert_close(torch.tensor(two.values), torch.tensor(one.values), rtol=near, atol=near)
     ours, theirs = (load_file(tmp_path / name / "weights.safetensors") for name in ("one", "two"))
-    for name in ours.keys() - {"classifier.attention_pool.bias"}:  # no loss depends on it: AdamW makes steps of rounding errors
+    for name in ours.keys() - {
+        "classifier.attention_pool.bias"
+    }:  # no loss depends on it: AdamW makes steps of rounding errors
         torch.testing.assert_close(theirs[name], ours[name], rtol=0, atol=near, msg=name)
     before = (tmp_path / "two" / "weights.safetensors").read_bytes()
     run(images, tmp_path / "two", recipe, resume=True)  # one process can take over what two began
@@ -307,7 +331,9 @@ def test_what_is_no_checkpoint_is_refused_and_never_run(images, tmp_path, monkey
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_a_loss_that_is_not_finite_ends_the_run_and_names_the_last_good_checkpoint(images, tmp_path, optimizer):
     wild = replace(TINY, lr=1e30, warmup_epochs=0, ema=0.0, optimizer=optimizer)
-    with pytest.raises(UserError, match=r"not finite at step 2 of 15, learning rate 9.33e\+29; there is no checkpoint yet"):
+    with pytest.raises(
+        UserError, match=r"not finite at step 2 of 15, learning rate 9.33e\+29; there is no checkpoint yet"
+    ):
         run(images, tmp_path / "none", wild)
     with pytest.raises(UserError, match=r"at step 2 .*last good checkpoint is .*checkpoint.pt \(step 1\)"):
         run(images, tmp_path / "one", wild, checkpoint_minutes=0.0)
@@ -325,7 +351,16 @@ def test_images_that_do_not_fit_are_refused(images, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"epochs": 0}, {"lr": 0.0}, {"lr": float("nan")}, {"batch": 7}, {"warmup_epochs": 3}, {"ema": 1.0}, {"clip": -1.0}]
+    "wrong",
+    [
+        {"epochs": 0},
+        {"lr": 0.0},
+        {"lr": float("nan")},
+        {"batch": 7},
+        {"warmup_epochs": 3},
+        {"ema": 1.0},
+        {"clip": -1.0},
+    ],
 )
 def test_a_recipe_that_cannot_train_is_refused(wrong):
     with pytest.raises(UserError, match="recipe tiny"):
@@ -333,7 +368,9 @@ def test_a_recipe_that_cannot_train_is_refused(wrong):
 
 
 def test_an_unknown_recipe_is_refused_with_the_names():
-    with pytest.raises(UserError, match="there are: paper, paper-1500, flowers, flowers-cpu, flowers-kaggle-cpu, cpu, plain, demo"):
+    with pytest.raises(
+        UserError, match="there are: paper, paper-1500, flowers, flowers-cpu, flowers-kaggle-cpu, cpu, plain, demo"
+    ):
         recipe("papper")
 
 
@@ -370,7 +407,9 @@ def test_the_published_recipe_is_as_published():
     assert (paper.model, paper.epochs, paper.batch, paper.lr, paper.weight_decay) == ("cct_7_3x1", 300, 128, 6e-4, 6e-2)
     assert (paper.warmup_epochs, paper.warmup_lr, paper.min_lr, paper.schedule) == (10, 1e-6, 1e-5, "cosine")
     assert (paper.label_smoothing, paper.positional, paper.stochastic_depth) == (0.1, "learnable", 0.1)
-    assert paper.augmentation == Augmentation(crop_scale=0.8, flip=True, randaugment=9, erasing=0.25, mixup=0.8, cutmix=1.0)
+    assert paper.augmentation == Augmentation(
+        crop_scale=0.8, flip=True, randaugment=9, erasing=0.25, mixup=0.8, cutmix=1.0
+    )
     assert RECIPES["flowers"].config(102).positional == "sine"
     assert RECIPES["paper-1500"].epochs == 1500
     assert all(found.name == name for name, found in RECIPES.items())
@@ -385,7 +424,10 @@ def test_a_run_counts_its_image_passes(images, tmp_path):
 
 def test_every_data_set_and_device_has_a_recipe():
     assert recipe_for("cifar100", "cpu").name == "cpu" and recipe_for("cifar100", "cuda").name == "paper"
-    assert recipe_for("flowers102-kaggle", "cpu").name == "flowers-kaggle-cpu" and recipe_for("flowers102", "cuda:1").name == "flowers"
+    assert (
+        recipe_for("flowers102-kaggle", "cpu").name == "flowers-kaggle-cpu"
+        and recipe_for("flowers102", "cuda:1").name == "flowers"
+    )
     assert recipe_for("demo", "cpu").name == "demo"
 
 
@@ -413,7 +455,9 @@ def test_biases_norms_and_positions_are_not_decayed(images, tmp_path):
 def test_muon_takes_the_matrices_of_the_encoders_and_adamw_the_rest(images, tmp_path):
     started = trainer.Trainer(MUON, images["train"], images["held-out"], tmp_path, HERE)
     names = {id(parameter): name for name, parameter in started.network.named_parameters()}
-    adamw, muon = ([names[id(p)] for group in found.param_groups for p in group["params"]] for found in started.optimizers)
+    adamw, muon = (
+        [names[id(p)] for group in found.param_groups for p in group["params"]] for found in started.optimizers
+    )
     layers = ("self_attn.qkv", "self_attn.proj", "linear1", "linear2")
     assert sorted(muon) == sorted(f"classifier.blocks.{m}.{layer}.weight" for m in range(2) for layer in layers)
     assert sorted(adamw + muon) == sorted(names.values())
@@ -424,7 +468,9 @@ def test_muon_takes_the_matrices_of_the_encoders_and_adamw_the_rest(images, tmp_
         name: (value.detach() - before[name]).square().mean().sqrt().item() / MUON.lr
         for name, value in started.network.named_parameters()
     }
-    assert all(0.005 < moved[name] < 0.3 for name in muon)  # at most 0.2 of the rate, roughly; less where few directions have a gradient
+    assert all(
+        0.005 < moved[name] < 0.3 for name in muon
+    )  # at most 0.2 of the rate, roughly; less where few directions have a gradient
     assert 0.5 < moved["classifier.fc.weight"] < 1.2  # AdamW's first step
 
 
@@ -469,7 +515,9 @@ def test_the_first_epochs_see_small_images(images, tmp_path, monkeypatch):
     """And the whole network learns from them, its positions resized; accuracy is always that of full images."""
     run = trainer.Trainer(TINY, images["train"], images["held-out"], tmp_path, HERE)
     seen, forward = [], run.network.tokenizer.forward
-    monkeypatch.setattr(run.network.tokenizer, "forward", lambda images: seen.append(images.shape[-1]) or forward(images))
+    monkeypatch.setattr(
+        run.network.tokenizer, "forward", lambda images: seen.append(images.shape[-1]) or forward(images)
+    )
     for _ in range(run.steps):
         before = run.network.classifier.positional_emb.detach().clone()
         run.learn()
@@ -515,7 +563,19 @@ def test_a_compiled_step_learns_the_same(images, tmp_path):
 
 
 def test_the_command_line_trains_and_goes_on(tmp_path, capsys):
-    arguments = ["train", "--recipe", "demo", "--dataset", "demo", "--folder", str(tmp_path), "--hours", "0", "--device", "cpu"]
+    arguments = [
+        "train",
+        "--recipe",
+        "demo",
+        "--dataset",
+        "demo",
+        "--folder",
+        str(tmp_path),
+        "--hours",
+        "0",
+        "--device",
+        "cpu",
+    ]
     cli.main(arguments)
     assert "checkpoint.pt; go on with --resume" in capsys.readouterr().out
     with pytest.raises(SystemExit) as refused:
@@ -526,7 +586,19 @@ def test_the_command_line_trains_and_goes_on(tmp_path, capsys):
 
 
 def test_the_command_line_changes_a_recipe(tmp_path, capsys):
-    arguments = ["train", "--recipe", "demo", "--dataset", "demo", "--folder", str(tmp_path), "--hours", "0", "--device", "cpu"]
+    arguments = [
+        "train",
+        "--recipe",
+        "demo",
+        "--dataset",
+        "demo",
+        "--folder",
+        str(tmp_path),
+        "--hours",
+        "0",
+        "--device",
+        "cpu",
+    ]
     cli.main([*arguments, "--epochs", "7", "--mixup", "0.2", "--optimizer", "muon"])
     run = json.loads((tmp_path / "run.json").read_text())["recipe"]
     assert (run["epochs"], run["optimizer"], run["augmentation"]["mixup"]) == (7, "muon", 0.2)
@@ -558,10 +630,16 @@ def test_what_ships_reads_images_at_the_size_it_was_trained_for(garden, tmp_path
     small = replace(TINY, name="small", image_size=24, positional="sine", ema=0.0)
     splits = {split: data.load(garden, split, image_size=24) for split in data.SPLITS}
     weights = run(splits, tmp_path / "run", small)
-    model = ship_weights(weights, small, garden, tmp_path / "out", training={"device": "here"}, default=False, device=HERE.device)
+    model = ship_weights(
+        weights, small, garden, tmp_path / "out", training={"device": "here"}, default=False, device=HERE.device
+    )
     assert (model.config.image_size, model.config.positional, model.config.num_classes) == (24, "sine", 3)
     training = model.manifest["training"]
-    assert training["recipe"]["image_size"] == 24 and training["images"] == len(splits["train"]) and training["device"] == "here"
+    assert (
+        training["recipe"]["image_size"] == 24
+        and training["images"] == len(splits["train"])
+        and training["device"] == "here"
+    )
     assert model.manifest["data"] == {split: images.fingerprint for split, images in splits.items()}
     assert (tmp_path / "out" / "log.jsonl").read_bytes() == (tmp_path / "run" / "log.jsonl").read_bytes()
     ours, theirs = load_file(weights), load_file(tmp_path / "out" / "weights.safetensors")
@@ -577,7 +655,9 @@ def test_accuracy_is_given_per_image_and_per_label_that_has_images(garden, tmp_p
         network.classifier.fc.weight.zero_()
         network.classifier.fc.bias.copy_(torch.nn.functional.one_hot(torch.tensor(answer), 3))
     save_file(network.state_dict(), tmp_path / "weights.safetensors")
-    shipped = ship_weights(tmp_path / "weights.safetensors", fixed, garden, tmp_path / "out", default=True, device=HERE.device)
+    shipped = ship_weights(
+        tmp_path / "weights.safetensors", fixed, garden, tmp_path / "out", default=True, device=HERE.device
+    )
     assert shipped.manifest["accuracy"]["test"] == pytest.approx(per_image)
     assert shipped.manifest["accuracy_per_label"]["test"] == pytest.approx(per_label)
     assert shipped.manifest["accuracy_before_rounding"] == shipped.manifest["accuracy"]
@@ -597,7 +677,11 @@ def test_weights_of_another_recipe_do_not_ship(garden, tmp_path):
     save_file(CCT(TINY.config(3)).state_dict(), tmp_path / "weights.safetensors")
     with pytest.raises(UserError, match="choose the configuration it was made with"):
         ship_weights(
-            tmp_path / "weights.safetensors", replace(TINY, model="cct_4_3x2"), garden, tmp_path / "out",
-            default=True, device=HERE.device,
-        )  # fmt: skip
+            tmp_path / "weights.safetensors",
+            replace(TINY, model="cct_4_3x2"),
+            garden,
+            tmp_path / "out",
+            default=True,
+            device=HERE.device,
+        )
     assert not (tmp_path / "out").exists()

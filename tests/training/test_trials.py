@@ -32,7 +32,9 @@ def test_a_group_is_told_from_its_logs(group):
     assert (table.epochs == 2).all() and (table.image_passes == 2 * 40).all() and (table.images == 40).all()
     for name in table.index:
         last = json.loads((group / "demo" / name / "log.jsonl").read_text().splitlines()[-1])
-        assert table.held_out_accuracy[name] == last["held_out_accuracy"] and table.minutes[name] == pytest.approx(last["seconds"] / 60)
+        assert table.held_out_accuracy[name] == last["held_out_accuracy"] and table.minutes[name] == pytest.approx(
+            last["seconds"] / 60
+        )
     assert table.held_out_accuracy.is_monotonic_decreasing
 
 
