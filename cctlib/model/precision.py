@@ -1,4 +1,4 @@
-"""What arithmetic a device does well: bf16 autocast or fp32, written-out attention or the fused kernel.
+"""What arithmetic a device does well: half precision or fp32, written-out attention or the fused kernel.
 
 Both are chosen by asking the device, never assumed: on a processor without bf16 instructions a bf16 matrix
 product is emulated and some hundred times slower than the fp32 one.
@@ -11,44 +11,52 @@ import torch
 
 from cctlib.errors import UserError
 
-Precision = Literal["auto", "bf16", "fp32"]
+Precision = Literal["auto", "bf16", "fp16", "fp32"]
+Resolved = Literal["bf16", "fp16", "fp32"]
 Attention = Literal["explicit", "fused"]
 
+_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 # Processor features that bring bf16 products; names as in torch.cpu, not all in every version of torch.
 _CPU_BF16_FEATURES = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
 
 
 def has_native_bf16(device: torch.device | str) -> bool:
     """True where bf16 products run in hardware (Ampere GPUs and later, AVX512-BF16 or AMX processors)."""
-    kind = torch.device(device).type
-    if kind == "cuda":
-        return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
-    if kind == "cpu":
+    device = torch.device(device)
+    if device.type == "cuda" and torch.cuda.is_available():
+        with torch.cuda.device(device):  # torch's question is about the current device
+            return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "cpu":
         return any(hasattr(torch.cpu, name) and getattr(torch.cpu, name)() for name in _CPU_BF16_FEATURES)
     return False
 
 
-def resolve(device: torch.device | str, precision: Precision = "auto") -> Literal["bf16", "fp32"]:
-    """The precision that `autocast` uses: `auto` is bf16 where it is native, else fp32.
+def resolve(device: torch.device | str, precision: Precision = "auto") -> Resolved:
+    """The precision that `autocast` uses; this is what a record of a computation states.
 
-    Raises:
-        UserError: `precision` is none of auto, bf16, fp32.
+    `auto` is bf16 where it is native, fp16 on older GPUs with tensor cores (T4, V100), else fp32.
+    Whoever trains in fp16 scales the loss (`torch.amp.GradScaler`): small gradients vanish in it.
+
+    Raises `UserError` for another name.
     """
-    if precision not in ("auto", "bf16", "fp32"):
-        raise UserError(f"precision {precision!r} is not known; use auto, bf16 or fp32")
-    if precision == "auto":
-        return "bf16" if has_native_bf16(device) else "fp32"
-    return precision
+    if precision not in ("auto", *_DTYPES):
+        raise UserError(f"precision {precision!r} is not known; use auto, {', '.join(_DTYPES)}")
+    if precision != "auto":
+        return precision
+    if has_native_bf16(device):
+        return "bf16"
+    device = torch.device(device)
+    on_gpu = device.type == "cuda" and torch.cuda.is_available()
+    return "fp16" if on_gpu and torch.cuda.get_device_capability(device) >= (7, 0) else "fp32"
 
 
 def autocast(device: torch.device | str, precision: Precision = "auto") -> AbstractContextManager:
-    """Context in which matrix products run in the chosen precision; weights and optimizer stay fp32.
+    """Context in which matrix products run in the resolved precision; weights and optimizer stay fp32.
 
-    Raises:
-        UserError: `precision` is none of auto, bf16, fp32.
+    Raises `UserError` for a precision that is not known.
     """
-    enabled = resolve(device, precision) == "bf16"
-    return torch.autocast(torch.device(device).type, dtype=torch.bfloat16, enabled=enabled)
+    dtype = _DTYPES[resolve(device, precision)]
+    return torch.autocast(torch.device(device).type, dtype=dtype, enabled=dtype != torch.float32)
 
 
 def attention(device: torch.device | str) -> Attention:

@@ -1,0 +1,57 @@
+"""The one loop that shows images to a frozen network: batches, autocast, forward."""
+
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from cctlib.data.images import Images, batches
+from cctlib.model.precision import Precision, autocast
+
+
+def forward(
+    network: nn.Module,
+    normalise: Callable[[Tensor], Tensor],
+    images: Images,
+    *,
+    device: torch.device | str,
+    taps: Sequence[str] = (),
+    batch: int = 128,
+    precision: Precision = "auto",
+    generator: torch.Generator | None = None,
+    skip: int = 0,
+    progress: str = "",
+) -> Iterator[tuple[int, Tensor, Tensor, dict[str, Tensor]]]:
+    """Show the images to the network once; gradients are off in the network and nowhere else.
+
+    Yields (first, labels, logits, nodes) for each batch, on the device. first: the position of the batch's first
+    image. labels: [image]. logits: [image, label], and nodes: {site: [image, token, node]} of the `taps`, in
+    autocast's precision.
+
+    generator, skip: a shuffled pass, or the rest of one, as in `batches`; positions then count in the order drawn.
+    progress: the name of a progress bar; none without a name.
+    """
+    images = on_device(images, device)
+    total = -(-len(images) // batch)
+    bar = tqdm(total=total, initial=skip, desc=progress, unit="batch", disable=not progress)
+    with bar:
+        for number, (pixels, labels) in enumerate(
+            batches(images, batch, device=device, generator=generator, skip=skip), start=skip
+        ):
+            with torch.no_grad(), autocast(device, precision):  # not around the yield: the loop's body is the caller's
+                logits, nodes = network(normalise(pixels), taps=taps) if taps else (network(normalise(pixels)), {})
+            yield number * batch, labels, logits, nodes
+            bar.update()
+
+
+def on_device(images: Images, device: torch.device | str) -> Images:
+    """The images on a GPU, if they take at most half of its free memory; else as they are.
+
+    Whoever passes over the same images several times moves them once, before the first pass.
+    """
+    device = torch.device(device)
+    if device.type != "cuda" or images.pixels.device.type == "cuda":
+        return images
+    free, _ = torch.cuda.mem_get_info(device)
+    return images.to(device) if images.pixels.numel() <= free // 2 else images
