@@ -16,7 +16,7 @@ from cctlib.data import images as data
 from cctlib.errors import UserError
 from cctlib.snp import measure
 from cctlib.stages import replacing
-from cctlib.study import Study, open_study, resolve_device
+from cctlib.study import Missing, Study, open_study, resolve_device
 from cctlib.training import recipes
 from cctlib.training.recipes import UNCHANGED, Changes
 
@@ -123,19 +123,19 @@ def snp_command(
 
 def heads_command(chosen: Chosen = AS_USUAL) -> None:
     """Heads: the labels they own, whether that could be chance, and whether they are experts at them."""
-    from cctlib import findings
+    from cctlib.heads.stage import heads_tables, ownership
 
     study = chosen.open()
     _say(study)
-    owned = findings.ownership(study)
+    owned = ownership(study)
     _show(
         owned.sites.drop(columns="site").round(3), "Concentration of labels on heads, against dealt nodes (test images)"
     )
     sets = owned.sets.pivot(index="encoder", columns="head", values="designated").add_prefix("head ").reset_index()
     _show(sets, "Labels that each head owns (held-out images)")
     try:
-        tables = findings.heads_tables(study)
-    except findings.Missing as missing:
+        tables = heads_tables(study)
+    except Missing as missing:
         print(f"\n{missing}")
         return
     columns = ["encoder", "own", "others", "gap", "gap_low", "gap_high", "dealt_mean", "dealt_95", "p"]
@@ -167,10 +167,10 @@ def andc_command(
     csv: Annotated[Path | None, tyro.conf.arg(help="write the table of all prunings at 0.3 to this file")] = None,
 ) -> None:
     """Pruning by diagonal connections, beside other masks that keep as many weights; cost and latency."""
-    from cctlib import findings
+    from cctlib.andc.stage import pruning_tables
 
     study = chosen.open()
-    tables = findings.pruning_tables(study)
+    tables = pruning_tables(study)
     found = tables["pruning" if abs(theta - 0.3) < 1e-6 else "curves"]
     found = found[(found.theta - theta).abs() < 1e-6]
     if found.empty:

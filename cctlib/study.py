@@ -8,7 +8,7 @@ opened from the measurement that ships with the model, and says so wherever its 
 """
 
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -46,13 +46,18 @@ def resolve_device(name: str = "auto") -> torch.device:
         ) from None
 
 
+class Missing(UserError):
+    """Tables that do not ship and cannot be made here."""
+
+
 @dataclass
 class Study:
     """A measured network, with the tables that figures and claims are made from.
 
     `measurement`: the arrays (see `measure.Measurement`). `tables`: DataFrames by name (see `tables.py`). `model`: the model folder.
     `source`: 'measured' (computed here from images) or 'shipped' (read from the files that come with the model). `folders`: of the
-    stages that made it, by name; `home`: where they stand; `profile`: how much they computed. A shipped study has none of these.
+    stages that made it, by name; `home`: the folder that holds them; `profile`: how much they computed. A shipped study has no
+    folders and no profile.
     """
 
     dataset: str
@@ -62,7 +67,7 @@ class Study:
     source: Literal["measured", "shipped"]
     device: torch.device
     folders: Mapping[str, Path]
-    home: Path | None = None
+    home: Path = Path("runs")
     profile: Profile | None = None
 
     @property
@@ -90,6 +95,16 @@ class Study:
                 "a study opened from shipped measurements has no probes; measure one with profile quick or full"
             )
         return load_probes(self.folders["probe"], self.model, self.device)
+
+    def shipped_tables(self, names: Sequence[str], command: str) -> dict[str, pd.DataFrame]:
+        """Tables that ship with the model, by name. Raises `Missing`, with the `command` that makes them, where one does not."""
+        try:
+            return stages.read_tables(self.model.folder, names)
+        except UserError:
+            raise Missing(
+                f"{', '.join(names)} did not ship with {self.model.name} of {self.dataset}, and need its images; where they "
+                f"are, run: cctlib {command} --dataset {self.dataset} --profile quick"
+            ) from None
 
 
 def load_images(dataset: str, split: str, per_label: int | None, model: Model) -> Images:

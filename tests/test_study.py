@@ -5,11 +5,22 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
+import numpy as np
 import pytest
+import torch
+from tiny_data import write_folder
+from tiny_study import untrained
 
-from cctlib import open_study, stages
+from cctlib import open_study, stages, study
+from cctlib.andc import latency, sweep
+from cctlib.andc.stage import pruning_tables
+from cctlib.claims import judge
 from cctlib.errors import UserError
+from cctlib.heads import silence
+from cctlib.heads.stage import heads_tables
+from tools.reproduce import later_stages
 
 
 @pytest.fixture
@@ -22,11 +33,11 @@ def nowhere(tmp_path, monkeypatch):
 
 
 def test_without_data_and_network_the_shipped_measurement_is_shown_and_says_so(nowhere, capsys):
-    study = open_study("cifar100", profile="quick", runs=nowhere / "runs", device="cpu")
-    assert study.source == "shipped" and "shipped" in study.provenance["note"]
+    opened = open_study("cifar100", profile="quick", runs=nowhere / "runs", device="cpu")
+    assert opened.source == "shipped" and "shipped" in opened.provenance["note"]
     assert "CIFAR-100" in capsys.readouterr().err
-    assert study.images() is None
-    assert len(study.tables["nodes"].query("theta == 0.3")) == 8960
+    assert opened.images() is None
+    assert len(opened.tables["nodes"].query("theta == 0.3")) == 8960
 
 
 def test_nothing_ships_for_folders(nowhere):
@@ -67,6 +78,58 @@ def test_help_reads_well(tmp_path):
             [sys.executable, "-m", "cctlib", command, "--help"], capture_output=True, text=True, cwd=tmp_path
         )
         assert run.returncode == 0 and "usage: cctlib" in run.stdout
+
+
+UNEQUAL = {
+    "train": {"aster": 11, "iris": 14, "lily": 25, "rose": 18},
+    "test": {"aster": 2, "iris": 7, "lily": 1, "rose": 9},
+}
+
+
+def test_labels_with_unequal_numbers_of_images_are_judged_as_others(tmp_path):
+    root = write_folder(tmp_path / "garden", UNEQUAL, side=32)
+    found = untrained(f"folder:{root}", tmp_path / "model")
+    result, counts = found.measurement, np.bincount(found.measurement.labels["test"])
+    assert counts.tolist() == [2, 4, 1, 4]  # the profile takes four at most
+    network, images = found.network(), found.images("test")
+    right = (network(found.model.normalise(images.pixels)).argmax(1) == images.labels).numpy()
+    each = [right[result.labels["test"] == label].mean() for label in range(4)]
+    assert result.accuracy() == pytest.approx(right.mean()) and result.accuracy_per_label() == pytest.approx(
+        np.mean(each)
+    )
+    accuracy = found.tables["accuracy"]
+    assert ((accuracy.low <= accuracy.accuracy) & (accuracy.accuracy <= accuracy.high)).all()
+    assert [verdict.claim for verdict in judge.along_encoders(found)] == ["C1", "C2", "C3"]
+
+
+def test_a_label_without_test_images_is_named(tmp_path):
+    missing = UNEQUAL | {"test": UNEQUAL["test"] | {"iris": 0}}
+    with pytest.raises(UserError, match="no image of label 1"):
+        untrained(f"folder:{write_folder(tmp_path / 'garden', missing, side=32)}", tmp_path / "model")
+
+
+def test_finished_stages_are_not_done_again(tiny_study, monkeypatch):
+    first = later_stages(tiny_study)
+    monkeypatch.setattr(sweep, "sweep", None)
+    monkeypatch.setattr(silence, "predict", None)
+    monkeypatch.setattr(latency, "measure", None)
+    assert later_stages(tiny_study) == first and set(first) == {"heads", "andc", "latency"}
+
+
+def test_what_ships_with_a_model_is_read_and_what_does_not_is_named(tiny_study):
+    from tools.ship import ship_study
+
+    bare = replace(tiny_study, source="shipped", profile=None, folders={})
+    for tables in (heads_tables, pruning_tables):
+        with pytest.raises(study.Missing, match="did not ship with cct_2_3x2 of demo") as caught:
+            tables(bare)
+        assert "\n" not in str(caught.value)
+    ship_study(tiny_study)
+    shipped = study.shipped_study("demo", str(tiny_study.model.folder), torch.device("cpu"))
+    assert later_stages(shipped) == {}
+    for name, table in pruning_tables(tiny_study).items():
+        assert pruning_tables(shipped)[name].equals(table)
+    assert heads_tables(shipped)["expert_sites"].equals(heads_tables(tiny_study)["expert_sites"])
 
 
 def hashes(runs):

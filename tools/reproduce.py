@@ -10,8 +10,10 @@ import papermill
 from papermill.exceptions import PapermillExecutionError
 from tqdm.auto import tqdm
 
-from cctlib import findings, stages
+from cctlib import stages
+from cctlib.andc.stage import latency_stage, sweep_stage
 from cctlib.errors import UserError
+from cctlib.heads.stage import heads_stage
 from cctlib.study import Study, open_study
 from tools import book
 
@@ -28,12 +30,23 @@ def reproduce(dataset: str, model: str, profile: str, runs: Path, device: str) -
     """Measure, execute all notebooks and build the book. Returns the page to open."""
     sources = notebooks(Path("notebooks"))
     study = open_study(dataset, model, profile, runs, device)
-    study.folders = {**study.folders, **findings.stages(study)}
+    study.folders = {**study.folders, **later_stages(study)}
     parameters = {"dataset": dataset, "model": model, "profile": profile, "runs": str(runs), "device": device}
     if study.source == "shipped":
         parameters["profile"] = "shipped"
     executed = [execute(source, parameters, study, runs) for source in tqdm(sources, desc="notebooks", unit="notebook")]
     return book.make(executed, Path("_build"))
+
+
+def later_stages(study: Study) -> dict[str, Path]:
+    """Folders of the stages that read the measurement, computed where they are not there yet; none for a shipped study."""
+    if study.profile is None:
+        return {}
+    return {
+        "heads": heads_stage(study, study.profile),
+        "andc": sweep_stage(study, study.profile),
+        "latency": latency_stage(study, study.profile.pruning),
+    }
 
 
 def execute(source: Path, parameters: dict[str, str], study: Study, runs: Path) -> Path:

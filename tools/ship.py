@@ -16,7 +16,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from safetensors.torch import save_file
 
-from cctlib import figures, findings, stages
+from cctlib import figures, stages
 from cctlib.data import images as data
 from cctlib.data.images import Images, batches
 from cctlib.errors import UserError
@@ -28,6 +28,7 @@ from cctlib.snp import measure
 from cctlib.study import Study, open_study
 from cctlib.training import log, trainer
 from cctlib.training.recipes import Recipe, from_dict
+from tools.reproduce import later_stages
 
 HERO = stages.PACKAGE.parent / "book" / "_static" / "hero.png"
 LARGEST = 20_000_000  # bytes of one file in git
@@ -129,7 +130,7 @@ def ship_study(study: Study) -> Path:
     """
     if study.source != "measured":
         raise UserError("this study was opened from the files that ship; measure one with profile quick or full")
-    folders = {stage: study.folders[stage] for stage in ("measure", "tables")} | findings.stages(study)
+    folders = {stage: study.folders[stage] for stage in ("measure", "tables")} | later_stages(study)
     for stage, folder in folders.items():
         for path in sorted(folder.iterdir()):
             if path.name in (stages.RECORD, measure.POOLED, "null.csv"):

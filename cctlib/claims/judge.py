@@ -9,10 +9,12 @@ from collections.abc import Mapping, Sequence
 import pandas as pd
 import torch
 
-from cctlib import bootstrap, findings
+from cctlib import bootstrap
+from cctlib.andc.stage import pruning_tables
 from cctlib.claims import verdicts as claims
 from cctlib.claims.rules import Verdict, central, not_measured
-from cctlib.study import Study
+from cctlib.heads.stage import Ownership, heads_tables, ownership
+from cctlib.study import Missing, Study
 
 BOTH = ("cifar100", "flowers102")  # the paper's data sets; Flowers-102 in its official split
 
@@ -36,14 +38,14 @@ def along_encoders(study: Study) -> list[Verdict]:
 
 
 def pruning(study: Study) -> Verdict:
-    """C4. Raises `findings.Missing` where its tables neither ship nor can be made."""
-    return claims.pruning(findings.pruning_tables(study)["pruning"])
+    """C4. Raises `Missing` where its tables neither ship nor can be made."""
+    return claims.pruning(pruning_tables(study)["pruning"])
 
 
-def heads(study: Study, owned: findings.Ownership | None = None) -> Verdict:
-    """C5; `owned` where it is at hand already. Raises `findings.Missing` as `pruning`."""
-    tables = findings.heads_tables(study)
-    owned = findings.ownership(study) if owned is None else owned
+def heads(study: Study, owned: Ownership | None = None) -> Verdict:
+    """C5; `owned` where it is at hand already. Raises `Missing` as `pruning`."""
+    tables = heads_tables(study)
+    owned = ownership(study) if owned is None else owned
     return claims.experts(owned.sites, tables["expert_sites"], _generator())
 
 
@@ -53,7 +55,7 @@ def all_claims(study: Study) -> list[Verdict]:
     for claim, judged in (("C4", pruning), ("C5", heads)):
         try:
             found.append(judged(study))
-        except findings.Missing:
+        except Missing:
             found.append(not_measured(claim))
     return found
 

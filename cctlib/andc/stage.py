@@ -1,0 +1,137 @@
+"""The stages of pruning: from a measured study to the tables of Method, section 7.
+
+    pruning_tables   ANDC beside other masks, with and without retraining, and its speed: needs weights and images
+
+Where the images are missing, the tables that ship with the model are read. Held-out images decide (masks), test images
+judge.
+"""
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import pandas as pd
+from tqdm.auto import tqdm
+
+from cctlib import stages
+from cctlib.andc import latency, masks, sweep
+from cctlib.andc.retrain import Retraining, masked
+from cctlib.errors import UserError
+from cctlib.profiles import Profile, PruningSettings
+from cctlib.snp import fields, measure
+from cctlib.study import Study, load_images
+
+PRUNING = ("pruning", "curves", "latency")
+BATCHES = (1, 128)  # images at a time, for latency
+COMPARED = ("andc", "random", "magnitude", "wanda")  # retrained, and drawn along the thresholds
+
+
+def pruning_tables(study: Study) -> dict[str, pd.DataFrame]:
+    """Pruned networks, by the names in `PRUNING`.
+
+    pruning: `sweep.Sweep.table` at theta 0.3, all methods, retrained as the profile says, with the columns images (that judge),
+    trained_images (in a whole pass of retraining), dense_parameters, dense_macs, dense_bytes. curves: the same along the thresholds,
+    without retraining. latency: `latency.measure` of ANDC's masks for all layers, with theta.
+    Raises `Missing` for a shipped study that came without them.
+    """
+    if study.profile is None:
+        return study.shipped_tables(PRUNING, "andc")
+    swept, timed = sweep_stage(study, study.profile), latency_stage(study, study.profile.pruning)
+    return stages.read_tables(swept, PRUNING[:2]) | stages.read_tables(timed, PRUNING[2:])
+
+
+def sweep_stage(study: Study, profile: Profile) -> Path:
+    """The folder of the tables pruning and curves."""
+    settings = profile.pruning
+    images = {
+        "held-out": load_images(study.dataset, "held-out", profile.held_out, study.model),
+        "test": load_images(study.dataset, "test", settings.test, study.model),
+        "curve": load_images(study.dataset, "test", settings.curve_test, study.model),
+        "train": load_images(study.dataset, "train", settings.train, study.model),
+    }
+    retraining = Retraining(precision=profile.probe.precision)
+    inputs = {
+        "measurement": stages.sha256_file(study.folders["measure"] / measure.FILE),
+        "weights": study.model.weights_hash,
+        "data": {split: part.fingerprint for split, part in images.items()},
+        "settings": asdict(settings) | {"retraining": asdict(retraining)},
+        "code": stages.CODE,
+    }
+
+    def compute(work: Path) -> None:
+        network = study.network()
+        diagonals = {theta: masks.diagonals(study.measurement, theta) for theta in {*settings.thetas, fields.THETA}}
+
+        def swept(prunings: list[masks.Pruning], epochs: Sequence[float], test: str) -> pd.DataFrame:
+            possible = _possible(prunings, diagonals, study.model.config.encoders)
+            found = sweep.sweep(
+                network,
+                study.model.normalise,
+                possible,
+                diagonals,
+                images[test],
+                device=study.device,
+                held_out=images["held-out"],
+                train=images["train"],
+                epochs=epochs,
+                settings=retraining,
+                folder=work,
+            )
+            dense = {"parameters": found.cost.parameters, "macs": found.cost.macs, "bytes": found.bytes}
+            about = {f"dense_{name}": value for name, value in dense.items()}
+            return found.table.assign(images=len(images[test]), trained_images=len(images["train"]), **about)
+
+        at, later = (fields.THETA,), tuple(amount for amount in settings.amounts(len(images["train"])) if amount > 0)
+        pruned = [swept(sweep.plan(masks.TARGETS, masks.METHODS, at, settings.seeds), (0.0,), "test")]
+        if later:
+            pruned.append(swept(sweep.plan(settings.retrained, COMPARED, at, settings.seeds), later, "test"))
+        curves = swept(sweep.plan(settings.curves, COMPARED, settings.thetas, settings.seeds[:1]), (0.0,), "curve")
+        stages.write_tables({"pruning": pd.concat(pruned, ignore_index=True), "curves": curves}, work)
+
+    return stages.stage(study.home, "andc", inputs, compute, device=study.device)
+
+
+def _possible(
+    prunings: list[masks.Pruning], diagonals: Mapping[float, masks.Diagonals], encoders: int
+) -> list[masks.Pruning]:
+    """Those that leave every layer a weight; the others are named on standard error.
+
+    Raises `UserError` when none are left.
+    """
+    refused: dict[tuple[str, float], str] = {}
+    for target, theta in dict.fromkeys((pruning.target, pruning.theta) for pruning in prunings):
+        try:
+            masks.andc_masks(diagonals[theta], encoders, target)
+        except UserError as error:
+            refused[target, theta] = str(error)
+            print(f"pruning of {target} at theta {theta:g} is left out: {error}", file=sys.stderr, flush=True)
+    possible = [pruning for pruning in prunings if (pruning.target, pruning.theta) not in refused]
+    if not possible:
+        raise UserError(f"nothing can be pruned: {next(iter(refused.values()))}")
+    return possible
+
+
+def latency_stage(study: Study, settings: PruningSettings) -> Path:
+    """The folder of the table latency: under ANDC's masks for all layers, at each threshold, on this machine."""
+    inputs = {
+        "measurement": stages.sha256_file(study.folders["measure"] / measure.FILE),
+        "weights": study.model.weights_hash,
+        "thetas": settings.latency_thetas,
+        "seconds": settings.seconds,
+        "machine": stages.device_name(study.device),
+        "code": stages.CODE,
+    }
+
+    def compute(work: Path) -> None:
+        network = study.network()
+        all_layers = [masks.Pruning("all", "andc", theta) for theta in settings.latency_thetas]
+        diagonals = {theta: masks.diagonals(study.measurement, theta) for theta in settings.latency_thetas}
+        timed = []
+        possible = _possible(all_layers, diagonals, study.model.config.encoders)
+        for pruning in tqdm(possible, desc="latency", unit="threshold"):
+            with masked(network, masks.make_masks(pruning, network, diagonals[pruning.theta])):
+                timed.append(latency.measure(network, BATCHES, settings.seconds).assign(theta=pruning.theta))
+        stages.write_tables({"latency": pd.concat(timed, ignore_index=True)}, work)
+
+    return stages.stage(study.home, "latency", inputs, compute, device=study.device)

@@ -1,0 +1,182 @@
+"""The stage of the heads: from a measured study to the tables of Method, section 6.
+
+    ownership      which head owns which label, against dealt nodes: from the measurement alone
+    heads_tables   is a head better at its own labels, alone and when it is silenced: needs the probes and images
+
+Where the images are missing, the tables that ship with the model are read. Held-out images decide (designated labels),
+test images judge.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Bool, Int64
+from torch import Tensor
+
+from cctlib import bootstrap, stages
+from cctlib.andc import masks
+from cctlib.data.images import Images
+from cctlib.errors import UserError
+from cctlib.heads import experts, silence
+from cctlib.heads import ownership as heads
+from cctlib.model.sites import parse
+from cctlib.profiles import HeadSettings, Profile
+from cctlib.snp import fields, measure, tables
+from cctlib.study import Study, load_images
+
+HEADS = ("expert_heads", "expert_sites", "ablation_heads", "ablation_sites")
+
+
+@dataclass(frozen=True)
+class Ownership:
+    """Which head owns which label at every `mha` site. Tables are described in `ownership.py`.
+
+    counts [head, label], designation [label]: from held-out images, by site. sets, semantics, enrichment: of that designation; the
+    last two are None where the labels have no groups. labels, sites, overlap: of the counts on test images, against dealt nodes.
+    whole: whole-head performance, the columns of `tables.site_row` with heads in the place of nodes, one row a site.
+    """
+
+    counts: dict[str, Int64[Tensor, "head label"]]
+    designation: dict[str, Int64[Tensor, "label"]]
+    sets: pd.DataFrame
+    labels: pd.DataFrame
+    sites: pd.DataFrame
+    overlap: pd.DataFrame
+    whole: pd.DataFrame
+    semantics: pd.DataFrame | None
+    enrichment: pd.DataFrame | None
+
+
+def ownership(study: Study, deals: int = 1000) -> Ownership:
+    """Designations, their concentration and their meaning, from the measurement alone."""
+    number = study.model.config.heads
+    generator = torch.Generator().manual_seed(0)
+    held_out, test = (mha_diagonals(study, split) for split in ("held-out", "test"))
+    counts = {site: heads.count(diagonal, number) for site, diagonal in held_out.items()}
+    tested = {site: heads.count(diagonal, number) for site, diagonal in test.items()}
+    null = heads.null_counts(test, number, generator, deals)
+    labels, sites = heads.symmetry(tested, null)
+    groups, names = study.measurement.groups, study.measurement.group_names
+    meaning = enriched = None
+    if groups is not None and names is not None:
+        dealt = heads.null_counts(held_out, number, generator, deals)
+        meaning = heads.semantics(counts, dealt, groups, generator)
+        enriched = heads.enrichment(counts, groups, names)
+    whole = [tables.site_row(site, fields.measure_heads(*study.measurement[site].tensors(), number)) for site in counts]
+    return Ownership(
+        counts=counts,
+        designation={site: heads.designate(of_site) for site, of_site in counts.items()},
+        sets=heads.head_sets(counts),
+        labels=labels,
+        sites=sites,
+        overlap=heads.overlap(tested, null),
+        whole=pd.DataFrame(whole),
+        semantics=meaning,
+        enrichment=enriched,
+    )
+
+
+def mha_diagonals(study: Study, split: str) -> dict[str, Bool[Tensor, "node label"]]:
+    """Diagonal sets of the nodes of every `mha` site, at theta 0.3."""
+    own = {site: values for site, values in study.measurement.sites.items() if parse(site)[1] == "mha"}
+    return masks.diagonals(replace(study.measurement, sites=own), fields.THETA, split)
+
+
+def heads_tables(study: Study) -> dict[str, pd.DataFrame]:
+    """Experts, alone and by what the network loses without them (see `experts.py`), by the names in `HEADS`.
+
+    Raises `Missing` for a shipped study that came without them.
+    """
+    if study.profile is None:
+        return study.shipped_tables(HEADS, "heads")
+    return stages.read_tables(heads_stage(study, study.profile), HEADS)
+
+
+def heads_stage(study: Study, profile: Profile) -> Path:
+    """The folder of the tables named in `HEADS`."""
+    settings = profile.heads
+    test = load_images(study.dataset, "test", settings.test, study.model)
+    inputs = {
+        "measurement": stages.sha256_file(study.folders["measure"] / measure.FILE),
+        "pooled": stages.sha256_file(study.folders["measure"] / measure.POOLED),
+        "weights": study.model.weights_hash,
+        "data": test.fingerprint,
+        "settings": asdict(settings),
+        "code": stages.CODE,
+    }
+
+    def compute(work: Path) -> None:
+        diagonals = mha_diagonals(study, "held-out")
+        designation = {
+            site: heads.designate(heads.count(diagonal, study.model.config.heads))
+            for site, diagonal in diagonals.items()
+        }
+        alone = _experts_alone(study, diagonals, designation, settings.gap_deals)
+        stages.write_tables(alone | _ablation(study, test, designation, settings), work)
+
+    return stages.stage(study.home, "heads", inputs, compute, device=study.device)
+
+
+def _experts_alone(
+    study: Study, diagonals: Mapping[str, Tensor], designation: Mapping[str, Tensor], deals: int
+) -> dict[str, pd.DataFrame]:
+    """Each head alone in the probe, from the pooled nodes of the test images that the measurement kept."""
+    labels = torch.from_numpy(study.measurement.labels["test"]).long()
+    weights = bootstrap.resample(labels, bootstrap.RESAMPLES, torch.Generator().manual_seed(0))
+    number = study.model.config.heads
+    generator = torch.Generator().manual_seed(0)
+    rows = []
+    with np.load(study.folders["measure"] / measure.POOLED) as kept:
+        for site, of_site in designation.items():
+            if (of_site == heads.NOBODY).all():
+                continue
+            pooled = torch.from_numpy(kept[site]).to(study.device)
+            W = torch.from_numpy(study.measurement[site].W).to(study.device)
+            owner = heads.owners(pooled.shape[1], number).to(study.device)
+            alone = experts.alone(pooled, W, owner, number)
+            dealt = experts.dealt_gaps(pooled, W, diagonals[site], labels.to(study.device), number, generator, deals)
+            rows.append(experts.expert_accuracy(site, alone.cpu(), labels, of_site, weights, dealt))
+    return _joined(rows, "expert")
+
+
+def _ablation(
+    study: Study, test: Images, designation: Mapping[str, Tensor], settings: HeadSettings
+) -> dict[str, pd.DataFrame]:
+    """Each head silenced in the network, beside as many random nodes."""
+    config = study.model.config
+    chosen = [
+        site
+        for site, of_site in designation.items()
+        if (settings.encoders is None or parse(site)[0] in settings.encoders) and not (of_site == heads.NOBODY).all()
+    ]
+    generator = torch.Generator().manual_seed(0)
+    sets = {
+        site: silence.head_and_random_sets(config.width, config.heads, settings.draws, generator) for site in chosen
+    }
+    whole, silenced = silence.predict(study.network(), study.model.normalise, test, sets, device=study.device)
+    labels = test.labels.long()
+    weights = bootstrap.resample(labels, bootstrap.RESAMPLES, torch.Generator().manual_seed(0))
+    rows = [
+        experts.ablation(
+            site,
+            whole,
+            silenced[site][: config.heads],
+            silenced[site][config.heads :],
+            labels,
+            designation[site],
+            weights,
+        )
+        for site in chosen
+    ]
+    return _joined(rows, "ablation")
+
+
+def _joined(rows: Sequence[tuple[pd.DataFrame, pd.DataFrame]], name: str) -> dict[str, pd.DataFrame]:
+    if not rows:
+        raise UserError("no label is designated to any head; train the probes for longer, or measure more images")
+    parts = zip(("heads", "sites"), zip(*rows, strict=True), strict=True)
+    return {f"{name}_{part}": pd.concat(of_part, ignore_index=True) for part, of_part in parts}

@@ -1,0 +1,55 @@
+"""A study of an untrained network on a few demo images: its probes know little, and all that is computed from them is computed."""
+
+import torch
+from safetensors.torch import save_file
+
+from cctlib import study
+from cctlib.data import images as data
+from cctlib.model import cct, manifest
+from cctlib.profiles import HeadSettings, Profile, PruningSettings
+from cctlib.snp.probe import ProbeSettings
+
+PROFILE = Profile(
+    "tiny",
+    train=6,
+    held_out=3,
+    test=4,
+    probe=ProbeSettings(epochs=2, batch=20, least_steps=1, precision="fp32"),
+    thetas=(0.1, 0.3, 0.7),
+    null_draws=2,
+    label_orders=2,
+    heads=HeadSettings(gap_deals=25, test=3, draws=2),
+    pruning=PruningSettings(
+        test=3,
+        curve_test=2,
+        train=4,
+        epochs=(0.0, 1.0),
+        retrained=("fc",),
+        thetas=(0.1, 0.3),
+        curves=("fc", "all"),
+        latency_thetas=(0.3,),
+        seconds=0.1,
+    ),
+)
+
+
+def untrained(dataset, folder):
+    """The study; its model stands in `folder`, its stages beside it in `runs`."""
+    names = data.describe(dataset).names
+    config = cct.config("cct_2_3x2", num_classes=len(names), image_size=32)
+    folder.mkdir()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = cct.CCT(config)
+    save_file(network.state_dict(), folder / "weights.safetensors")
+    manifest.write_manifest(
+        folder,
+        name="cct_2_3x2",
+        config=config,
+        weights=folder / "weights.safetensors",
+        dataset=dataset,
+        normalisation={"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)},
+        labels=names,
+        training={},
+    )
+    return study.measured_study(dataset, str(folder), PROFILE, folder.with_name("runs"), torch.device("cpu"))
