@@ -221,8 +221,8 @@ def verdicts() -> pd.DataFrame:
     long = "; ".join(["SNR x1.08 and noise x0.95 from the first to the last encoder at mha (Kendall's tau 0.05)"] * 4)
     statement = "The signal sharpens along the encoders: noise falls and the signal-to-noise ratio rises."
     rows = [
-        ("C1", "Accuracy progresses.", "supported", "+2.6 points an encoder", 2.4, 2.8),
-        ("C3", statement, "not supported", long, 1.02, 1.13),
+        ("C1", "Accuracy progresses.", "holds", "+2.6 points an encoder", 2.4, 2.8),
+        ("C3", statement, "does not hold", long, 1.02, 1.13),
         ("C6", "Both data sets.", "undetermined", "not measured", np.nan, np.nan),
     ]
     return pd.DataFrame(rows, columns=["claim", "statement", "verdict", "effect", "low", "high"])
@@ -230,7 +230,7 @@ def verdicts() -> pd.DataFrame:
 
 def claims(datasets: tuple[str, ...]) -> pd.DataFrame:
     """Verdicts by data set: one claim that all agree on, and others."""
-    states = ("supported", "not supported", "undetermined")
+    states = ("holds", "does not hold", "not tested")
     statement = "The signal sharpens along the encoders: noise falls and the signal-to-noise ratio rises."
     rows = [
         (name, claim, statement, states[(line * place) % 3])

@@ -68,6 +68,8 @@ def assemble(executed: Sequence[Path], out: Path) -> None:
     (out / "book" / "found.json").write_text(json.dumps(glued(notebooks), indent=1))
     _fill(out / "book" / "runs.md", "<!-- runs -->", _runs_table(runs))
     _fill(out / "book" / "api.md", "<!-- modules -->", _modules())
+    _fill(out / "book" / "methods.md", "<!-- rules -->", _rules())
+    _fill(out / "book" / "methods.md", "<!-- first version -->", _first_version())
     (out / "notebooks").mkdir()
     for name, notebook in notebooks.items():
         written = as_page(notebook, name, runs[name])
@@ -175,6 +177,26 @@ def _modules() -> str:
     names = [*door, *rooms]
     section = "## `cctlib.{0}`\n\n```{{eval-rst}}\n.. automodule:: cctlib.{0}\n   :members:\n   :member-order: bysource\n```\n"
     return "\n".join(section.format(name) for name in names)
+
+
+def _rules() -> str:
+    """Markdown: a table of the claims and of the rules that judge them as stated."""
+    from cctlib.claims.rules import RULES, STATEMENTS  # late: it loads torch, which nothing else here needs
+
+    lines = ["| | claim | holds as stated when |", "|---|---|---|"]
+    return "\n".join(lines + [f"| {claim} | {STATEMENTS[claim]} | {rule} |" for claim, rule in RULES.items()])
+
+
+def _first_version() -> str:
+    """Markdown: what the rules of the first version said of the first measurement, with what it was made from."""
+    judged = json.loads((ROOT / "artifacts" / "first_version.json").read_text(encoding="utf-8"))["data_sets"]
+    claims = ["C1", "C2", "C3", "C4", "C5"]
+    lines = [f"| data set | {' | '.join(claims)} | measured at |", "|---" * (len(claims) + 2) + "|"]
+    for name, entry in judged.items():
+        words = " | ".join(entry["verdicts"][claim]["verdict"] for claim in claims)
+        made = f"commit {entry['commit']}, profile {entry['profile']}, weights {entry['weights'][:10]}"
+        lines.append(f"| {name} | {words} | {made} |")
+    return "\n".join(lines)
 
 
 def _fill(page: Path, mark: str, text: str) -> None:

@@ -1,22 +1,17 @@
-"""The claims judged on a study: from its measurement and tables to verdicts, for its own pages and for the page of both data sets.
-
-`claims.py` has the rules' arithmetic on plain tables; here stands which table of a study goes into which claim, and with which
-random numbers.
-"""
+"""The claims judged on a study: which of its tables go into which claim, and with which random numbers."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import pandas as pd
 import torch
 
 from cctlib import bootstrap
 from cctlib.andc.stage import pruning_tables
-from cctlib.claims import verdicts as claims
-from cctlib.claims.rules import Verdict, central, not_measured
+from cctlib.claims import specifications, verdicts
+from cctlib.claims.rules import NOT_TESTED, Verdict, verdicts_table
 from cctlib.heads.stage import Ownership, heads_tables, ownership
 from cctlib.study import Missing, Study
-
-BOTH = ("cifar100", "flowers102")  # the paper's data sets; Flowers-102 in its official split
 
 
 def _generator() -> torch.Generator:
@@ -24,48 +19,67 @@ def _generator() -> torch.Generator:
 
 
 def along_encoders(study: Study) -> list[Verdict]:
-    """C1, C2 and C3: progress, small clusters, sharpening."""
+    """C1, C2 and C3, with all three answers."""
     result, tables = study.measurement, study.tables
     labels = torch.from_numpy(result.labels["test"]).long()
     weights = bootstrap.resample(labels, bootstrap.RESAMPLES, _generator())
     predictions = {site: values.predictions["test"] for site, values in result.sites.items()}
-    nodes = central(tables["nodes"])
-    return [
-        claims.progress(predictions, result.labels["test"], weights),
-        claims.small_clusters(nodes, tables["null"], len(result.names), _generator()),
-        claims.sharpening(tables["by_theta"], nodes, _generator()),
+    stated = [
+        verdicts.progress(predictions, result.labels["test"], weights),
+        verdicts.small_clusters(tables["nodes"], tables["null"], len(result.names)),
+        verdicts.sharpening(tables["nodes"]),
     ]
+    curves = readings(study)
+    judged = [replace(verdict, robust=specifications.in_words(curves[verdict.claim])) for verdict in stated]
+    controls = tables.get("controls")
+    rotated = None if controls is None else controls[controls.control == "random basis"]
+    return verdicts.with_basis(judged, tables["by_theta"], rotated)
+
+
+def readings(study: Study) -> dict[str, pd.DataFrame]:
+    """The specification curves of C1, C2 and C3, by claim (see `specifications`)."""
+    result, nodes = study.measurement, study.tables["nodes"]
+    labels = {split: of_split for split, of_split in result.labels.items()}
+    weights = {
+        split: bootstrap.resample(torch.from_numpy(of_split).long(), bootstrap.RESAMPLES, _generator())
+        for split, of_split in labels.items()
+    }
+    predictions = {
+        split: {site: values.predictions[split] for site, values in result.sites.items()} for split in labels
+    }
+    return {
+        "C1": specifications.progress(predictions, labels, weights),
+        "C2": specifications.small_clusters(nodes, len(result.names)),
+        "C3": specifications.sharpening(nodes, study.tables["by_theta"]),
+    }
 
 
 def pruning(study: Study) -> Verdict:
     """C4. Raises `Missing` where its tables neither ship nor can be made."""
-    return claims.pruning(pruning_tables(study)["pruning"])
+    tables = pruning_tables(study)
+    return verdicts.pruning(tables.get("saturated"), tables["pruning"])
 
 
 def heads(study: Study, owned: Ownership | None = None) -> Verdict:
-    """C5; `owned` where it is at hand already. Raises `Missing` as `pruning`."""
-    tables = heads_tables(study)
+    """C5 on one network; `owned` where it was computed already. Raises `Missing` as `pruning`."""
     owned = ownership(study) if owned is None else owned
-    return claims.experts(owned.sites, tables["expert_sites"], _generator())
+    gaps = heads_tables(study)["expert_sites"]
+    robust = specifications.in_words(specifications.experts(owned.sites, gaps))
+    return replace(verdicts.experts([owned.sites], [gaps]), robust=robust)
 
 
 def all_claims(study: Study) -> list[Verdict]:
-    """C1 to C5; what was not measured is undetermined, and says so."""
-    found = along_encoders(study)
-    for claim, judged in (("C4", pruning), ("C5", heads)):
+    """C1 to C5 and C7; what was not measured is not tested, and says so."""
+    judged = along_encoders(study)
+    for claim, judge in (("C4", pruning), ("C5", heads)):
         try:
-            found.append(judged(study))
+            judged.append(judge(study))
         except Missing:
-            found.append(not_measured(claim))
-    return found
+            judged.append(Verdict(claim, NOT_TESTED, "not measured"))
+    return [*judged, verdicts.shared_mechanism(None)]
 
 
 def table(judged: Mapping[str, Sequence[Verdict]]) -> pd.DataFrame:
-    """Verdicts by the name of their data set: `claims.verdicts_table` with a column dataset in front."""
-    tables = {name: claims.verdicts_table(verdicts) for name, verdicts in judged.items()}
+    """Verdicts by the name of their data set: `rules.verdicts_table` with a column dataset in front."""
+    tables = {name: verdicts_table(verdicts) for name, verdicts in judged.items()}
     return pd.concat(tables, names=["dataset"]).reset_index(level="dataset").reset_index(drop=True)
-
-
-def both_data_sets(studies: Mapping[str, Study], judged: Mapping[str, Sequence[Verdict]]) -> Verdict:
-    """C6, from the verdicts on the paper's two data sets; undetermined where one of them was not measured."""
-    return claims.both_data_sets({name: judged[name] for name, study in studies.items() if study.dataset in BOTH})

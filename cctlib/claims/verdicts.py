@@ -1,12 +1,11 @@
-"""The claims that the book judges (Method, section 8): one function a claim, from tables to a `Verdict`.
+"""The claims judged as stated: one function a claim, from tables to a `Verdict` (Method, section 8).
 
-What a function decides by is said in words in `rules.RULES`, and comes back with the verdict. Accuracies are
-shares of 1 in tables, and points (hundredths) in the text of an effect. Where a claim has several parts, the
-weakest stands first in the text, and the interval is its.
+`rules.RULES` says in words what each function decides by. Accuracies are shares of 1 in tables and points (hundredths)
+in the text of an effect. `judge` puts a study's tables into the functions.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -15,36 +14,16 @@ from jaxtyping import Float, Integer
 from torch import Tensor
 
 from cctlib.claims import rules
-from cctlib.claims.rules import NOT_SUPPORTED, SUPPORTED, UNDETERMINED, State, Verdict, not_measured, percentiles
-from cctlib.errors import UserError
+from cctlib.claims.rules import FAILS, HOLDS, IN_PART, NOT_TESTED, State, Verdict
 from cctlib.model.sites import parse
 
 
-class Part(NamedTuple):
-    """One sub-block or one layer of a claim: its effect (the larger, the better for the claim), and its
-    verdict."""
-
-    effect: float
-    state: State
-    text: str
-    interval: tuple[float, float]
+def graded(all_hold: bool, some_hold: bool) -> State:
+    """The state of a claim from its whole condition and its weaker one."""
+    return HOLDS if all_hold else IN_PART if some_hold else FAILS
 
 
-def joined(claim: str, state: State, parts: Sequence[Part]) -> Verdict:
-    """The verdict on a claim of several parts, the weakest first."""
-    parts = sorted(parts, key=lambda part: part.effect)
-    return rules.verdict(claim, state, "; ".join(part.text for part in parts), parts[0].interval)
-
-
-def verdicts_table(verdicts: Iterable[Verdict]) -> pd.DataFrame:
-    """One row a verdict: claim, statement, verdict, effect, low, high (NaN without an interval), rule."""
-    columns = ["claim", "statement", "verdict", "effect", "low", "high", "rule"]
-    rows = [(v.claim, v.statement, v.verdict, v.effect, *(v.interval or (np.nan, np.nan)), v.rule) for v in verdicts]
-    return pd.DataFrame(rows, columns=columns)
-
-
-# --------------------------------------------------------------------------------------------------------
-# C1: probe accuracy progresses
+# C1: the accuracy of probes grows --------------------------------------------------------------------------
 
 
 def progress(
@@ -53,314 +32,272 @@ def progress(
     weights: Float[Tensor, "resample image"],
     kinds: Sequence[str] = rules.SUB_BLOCKS,
 ) -> Verdict:
-    """C1 from the probes' predictions of the test images, by site, and `bootstrap.resample` of the labels.
-
-    Raises `UserError` when a kind of site has no predictions.
-    """
+    """C1 from the probes' predictions of the test images, by site, and `bootstrap.resample` of their labels."""
     sites = pd.DataFrame([(site, *parse(site)) for site in predictions], columns=["site", "encoder", "kind"])
-    parts = []
+    gains, trends, texts, intervals = [], [], [], []
     for kind in kinds:
-        names = rules.by_encoder(sites, kind).site
-        correct = np.stack([predictions[name] == labels for name in names], axis=1)
-        parts.append(_progresses(kind, correct, weights))
-    return joined("C1", rules.every(part.state for part in parts), parts)
+        correct = np.stack([predictions[name] == labels for name in rules.by_encoder(sites, kind).site], axis=1)
+        accuracy, interval = correct.mean(axis=0), gain_interval(correct, weights)
+        tau, rises = rules.trend(accuracy)
+        gains.append(interval[0] > 0)
+        trends.append(rises)
+        intervals.append(interval)
+        change = f"{100 * (accuracy[-1] - accuracy[0]):+.1f} points at {kind}"
+        texts.append(f"{change} ({accuracy[0]:.1%} to {accuracy[-1]:.1%}, tau {tau:.2f})")
+    one_site = any(gain and rises for gain, rises in zip(gains, trends, strict=True))
+    state = graded(all(gains) and all(trends), all(gains) or one_site)
+    return Verdict("C1", state, "; ".join(texts), intervals[0], nodes=SITE_ONLY)
 
 
-def _progresses(kind: str, correct: np.ndarray, weights: Float[Tensor, "resample image"]) -> Part:
-    values = correct.mean(axis=0)
-    samples = (weights.cpu() @ torch.from_numpy(correct).float()).double().numpy() / len(correct)
-    slope, (low, high) = rules.slope(values), percentiles(rules.slope(samples))
-    text = (
-        f"{100 * slope:+.2f} points an encoder at {kind} "
-        f"({values[0]:.1%} to {values[-1]:.1%}, Kendall's tau {rules.kendall(values):.2f})"
-    )
-    return Part(float(slope), rules.trend(values, samples), text, (100 * low, 100 * high))
+SITE_ONLY = "no: a rotation of the nodes changes no probe's accuracy, so progress is a property of the site"
 
 
-# --------------------------------------------------------------------------------------------------------
-# C2: small clusters
+def gain_interval(
+    correct: Float[np.ndarray, "image encoder"] | np.ndarray, weights: Float[Tensor, "resample image"]
+) -> tuple[float, float]:
+    """95% interval, in points, of the last encoder's accuracy less the first's; paired over images."""
+    difference = torch.from_numpy(correct[:, -1].astype(np.float32) - correct[:, 0].astype(np.float32))
+    return rules.percentiles(100 * (weights.cpu() @ difference).double().numpy() / len(correct))
+
+
+# C2: small clusters ----------------------------------------------------------------------------------------
 
 
 def small_clusters(
-    nodes: pd.DataFrame,
-    null: pd.DataFrame,
-    num_labels: int,
-    generator: torch.Generator,
-    kinds: Sequence[str] = rules.SUB_BLOCKS,
+    nodes: pd.DataFrame, shuffled: pd.DataFrame, num_labels: int, kinds: Sequence[str] = rules.SUB_BLOCKS
 ) -> Verdict:
-    """C2 from the nodes, and from the sites with labels shuffled across images, both at theta 0.3.
+    """C2 at theta 0.3.
 
-    nodes: site, encoder, kind, silent, labels, clusters (one row a node). null: site, clusters, cluster_size
-    (means of the site, one row a site and draw). Raises `UserError` when a kind of site has no nodes.
+    nodes: site, encoder, kind, silent, labels, clusters, noise (one row a node). shuffled: site, draw, noise (means of
+    the site with labels shuffled across images). Raises `UserError` when a kind of site has no nodes.
     """
-    nodes, null = (rules.central(table) for table in (nodes, null))
-    states, rows = [], []
+    nodes, shuffled = rules.at_theta(nodes), rules.at_theta(shuffled)
+    sites = pd.concat([_cluster_rows(rules.by_encoder(nodes, kind), shuffled, num_labels) for kind in kinds])
+    conditions = {name: _at_most_sites(sites, name) for name in ("each", "small", "quiet")}
+    draws = int(shuffled.groupby("site").draw.nunique().min()) if len(shuffled) else 0
+    sure = conditions["each"] + conditions["small"]
+    if draws < rules.DRAWS:
+        state = NOT_TESTED if sure else FAILS
+    else:
+        state = graded(sure + conditions["quiet"] == 3, sure + conditions["quiet"] == 2)
+    span = {name: f"{sites[name].min():.1f} to {sites[name].max():.1f}" for name in ("size", "count")}
+    noise = f"noise {sites.ratio.min():.2f} to {sites.ratio.max():.2f} times that of shuffled labels" if draws else ""
+    text = (
+        f"clusters of {span['size']} labels of {num_labels}; {span['count']} clusters a node; "
+        f"at least {sites.share.min():.0%} of the nodes have one; {noise or 'no labels were shuffled'}"
+    )
+    open_ = f"; {draws} draws of shuffled labels, {rules.DRAWS} decide" if state == NOT_TESTED else ""
+    return Verdict("C2", state, text + open_, _mean_size_interval(nodes, kinds))
+
+
+def _cluster_rows(nodes: pd.DataFrame, shuffled: pd.DataFrame, num_labels: int) -> pd.DataFrame:
+    """The three conditions of C2 at each site of a kind, and its numbers."""
+    rows = []
+    for (site, kind), group in nodes.groupby(["site", "kind"], sort=False):
+        filled, chance = group[~group.silent.astype(bool)], shuffled[shuffled.site == site].noise
+        share = float((group.clusters > 0).mean())
+        size = group.labels.sum() / group.clusters.sum() if group.clusters.sum() else np.nan
+        numbers = {
+            "share": share,
+            "size": size,
+            "count": filled.clusters.mean(),
+            "ratio": filled.noise.mean() / chance.mean(),
+        }
+        conditions = {
+            "each": share >= rules.EACH,
+            "small": bool(size <= rules.SMALL * num_labels),
+            "quiet": bool(len(chance) and filled.noise.mean() < chance.min()),
+        }
+        rows.append({"site": site, "kind": kind, **numbers, **conditions})
+    return pd.DataFrame(rows)
+
+
+def _at_most_sites(sites: pd.DataFrame, condition: str) -> bool:
+    """Whether a condition holds at most encoders of every kind of site."""
+    return bool((sites.groupby("kind")[condition].mean() >= rules.MOST).all())
+
+
+def _mean_size_interval(nodes: pd.DataFrame, kinds: Sequence[str]) -> tuple[float, float]:
+    """95% interval over nodes of the mean cluster size, averaged over the sites of these kinds."""
+    sizes = []
+    for number, (_, group) in enumerate(nodes[nodes.kind.isin(kinds)].groupby("site", sort=False)):
+        weights = rules.node_weights(len(group), number)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            sizes.append((weights @ group.labels.to_numpy(float)) / (weights @ group.clusters.to_numpy(float)))
+    return rules.percentiles(np.mean(sizes, axis=0))
+
+
+# C3: sharpening --------------------------------------------------------------------------------------------
+
+
+def sharpening(nodes: pd.DataFrame, kinds: Sequence[str] = rules.SUB_BLOCKS) -> Verdict:
+    """C3 at theta 0.3 from the nodes: site, encoder, kind, silent, ones, labels, signal, noise.
+
+    Raises `UserError` when a kind of site has no nodes.
+    """
+    nodes, ends, trends, texts, intervals = rules.at_theta(nodes), [], [], [], []
     for kind in kinds:
-        found = [
-            _site_clusters(group, null[null.site == site], num_labels, generator)
-            for site, group in rules.by_encoder(nodes, kind).groupby("site", sort=False)
-        ]
-        states.append(rules.majority([state for state, _ in found]))
-        rows += [row for _, row in found]
-    table = pd.DataFrame(rows)
-    span = {name: f"{table[name].min():.1f} to {table[name].max():.1f}" for name in ("size", "count", "shuffled")}
-    text = (
-        f"{table.ratio.mean():.2f} times the cluster size of shuffled labels (mean over {len(table)} sites); "
-        f"clusters of {span['size']} labels of {num_labels}, {span['count']} a node against "
-        f"{span['shuffled']} shuffled; at least {table.share.min():.0%} of the nodes have a cluster"
-    )
-    return rules.verdict("C2", rules.every(states), text, percentiles(np.mean(table.ratios.to_list(), axis=0)))
+        samples = resampled(rules.by_encoder(nodes, kind))
+        parts = []
+        for name, sign in (("noise", -1), ("snr", 1)):
+            values = samples[name]
+            tau, holds = rules.trend(values[0], sign)
+            low, high = rules.percentiles(values[1:, -1] / values[1:, 0])
+            ends.append(high < 1 if sign < 0 else low > 1)
+            trends.append(holds)
+            parts.append(f"{name if sign < 0 else 'SNR'} x{values[0, -1] / values[0, 0]:.2f} (tau {tau:+.2f})")
+            intervals.append((low, high))
+        texts.append(f"{' and '.join(parts)} at {kind}")
+    state = graded(all(ends) and all(trends), all(ends))
+    return Verdict("C3", state, "; ".join(texts) + ", last encoder against first", intervals[0])
 
 
-def _site_clusters(
-    nodes: pd.DataFrame, draws: pd.DataFrame, num_labels: int, generator: torch.Generator
-) -> tuple[State, dict[str, object]]:
-    """The rule of C2 at one site, and its numbers. Cluster size is pooled over clusters, the number of
-    clusters is a mean over non-empty nodes."""
-    columns = np.stack([nodes.labels, nodes.clusters, ~nodes.silent.astype(bool)], axis=1).astype(float)
-    resampled = rules.draw(len(nodes), generator) @ columns
-    labels, clusters, full = np.concatenate([columns.sum(axis=0)[None], resampled]).T
-    with np.errstate(invalid="ignore", divide="ignore"):
-        sizes, counts = labels / clusters, clusters / full
-    share, shuffled_size = float((nodes.clusters > 0).mean()), draws.cluster_size.mean()
-    state = _small(draws, percentiles(sizes[1:]), percentiles(counts[1:]), share, num_labels)
-    row = {"size": sizes[0], "count": counts[0], "share": share, "shuffled": draws.clusters.mean()}
-    return state, row | {"ratio": sizes[0] / shuffled_size, "ratios": sizes[1:] / shuffled_size}
+def resampled(nodes: pd.DataFrame) -> dict[str, Float[np.ndarray, "sample encoder"]]:
+    """Numbers of the sites of one kind that follow from counts of nodes (Method, section 5), by name.
 
-
-def _small(
-    draws: pd.DataFrame, size: tuple[float, float], count: tuple[float, float], share: float, num_labels: int
-) -> State:
-    if share < rules.EACH:
-        return NOT_SUPPORTED
-    if draws.empty:
-        return UNDETERMINED
-    most = rules.SMALL * num_labels
-    if size[1] < min(draws.cluster_size.min(), most) and count[0] > draws.clusters.max():
-        return SUPPORTED
-    wrong = size[0] >= min(draws.cluster_size.max(), most) or count[1] <= draws.clusters.min()
-    return NOT_SUPPORTED if wrong else UNDETERMINED
-
-
-# --------------------------------------------------------------------------------------------------------
-# C3: sharpening
-
-
-def sharpening(
-    by_theta: pd.DataFrame, nodes: pd.DataFrame, generator: torch.Generator, kinds: Sequence[str] = rules.SUB_BLOCKS
-) -> Verdict:
-    """C3 from the sites at each theta, and from the nodes for the bootstrap.
-
-    by_theta: site, encoder, kind, theta, noise and the SNR variants. nodes: site, encoder, kind, silent,
-    ones,
-    labels, signal, noise; of theta 0.3, or of the thetas in a column theta. At other thresholds, and for
-    snr_field, which is no function of counts, the measurement alone decides. Raises `UserError` when a kind
-    of site is missing.
+    Row 0 has every node once; the other rows are bootstrap samples of the nodes. Ratios are as in
+    `snp.SiteStatistics.summary`, but for a factor that all encoders share.
     """
-    inside = by_theta[by_theta.theta.between(rules.THETAS[0] - 1e-9, rules.THETAS[1] + 1e-9)]
-    spanned = np.isclose([inside.theta.min(), inside.theta.max()], rules.THETAS).all()
-    nodes = nodes if "theta" in nodes else nodes.assign(theta=rules.THETA)
-    parts = [
-        _sharpens(kind, rules.by_encoder(inside, kind), rules.by_encoder(nodes, kind), generator) for kind in kinds
-    ]
-    return joined("C3", rules.every(part.state for part in parts) if spanned else UNDETERMINED, parts)
-
-
-def _sharpens(kind: str, sites: pd.DataFrame, nodes: pd.DataFrame, generator: torch.Generator) -> Part:
-    """One kind of site. The effect is the SNR of the last encoder over that of the first, at the theta
-    nearest 0.3."""
-    states: dict[str, list[State]] = {name: [] for name in ("noise", *rules.SNR_VARIANTS)}
-    central = sites.theta.iloc[(sites.theta - rules.THETA).abs().argmin()]
-    ends = (np.nan, np.nan)
-    weights: dict[str, np.ndarray] = {}  # the same resamples of a site's nodes at all thresholds
-    for theta, at in sites.groupby("theta"):
-        of_theta = nodes[np.isclose(nodes.theta, theta)]
-        samples = _resampled(of_theta, weights, generator) if len(of_theta) else {}
-        for name, found in states.items():
-            sign = -1 if name == "noise" else 1
-            resampled = sign * samples[name] if name in samples else None
-            found.append(rules.trend(sign * at[name].to_numpy(float), resampled))
-        if theta == central and samples:
-            ends = percentiles(samples["snr"][:, -1] / samples["snr"][:, 0])
-    at = sites[sites.theta == central]
-    gain, noise = (at[name].iloc[-1] / at[name].iloc[0] for name in ("snr", "noise"))
-    rise, fall = (rules.kendall(at[name].to_numpy(float)) for name in ("snr", "noise"))
-    counts = ", ".join(f"{name} {found.count(SUPPORTED)}" for name, found in states.items())
-    text = (
-        f"SNR x{gain:.2f} and noise x{noise:.2f} from the first to the last encoder at {kind} "
-        f"(theta {central:.2g}; Kendall's tau {rise:.2f} and {fall:.2f}; "
-        f"of {len(states['noise'])} thresholds the trend holds at: {counts})"
-    )
-    rising = rules.majority([rules.majority(states[name]) for name in rules.SNR_VARIANTS])
-    return Part(float(gain), rules.every([rules.majority(states["noise"]), rising]), text, ends)
-
-
-def _resampled(
-    nodes: pd.DataFrame, weights: dict[str, np.ndarray], generator: torch.Generator
-) -> dict[str, Float[np.ndarray, "resample encoder"]]:
-    """Node-bootstrap samples of what follows from counts of nodes, as in `snp.SiteStatistics.summary` up to
-    factors that all encoders share. `weights` by site; those not there yet are drawn and put there."""
     sites = []
-    for name, site in nodes.groupby("site", sort=False):
+    for number, (_, site) in enumerate(nodes.groupby("site", sort=False)):
         full, ratio = ~site.silent.astype(bool), site.signal / site.noise.clip(lower=1)
-        columns = np.stack([site.noise, site.labels, site.ones - site.labels, ratio, full], axis=1)
-        if name not in weights:
-            weights[name] = rules.draw(len(site), generator)
-        sites.append(weights[name] @ columns.astype(float))
-    noise, labels, off_diagonal, ratio, full = np.stack(sites, axis=1).transpose(2, 0, 1)
+        columns = [site.noise, site.labels, site.ones - site.labels, ratio, full, site.clusters, site.clusters > 0]
+        counts = np.stack(columns, axis=1).astype(float)
+        sites.append(np.concatenate([counts.sum(axis=0)[None], rules.node_weights(len(site), number) @ counts]))
+    noise, labels, wrong, ratio, full, clusters, having = np.stack(sites, axis=1).transpose(2, 0, 1)
     with np.errstate(invalid="ignore", divide="ignore"):
         return {
             "noise": noise / full,
-            "snr": labels / off_diagonal,
+            "snr": labels / wrong,
             "snr_blocks": labels / noise,
             "snr_node": ratio / full,
+            "cluster_size": labels / clusters,
+            "share": having / np.array([len(site) for _, site in nodes.groupby("site", sort=False)]),
         }
 
 
-# --------------------------------------------------------------------------------------------------------
-# C4: pruning
+# C4: pruning -----------------------------------------------------------------------------------------------
 
 
-def pruning(table: pd.DataFrame) -> Verdict:
-    """C4 from pruned networks at theta 0.3: target, method, seed, epochs, density, accuracy, accuracy_dense,
-    low, high.
+def pruning(saturated: pd.DataFrame | None, short: pd.DataFrame | None = None) -> Verdict:
+    """C4 from networks that were pruned and retrained until they stopped gaining; `short` is told where there are none.
 
-    target: the layers pruned. method: "andc", "random" or another, which is not looked at. epochs: of
-    retraining. density: share of weights kept. low, high: 95% interval of the accuracy, from the resamples in
-    which the dense network's accuracy is accuracy_dense, so that low - accuracy_dense and high -
-    accuracy_dense bound the change.
-    Raises `UserError` when a target has no retraining length at which ANDC and random masks were both
-    measured.
+    saturated: target, method, theta, seed, density, accuracy, low, high, accuracy_dense; the last is that of the dense
+    network trained as long, and low and high bound the accuracy by the paired bootstrap against it. None when no
+    network was retrained so long. short: the same columns and epochs, after a part of an epoch.
     """
-    table = rules.central(table)
-    if table.empty:
-        return not_measured("C4")
-    parts = []
-    for target, rows in table.groupby("target", sort=False):
-        own, random = rows[rows.method == "andc"], rows[rows.method == "random"]
-        epochs = set(own.epochs) & set(random.epochs)
-        if not epochs:
-            raise UserError(
-                f"pruning of {target!r} has no number of retraining epochs at which both andc and random "
-                "masks were measured; measure both with the same retraining"
-            )
-        own, random = (part[part.epochs == max(epochs)] for part in (own, random))
-        equal = (random.density - own.density.mean()).abs() <= rules.SAME_DENSITY
-        parts.append(_pruned(str(target), own, random[equal]))
-    return joined("C4", rules.majority([part.state for part in parts]), parts)
+    if saturated is None or saturated.empty:
+        return Verdict("C4", NOT_TESTED, f"no network was retrained until it stopped gaining{_after_little(short)}")
+    states, texts, intervals = [], [], []
+    for target, rows in saturated[saturated.density <= rules.HALF].groupby("target", sort=False):
+        densest = rows[np.isclose(rows.density, rows.density.max(), atol=0.01)]
+        andc, random = densest[densest.method == "andc"], densest[densest.method == "random"]
+        if andc.empty or random.empty:
+            continue
+        change, low, high = (100 * (andc[name] - andc.accuracy_dense).mean() for name in ("accuracy", "low", "high"))
+        chance = 100 * (random.accuracy - random.accuracy_dense).mean()
+        states.append(change >= -rules.TOLERANCE and change > chance)
+        intervals.append((float(low), float(high)))
+        texts.append(f"{change:+.1f} points at {target}, {andc.density.mean():.0%} kept (random masks {chance:+.1f})")
+    if not states:
+        return Verdict("C4", NOT_TESTED, f"no layer was pruned to {rules.HALF:.0%} of its weights and retrained")
+    return Verdict("C4", graded(all(states), any(states)), "; ".join(texts), intervals[0])
 
 
-def _pruned(target: str, own: pd.DataFrame, random: pd.DataFrame) -> Part:
-    """One target. The effect is the change of accuracy, in points."""
-    change, low, high = (100 * (own[name] - own.accuracy_dense).mean() for name in ("accuracy", "low", "high"))
-    kept: State = UNDETERMINED
-    if low >= -rules.TOLERANCE:
-        kept = SUPPORTED
-    elif high < -rules.TOLERANCE:
-        kept = NOT_SUPPORTED
-    above: State = UNDETERMINED
-    if random.seed.nunique() >= rules.RANDOM_MASKS:
-        if own.accuracy.mean() > random.accuracy.max():
-            above = SUPPORTED
-        elif own.accuracy.mean() < random.accuracy.mean():
-            above = NOT_SUPPORTED
-    chance = f"{100 * (random.accuracy - random.accuracy_dense).mean():+.2f}" if len(random) else "not measured"
-    text = (
-        f"{change:+.2f} points at {target} (random masks {chance}; "
-        f"{own.density.mean():.0%} of the weights kept, {own.epochs.iloc[0]:g} epochs of retraining)"
-    )
-    return Part(float(change), rules.every([kept, above]), text, (float(low), float(high)))
+def _after_little(short: pd.DataFrame | None) -> str:
+    """What ANDC loses at each target after the longest retraining there was, which does not decide."""
+    if short is None or short.empty:
+        return ""
+    andc = rules.at_theta(short)[rules.at_theta(short).method == "andc"]
+    longest = andc[andc.epochs == andc.groupby("target").epochs.transform("max")]
+    change = 100 * (longest.accuracy - longest.accuracy_dense).groupby(longest.target, sort=False).mean()
+    changes = ", ".join(f"{target} {value:+.1f}" for target, value in change.items())
+    return f"; after {longest.epochs.max():g} epochs, points against the dense network: {changes}"
 
 
-# --------------------------------------------------------------------------------------------------------
-# C5: expert heads
+# C5: expert heads ------------------------------------------------------------------------------------------
 
 
 def experts(
-    symmetry: pd.DataFrame, gaps: pd.DataFrame, generator: torch.Generator, agreement: pd.DataFrame | None = None
+    symmetry: Sequence[pd.DataFrame], gaps: Sequence[pd.DataFrame], agreement: pd.DataFrame | None = None
 ) -> Verdict:
-    """C5 from the site tables of `heads.symmetry` and `experts.expert_accuracy`, one row an encoder.
+    """C5 from the site tables of `heads.symmetry` and `experts.expert_accuracy`, a pair of them for each network.
 
-    For several models: `symmetry` with a column model, and the pairs of `heads.agreement`. Without, the part
-    over seeds is undetermined, says so, and decides nothing.
+    agreement: pairs of networks with their adjusted Rand index `rand`; needed from three networks on.
     """
-    models = [group for _, group in symmetry.groupby("model")] if "model" in symmetry else [symmetry]
-    broken = rules.every(rules.majority([_broken(row, len(rows)) for _, row in rows.iterrows()]) for rows in models)
-    able = rules.majority([_expert(row) for _, row in gaps.iterrows()])
-    states, between = [broken, able], "over seeds: undetermined, one model"
-    values = np.array([]) if agreement is None else agreement.rand.dropna().to_numpy(float)
-    if len(values) > 1:
-        unrelated, (low, high) = _unrelated(values, generator)
-        states.append(unrelated)
-        between = f"divisions of labels unrelated over {len(models)} models: {unrelated}, adjusted Rand index "
-        between += f"{values.mean():.2f} [{low:.2f}, {high:.2f}]"
-    weakest = gaps.sort_values("gap").iloc[0]
+    broken = [_most(table.p_holm < rules.SIGNIFICANT) for table in symmetry]
+    able = [_most((table.p < rules.SIGNIFICANT) & (table.gap_low > 0)) for table in gaps]
+    each = all(broken) and all(able)
+    seeds, rand = len(symmetry), np.nan if agreement is None else float(agreement.rand.mean())
+    over_seeds = seeds >= rules.SEEDS and abs(rand) <= rules.UNRELATED
+    first, concentration = gaps[0], symmetry[0]
     text = (
-        f"{100 * weakest.gap:+.1f} points for own labels at encoder {weakest.encoder:g}, the smallest gap of "
-        f"{len(gaps)} (mean {100 * gaps.gap.mean():+.1f}, dealt nodes {100 * gaps.dealt_mean.mean():+.1f}); "
-        f"experts: {able}; "
-        f"concentration {symmetry.concentration.mean():.3f} against {symmetry.dealt_mean.mean():.3f} dealt, "
-        f"{symmetry.broken.mean():.0%} of labels beyond the null's 95%: {broken}; {between}"
+        f"{100 * first.gap.mean():+.1f} points on own labels (dealt nodes {100 * first.dealt_mean.mean():+.1f}); "
+        f"concentration {concentration.concentration.mean():.3f} (dealt nodes {concentration.dealt_mean.mean():.3f}); "
+        + (f"adjusted Rand index {rand:+.2f} over {seeds} networks" if seeds >= rules.SEEDS else _too_few(seeds))
     )
-    return rules.verdict("C5", rules.every(states), text, (100 * weakest.gap_low, 100 * weakest.gap_high))
+    interval = (100 * float(first.gap_low.mean()), 100 * float(first.gap_high.mean()))
+    return Verdict("C5", graded(each and over_seeds, each), text, interval)
 
 
-def _broken(row: pd.Series, encoders: int) -> State:
-    """Concentration at one encoder. Too few deals for the corrected p to reach significance leave it
-    undetermined."""
-    if row.p_holm < rules.SIGNIFICANT:
-        return SUPPORTED
-    return UNDETERMINED if encoders / (row.deals + 1) >= rules.SIGNIFICANT else NOT_SUPPORTED
+def _most(conditions: pd.Series) -> bool:
+    return bool(conditions.mean() >= rules.MOST)
 
 
-def _expert(row: pd.Series) -> State:
-    """Expert gap at one encoder. Without dealt nodes to compare with, or with too few, it can only fail."""
-    if row.gap_high <= 0:
-        return NOT_SUPPORTED
-    if 1 / (row.deals + 1) >= rules.SIGNIFICANT or not np.isfinite(row.gap):
-        return UNDETERMINED
-    if row.p >= rules.SIGNIFICANT:
-        return NOT_SUPPORTED
-    return SUPPORTED if row.gap_low > 0 else UNDETERMINED
+def _too_few(seeds: int) -> str:
+    return f"{seeds} network{'s' if seeds > 1 else ''}, so the part over networks is not tested"
 
 
-def _unrelated(values: Float[np.ndarray, "pair"], generator: torch.Generator) -> tuple[State, tuple[float, float]]:
-    """Is the mean agreement of models near 0? With the bootstrap interval of the mean over pairs."""
-    low, high = percentiles(rules.draw(len(values), generator) @ values / len(values))
-    if low >= -rules.UNRELATED and high <= rules.UNRELATED:
-        return SUPPORTED, (low, high)
-    outside = low > rules.UNRELATED or high < -rules.UNRELATED
-    return NOT_SUPPORTED if outside else UNDETERMINED, (low, high)
+# C7: convolutional networks --------------------------------------------------------------------------------
 
 
-# --------------------------------------------------------------------------------------------------------
-# C6, C7: the same elsewhere
-
-
-def both_data_sets(verdicts: Mapping[str, Sequence[Verdict]] | None) -> Verdict:
-    """C6 from the verdicts C1 to C5 on each data set, by name. Undetermined with fewer than two data sets."""
-    if not verdicts or len(verdicts) < 2:
-        return not_measured("C6")
-    return _elsewhere("C6", verdicts, ("C1", "C2", "C3", "C4", "C5"))
-
-
-def shared_mechanism(transformer: Sequence[Verdict], convolutional: Sequence[Verdict] | None) -> Verdict:
-    """C7 from the verdicts C2 and C3 on a transformer and on a convolutional network (kinds=("filters",)).
-
-    Undetermined without the latter.
-    """
+def shared_mechanism(convolutional: Sequence[Verdict] | None) -> Verdict:
+    """C7 from the verdicts C1, C2 and C3 along the layers of a convolutional network; None when none was measured."""
     if not convolutional:
-        return not_measured("C7")
-    return _elsewhere("C7", {"transformer": transformer, "convolutional": convolutional}, ("C2", "C3"))
+        return Verdict("C7", NOT_TESTED, "no convolutional network was measured")
+    states = [verdict.state == HOLDS for verdict in convolutional]
+    text = ", ".join(f"{verdict.claim} {verdict.state}" for verdict in convolutional)
+    return Verdict("C7", graded(all(states), any(states)), text)
 
 
-def _elsewhere(claim: str, verdicts: Mapping[str, Sequence[Verdict]], wanted: Sequence[str]) -> Verdict:
-    """All wanted claims everywhere; one without a verdict is undetermined."""
-    states: list[State] = []
-    texts = []
-    for place, found in verdicts.items():
-        known = {verdict.claim: verdict.verdict for verdict in found}
-        here = {name: known.get(name, UNDETERMINED) for name in wanted}
-        states += here.values()
-        texts.append(f"{place}: " + ", ".join(f"{name} {state}" for name, state in here.items()))
-    return rules.verdict(claim, rules.every(states), "; ".join(texts))
+# Is it about nodes? ----------------------------------------------------------------------------------------
+
+
+def clusters_beyond_basis(nodes: pd.DataFrame, rotated: pd.DataFrame, kinds: Sequence[str] = rules.SUB_BLOCKS) -> str:
+    """C2: at how many sites a node's noise lies below that of every random basis.
+
+    nodes: rows of `by_theta`; rotated: site, encoder, kind, draw, noise, snr with the site's basis drawn at random.
+    """
+    nodes = rules.at_theta(nodes)
+    nodes = nodes[nodes.kind.isin(kinds)]
+    lowest = rotated[rotated.kind.isin(kinds)].groupby("site").noise.min()
+    below = nodes.noise.to_numpy() < nodes.site.map(lowest).to_numpy()
+    answer = "yes" if below.mean() >= rules.MOST else "in part" if below.any() else "no"
+    return f"{answer}: less noise than in every random basis at {below.sum()} of {len(below)} sites"
+
+
+def sharpening_beyond_basis(nodes: pd.DataFrame, rotated: pd.DataFrame, kinds: Sequence[str] = rules.SUB_BLOCKS) -> str:
+    """C3: at which sub-blocks SNR gains more from the first to the last encoder than in every random basis."""
+    nodes, beyond, texts = rules.at_theta(nodes), [], []
+    for kind in kinds:
+        gain = _gain(rules.by_encoder(nodes, kind).snr.to_numpy(float))
+        draws = [_gain(rows.snr.to_numpy(float)) for _, rows in rules.by_encoder(rotated, kind).groupby("draw")]
+        beyond.append(gain > max(draws))
+        texts.append(f"SNR x{gain:.2f} at {kind} (random bases x{min(draws):.2f} to x{max(draws):.2f})")
+    answer = "yes" if all(beyond) else "in part" if any(beyond) else "no"
+    return f"{answer}: {'; '.join(texts)}"
+
+
+def _gain(values: Float[np.ndarray, "encoder"]) -> float:
+    return float(values[-1] / values[0])
+
+
+def with_basis(verdicts: Sequence[Verdict], by_theta: pd.DataFrame, rotated: pd.DataFrame | None) -> list[Verdict]:
+    """The verdicts C2 and C3 with their answers about nodes; as they are where no basis was rotated."""
+    if rotated is None or rotated.empty:
+        return list(verdicts)
+    answers = {"C2": clusters_beyond_basis, "C3": sharpening_beyond_basis}
+    return [
+        replace(verdict, nodes=answers[verdict.claim](by_theta, rotated)) if verdict.claim in answers else verdict
+        for verdict in verdicts
+    ]

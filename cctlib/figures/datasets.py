@@ -138,7 +138,7 @@ def claims(table: pd.DataFrame) -> Card:
             pill(axes, left + column * place, top + 0.11, found[name])
         top += height
     agreed = table.groupby("claim").verdict.nunique().eq(1).sum() if len(names) > 1 else 0
-    holds = table.assign(holds=table.verdict == "supported").groupby("claim").holds.all()
+    holds = table.assign(holds=table.verdict == "holds").groupby("claim").holds.all()
     tally = f"{count(int(holds.sum()), 'claim')} of {len(holds)} {'holds' if holds.sum() == 1 else 'hold'} on "
     headline(
         figure,

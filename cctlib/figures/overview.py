@@ -31,7 +31,12 @@ from cctlib.figures.style import (
 from cctlib.figures.wording import count, course, listing, number, sentence
 
 DASHES = ("-", (0, (5, 2)), (0, (1.2, 1.6)))
-VERDICTS = {"supported": (SIGNAL, "✓"), "not supported": (WARN, "✗"), "undetermined": (MUTED, "?")}
+VERDICTS = {
+    "holds": (SIGNAL, "✓"),
+    "holds in part": (SIGNAL, "~"),
+    "does not hold": (WARN, "✗"),
+    "not tested": (MUTED, "?"),
+}
 
 
 @themed
@@ -216,9 +221,9 @@ def _effect(row: Any, width: float) -> str:
 
 
 def pill(axes: Axes, left: float, top: float, verdict: str) -> None:
-    """A verdict with its sign, on axes measured in inches; filled where the claim is supported."""
+    """A verdict with its sign, on axes measured in inches; filled where the claim holds."""
     color, sign = VERDICTS[verdict]
-    filled = verdict == "supported"
+    filled = verdict == "holds"
     axes.add_patch(
         FancyBboxPatch(
             (left, top - 0.02),

@@ -1,0 +1,124 @@
+"""Specification curves: a claim at every combination of equivalent choices (Simonsohn, Simmons and Nelson 2020).
+
+A *reading* is one combination: a sub-block, a threshold, a form of SNR, the images. Only readings that ask the same
+question are pooled (Del Giudice and Gangestad 2021); choices that ask another one, such as silencing nodes before
+SeqPool, are shown apart. There is no p-value over a curve.
+
+Each function returns a table with one row a reading: quantity, effect, low, high (95%, NaN where there is no interval),
+agrees (whether the reading supports the claim), and one column for each choice of `CHOICES` that it varies.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float, Integer
+from torch import Tensor
+
+from cctlib.claims import rules
+from cctlib.claims.verdicts import gain_interval, resampled
+from cctlib.model.sites import parse
+
+CHOICES = ("sub-block", "theta", "SNR", "images", "evidence", "encoder")
+SNR = {
+    "snr": "diagonal / rest",
+    "snr_blocks": "diagonal / outside blocks",
+    "snr_node": "mean over nodes",
+    "snr_field": "fields",
+}
+
+
+def progress(
+    predictions: Mapping[str, Mapping[str, Integer[np.ndarray, "image"]]],
+    labels: Mapping[str, Integer[np.ndarray, "image"]],
+    weights: Mapping[str, Float[Tensor, "resample image"]],
+    kinds: Sequence[str] = rules.SUB_BLOCKS,
+) -> pd.DataFrame:
+    """C1: the last encoder's accuracy less the first's, in points. All arguments by split, predictions then by site."""
+    rows = []
+    for split, of_split in predictions.items():
+        sites = pd.DataFrame([(site, *parse(site)) for site in of_split], columns=["site", "encoder", "kind"])
+        for kind in kinds:
+            names = rules.by_encoder(sites, kind).site
+            correct = np.stack([of_split[name] == labels[split] for name in names], axis=1)
+            low, high = gain_interval(correct, weights[split])
+            effect = 100 * float(correct[:, -1].mean() - correct[:, 0].mean())
+            rows.append(_row("accuracy", effect, low, high, low > 0, **{"sub-block": kind, "images": split}))
+    return pd.DataFrame(rows)
+
+
+def small_clusters(nodes: pd.DataFrame, num_labels: int, kinds: Sequence[str] = rules.SUB_BLOCKS) -> pd.DataFrame:
+    """C2: the mean cluster size over the encoders, as a share of the labels, at every threshold of `nodes`."""
+    rows = []
+    for kind, theta, samples in _resampled_at(nodes, kinds):
+        sizes = samples["cluster_size"] / num_labels
+        low, high = rules.percentiles(sizes[1:].mean(axis=1))
+        small = (sizes[0] <= rules.SMALL) & (samples["share"][0] >= rules.EACH)
+        agrees = bool(small.mean() >= rules.MOST)
+        rows.append(_row("cluster size", sizes[0].mean(), low, high, agrees, **{"sub-block": kind, "theta": theta}))
+    return pd.DataFrame(rows)
+
+
+def sharpening(nodes: pd.DataFrame, by_theta: pd.DataFrame, kinds: Sequence[str] = rules.SUB_BLOCKS) -> pd.DataFrame:
+    """C3: noise and every form of SNR, last encoder over first, at every threshold of `nodes`.
+
+    The ratio of fields depends on no threshold and has no interval over nodes: it is one reading a sub-block.
+    """
+    rows = []
+    for kind, theta, samples in _resampled_at(nodes, kinds):
+        choice = {"sub-block": kind, "theta": theta}
+        for name in ("noise", "snr", "snr_blocks", "snr_node"):
+            ratio = samples[name][:, -1] / samples[name][:, 0]
+            low, high = rules.percentiles(ratio[1:])
+            if name == "noise":
+                rows.append(_row("noise", ratio[0], low, high, high < 1, **choice))
+            else:
+                rows.append(_row("SNR", ratio[0], low, high, low > 1, **choice, SNR=SNR[name]))
+    for kind in kinds:
+        values = rules.by_encoder(rules.at_theta(by_theta), kind).snr_field.to_numpy(float)
+        ratio = values[-1] / values[0]
+        rows.append(_row("SNR", ratio, np.nan, np.nan, ratio > 1, **{"sub-block": kind, "SNR": SNR["snr_field"]}))
+    return pd.DataFrame(rows)
+
+
+def experts(symmetry: pd.DataFrame, gaps: pd.DataFrame) -> pd.DataFrame:
+    """C5: how far heads exceed dealt nodes, in hundredths: concentration and expert gap, at every encoder."""
+    rows = []
+    for row in symmetry.itertuples():
+        effect, agrees = 100 * (row.concentration - row.dealt_mean), row.p_holm < rules.SIGNIFICANT
+        rows.append(_row("experts", effect, np.nan, np.nan, agrees, evidence="concentration", encoder=row.encoder))
+    for row in gaps.itertuples():
+        effect, low, high = (100 * (value - row.dealt_mean) for value in (row.gap, row.gap_low, row.gap_high))
+        agrees = row.p < rules.SIGNIFICANT and row.gap_low > 0
+        rows.append(_row("experts", effect, low, high, agrees, evidence="expert gap", encoder=row.encoder))
+    return pd.DataFrame(rows)
+
+
+def in_words(readings: pd.DataFrame) -> str:
+    """How robust: how many readings agree, and the choice at which most of the others are found."""
+    agree, total = int(readings.agrees.sum()), len(readings)
+    text = f"{agree} of {total} readings agree"
+    failing = readings[~readings.agrees.astype(bool)]
+    if failing.empty or agree == 0:
+        return text
+    best, where = 0.0, ""
+    for choice in ["quantity", *(name for name in CHOICES if name in readings)]:
+        for value, rows in readings.dropna(subset=[choice]).groupby(choice):
+            missed = int((~rows.agrees.astype(bool)).sum())
+            weight = missed / len(failing) * missed / len(rows)  # of the failures, and of the choice
+            if missed and weight > best:
+                best = weight
+                where = f"{choice} {value:g}" if isinstance(value, float) else f"{choice} {value}"
+                where = f"{missed} of the {len(failing)} others have {where}, which fails in {missed} of {len(rows)}"
+    return f"{text}; {where}"
+
+
+def _row(quantity: str, effect: float, low: float, high: float, agrees: object, **choices: object) -> dict[str, object]:
+    return {"quantity": quantity, "effect": float(effect), "low": low, "high": high, "agrees": bool(agrees), **choices}
+
+
+def _resampled_at(nodes: pd.DataFrame, kinds: Sequence[str]):
+    """Kind, threshold and bootstrap samples, over the thresholds of a table of nodes; equal resamples at each."""
+    for kind in kinds:
+        for theta, rows in rules.by_encoder(nodes, kind).groupby("theta"):
+            yield kind, float(theta), resampled(rows)
