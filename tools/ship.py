@@ -21,7 +21,7 @@ from cctlib.data import images as data
 from cctlib.data.images import Images, batches
 from cctlib.errors import UserError
 from cctlib.figures import nodes
-from cctlib.model import cct, manifest
+from cctlib.model import cct, checkpoints, manifest
 from cctlib.model.manifest import Model
 from cctlib.model.precision import autocast
 from cctlib.snp import measure
@@ -73,7 +73,7 @@ def ship_weights(
     splits = {split: data.load(dataset, split, image_size=recipe.image_size) for split in data.SPLITS}
     learned = splits.pop("train")
     config = recipe.config(learned.num_labels)
-    original = cct.load_weights(weights, config)
+    original = checkpoints.load_weights(weights, config)
     destination.mkdir(parents=True, exist_ok=True)
     rounded = destination / "weights.safetensors"
     with stages.replacing(rounded) as temporary:

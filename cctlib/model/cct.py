@@ -16,13 +16,12 @@ differ: its current `sine` variants build a learned position embedding, ours are
 Nodes are handed out by name, `logits, taps = network(images, taps=["enc3/mha"])`: see Method, section 3.
 """
 
-import difflib
+import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -31,14 +30,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cctlib.errors import UserError
-from cctlib.model import checkpoints
+from cctlib.model import sites
+from cctlib.model.sites import SITES, unknown_site
 
-SITES = (
-    "mha",  # concatenated heads, before the projection
-    "trunk",  # after the attention residual and its LayerNorm: what FF reads
-    "ff_hidden",  # FF after GELU
-    "ff",  # encoder output, after the FF residual
-)
 POSITIONAL = ("learnable", "sine", "none")
 ATTENTION = ("explicit", "fused")
 
@@ -126,18 +120,18 @@ def config(name: str, **settings: Any) -> CCTConfig:
     The release's long names, as `cct_7_7x2_224_sine`, have image size and positions too. `settings`: fields
     of `CCTConfig`, which win over the name. Raises `UserError` for a name or a setting that does not exist.
     """
-    found = re.fullmatch(r"(cct_\d+)_(\d+)x(\d+)(?:_(\d+))?(_sine)?", name)
-    if not found or found[1] not in VARIANTS:
+    parts = re.fullmatch(r"(cct_\d+)_(\d+)x(\d+)(?:_(\d+))?(_sine)?", name)
+    if not parts or parts[1] not in VARIANTS:
         raise UserError(f"model {name!r} is not known; names are like cct_7_3x2, with {', '.join(VARIANTS)}")
     for setting in settings:
         if setting not in CCTConfig.__dataclass_fields__:
             raise UserError(f"model {name}: {setting!r} is not a setting; see the fields of CCTConfig")
-    kernel = int(found[2])
-    named = VARIANTS[found[1]] | {"kernel": kernel, "convolutions": int(found[3])}
+    kernel = int(parts[2])
+    named = VARIANTS[parts[1]] | {"kernel": kernel, "convolutions": int(parts[3])}
     named |= {"stride": max(1, kernel // 2 - 1), "padding": max(1, kernel // 2)}
-    if found[4]:
-        named["image_size"] = int(found[4])
-    if found[5]:
+    if parts[4]:
+        named["image_size"] = int(parts[4])
+    if parts[5]:
         named["positional"] = "sine"
     return CCTConfig(**(named | settings))
 
@@ -228,8 +222,8 @@ def sinusoids(tokens: int, width: int) -> Float[Tensor, "1 token node"]:
 
 
 def on_grid(embedding: Float[Tensor, "1 token node"], tokens: int) -> Float[Tensor, "1 place node"]:
-    """A position embedding for another square grid of `tokens`, so that every place of the image keeps its own (bicubic)."""
-    old, new = round(embedding.shape[1] ** 0.5), round(tokens**0.5)
+    """A position embedding for another square grid of `tokens`: every place of the image keeps its own (bicubic)."""
+    old, new = math.isqrt(embedding.shape[1]), math.isqrt(tokens)
     if old == new:
         return embedding
     grid = embedding.transpose(1, 2).unflatten(2, (old, old))
@@ -317,7 +311,8 @@ class CCT(nn.Module):
     def forward_from(self, encoder: int, tokens: Tokens, gains: Mapping[str, Float[Tensor, "_"]]) -> Logits:
         """Logits from the tokens that enter an encoder (counted from 1), with `gains` as in `forward`.
 
-        The tap "enc2/ff" is what enters encoder 3: where only later nodes change, the encoders before need not run again.
+        The tap "enc2/ff" is what enters encoder 3: where only later nodes change, the encoders before need not run
+        again.
         """
         self._check_names((), gains)
         at = _scaled_and_recorded(gains, (), {})
@@ -348,7 +343,7 @@ class CCT(nn.Module):
         for site, gain in gains.items():
             if site.endswith("/attention"):
                 raise UserError(f"gains: {site} has no nodes; the kinds that have are {', '.join(SITES)}")
-            nodes = self.config.hidden if site.endswith("/ff_hidden") else self.config.width
+            nodes = sites.width(site, self.config)
             if gain.shape != (nodes,):
                 raise UserError(f"gains: {site} has {nodes} nodes, its gains have shape {tuple(gain.shape)}")
 
@@ -369,12 +364,6 @@ def _scaled_and_recorded(
     return at
 
 
-def unknown_site(site: str, known: Iterable[str]) -> UserError:
-    """The error for a site that is not among `known`; it names the nearest ones."""
-    nearest = difflib.get_close_matches(str(site), list(known), n=3, cutoff=0.0)
-    return UserError(f"site {site!r} is not known here; the nearest names are {', '.join(nearest) or 'none'}")
-
-
 def _check_images(images: Tensor, config: CCTConfig, size: int) -> None:
     if not images.is_floating_point():
         raise UserError(f"images are {images.dtype}; normalise them to floating point first (data.normalise)")
@@ -385,49 +374,3 @@ def _check_images(images: Tensor, config: CCTConfig, size: int) -> None:
         raise UserError(f"images of {height}x{width} pixels leave this tokenizer no token; use larger ones")
     if config.positional != "none" and (height != size or width != size):
         raise UserError(f"images are {height}x{width} pixels, this network needs {size}x{size}; resize them")
-
-
-def load_weights(path: str | Path, config: CCTConfig, *, attention: str = "explicit") -> CCT:
-    """The network of a checkpoint: fp32, on the CPU, in eval mode. torch's random generators are left alone.
-
-    Files: what `checkpoints.read` takes, safetensors or PyTorch's as the CCT authors publish. A learned
-    position embedding of another image size is resized (bicubic); sinusoids are computed anew, not resized.
-    Raises `UserError` when the file cannot be read, or naming the first tensor that does not fit.
-    """
-    state = checkpoints.read(path)
-    with torch.random.fork_rng(devices=[]):
-        network = CCT(config, attention).eval()
-    try:
-        _fit_positions(state, config)
-        _check_shapes(state, network.state_dict())
-    except UserError as error:
-        raise UserError(f"{path}: {error}; choose the configuration it was made with") from None
-    network.load_state_dict(state)
-    return network
-
-
-def _check_shapes(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
-    for name in (*expected, *state):
-        if name not in state:
-            raise UserError(f"tensor {name} {tuple(expected[name].shape)} is missing")
-        found = tuple(state[name].shape)
-        if name not in expected:
-            raise UserError(f"tensor {name} {found} has no place in this network")
-        if found != expected[name].shape:
-            raise UserError(f"tensor {name} has shape {found}, expected {tuple(expected[name].shape)}")
-
-
-def _fit_positions(state: dict[str, Tensor], config: CCTConfig) -> None:
-    """Bring the position embedding of a checkpoint, in place, to the configuration's number of tokens."""
-    name = "classifier.positional_emb"
-    found = state.get(name, torch.empty(0)).float()
-    if found.ndim != 3 or found.shape[0] != 1 or found.shape[2] != config.width:
-        return  # absent or of another width: the comparison of shapes says so
-    if config.positional == "sine":
-        # 0.002 lets through the rounding of fp16 and of angles in fp32.
-        if not torch.allclose(found, sinusoids(found.shape[1], config.width), atol=2e-3):
-            raise UserError(f'tensor {name} is learned, not sinusoidal; positional="learnable" reads it')
-        state[name] = sinusoids(config.tokens, config.width)
-    old, new = round(found.shape[1] ** 0.5), config.side(config.image_size)
-    if config.positional == "learnable" and old != new and old**2 == found.shape[1]:
-        state[name] = on_grid(found, config.tokens)

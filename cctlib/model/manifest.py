@@ -17,7 +17,7 @@ from torch import Tensor
 from cctlib import stages
 from cctlib.data.images import normalise
 from cctlib.errors import UserError
-from cctlib.model import cct
+from cctlib.model import cct, checkpoints
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Model:
             raise UserError(
                 f"{path} has SHA-256 {found[:12]}, its manifest says {self.weights_hash[:12]}; restore the file"
             )
-        network = cct.load_weights(path, self.config, attention=attention).float().eval().requires_grad_(False)
+        network = checkpoints.load_weights(path, self.config, attention=attention).float().eval().requires_grad_(False)
         return network.to(device)
 
 

@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 
 from cctlib.data.images import Images
 from cctlib.errors import UserError
-from cctlib.model import cct, manifest
+from cctlib.model import checkpoints, manifest
 from cctlib.training.log import Log, read_log
 from cctlib.training.processes import Place, processes, stop_signals
 from cctlib.training.recipes import RECIPES, Recipe, recipe, recipe_for
@@ -102,7 +102,7 @@ def train_model(
     learned = images["train"]
     weights = train(recipe, learned, images["held-out"], folder, device=device, resume=True, progress=progress)
     config = recipe.config(learned.num_labels)
-    network = cct.load_weights(weights, config, attention=form_of_attention(recipe, device)).to(device)
+    network = checkpoints.load_weights(weights, config, attention=form_of_attention(recipe, device)).to(device)
     alone = Place(0, 1, torch.device(device))
     accuracy = {
         split: evaluate(network, images[split], constants(learned), recipe, alone)[1] for split in ("held-out", "test")

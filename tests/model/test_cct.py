@@ -14,14 +14,13 @@ import pandas
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import save_file
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from cctlib.errors import UserError
-from cctlib.model import cct
+from cctlib.model import cct, checkpoints
 
 TINY = cct.CCTConfig(encoders=3, width=24, heads=2, conv_channels=8, image_size=16, num_classes=5)
 SHIPPED = sorted(Path(__file__).parents[2].glob("artifacts/cifar100/*/manifest.json"))
@@ -424,6 +423,17 @@ def test_traces_into_one_graph(plain, attention, positional):
     assert network.classifier.fc.weight.grad is not None
 
 
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::FutureWarning")
+@pytest.mark.parametrize("attention", cct.ATTENTION)
+def test_can_be_traced_and_exported(plain, attention):
+    network, images = plain_tiny(plain, attention), pictures()
+    with torch.no_grad():
+        traced = torch.jit.trace(network, images)
+        exported = torch.export.export(network, (images,)).module()
+        for other in (traced, exported):
+            torch.testing.assert_close(other(pictures(seed=2)), network(pictures(seed=2)))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("attention", cct.ATTENTION)
 def test_compiled_logits_are_the_same(plain, attention):
@@ -521,118 +531,6 @@ def test_fused_attention_has_no_maps():
         cct.CCT(TINY, "flash")
 
 
-# Checkpoints
-
-
-def same(network: cct.CCT, other: cct.CCT) -> bool:
-    return all(
-        torch.equal(a, b) for a, b in zip(network.state_dict().values(), other.state_dict().values(), strict=True)
-    )
-
-
-@pytest.mark.parametrize("wrap", [None, "model", "state_dict"])
-@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.module."])
-def test_checkpoints_of_every_wrapping(tmp_path, wrap, prefix):
-    network, path = tiny(), tmp_path / "weights.pth"
-    state = {prefix + name: tensor for name, tensor in network.state_dict().items()}
-    torch.save({wrap: state, "epoch": 3} if wrap else state, path)
-    before = torch.random.get_rng_state()
-    loaded = cct.load_weights(path, TINY, attention="fused")
-    assert same(loaded, network) and not loaded.training and loaded.attention == "fused"
-    assert torch.equal(torch.random.get_rng_state(), before)
-
-
-def test_half_precision_files_become_fp32(tmp_path):
-    network, path = tiny(), tmp_path / "weights.safetensors"
-    save_file({name: tensor.half() for name, tensor in network.state_dict().items()}, path)
-    loaded = cct.load_weights(str(path), TINY)
-    assert {tensor.dtype for tensor in loaded.state_dict().values()} == {torch.float32}
-    assert same(loaded, network.half().float())
-
-
-def test_positions_are_resized(tmp_path):
-    network, path = tiny(), tmp_path / "weights.safetensors"
-    rows = torch.linspace(0, 1, 4).repeat_interleave(4)  # a ramp from the first row to the last
-    network.classifier.positional_emb.data = rows[None, :, None].repeat(1, 1, 24)
-    save_file(network.state_dict(), path)
-    for size, side in ((32, 8), (8, 2)):
-        larger = cct.load_weights(path, replace(TINY, image_size=size))
-        grid = larger.classifier.positional_emb.detach().reshape(side, side, 24)
-        torch.testing.assert_close(grid, grid[:, :1, :1].expand_as(grid))  # still a function of the row alone
-        assert (grid[:, 0, 0].diff() > 0).all() and abs(grid.mean() - 0.5) < 1e-5
-        assert larger(pictures(size=size)).shape == (4, 5)
-    table = torch.randn(1, 16, 24)
-    network.classifier.positional_emb.data = table
-    save_file(network.state_dict(), path)
-    assert torch.equal(cct.load_weights(path, TINY).classifier.positional_emb, table)
-
-
-def test_images_of_another_size_go_where_the_network_is_told(tmp_path):
-    """As through the network that is loaded for that size from the same file."""
-    network, path = tiny(), tmp_path / "weights.safetensors"
-    save_file(network.state_dict(), path)
-    network.image_size = 32
-    loaded = cct.load_weights(path, replace(TINY, image_size=32))
-    torch.testing.assert_close(network(pictures(size=32)), loaded(pictures(size=32)))
-    with pytest.raises(UserError, match="16x16 pixels, this network needs 32x32"):
-        network(pictures())
-
-
-def test_sinusoids_are_computed_anew_for_another_size(tmp_path):
-    config, path = replace(TINY, positional="sine"), tmp_path / "weights.safetensors"
-    save_file(tiny(positional="sine").state_dict(), path)
-    larger = cct.load_weights(path, replace(config, image_size=32))
-    assert torch.equal(larger.classifier.positional_emb, cct.sinusoids(64, 24))
-    save_file(tiny().state_dict(), path)
-    with pytest.raises(
-        UserError, match=r"classifier.positional_emb is learned, not sinusoidal; positional=\"learnable\""
-    ):
-        cct.load_weights(path, config)
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"num_classes": 7}, r"tensor classifier.fc.weight has shape \(5, 24\), expected \(7, 24\)"),
-        ({"encoders": 4}, r"tensor classifier.blocks.3.pre_norm.weight \(24,\) is missing"),
-        ({"encoders": 2}, r"tensor classifier.blocks.2\S+ \(.*\) has no place in this network"),
-        ({"positional": "none"}, r"tensor classifier.positional_emb \(1, 16, 24\) has no place"),
-        ({"width": 36}, r"tensor \S+ has shape \(.*\), expected \(.*36.*\)"),
-    ],
-)
-def test_the_first_tensor_that_does_not_fit_is_named(tmp_path, settings, message):
-    path = tmp_path / "weights.safetensors"
-    save_file(tiny().state_dict(), path)
-    with pytest.raises(UserError, match=message) as caught:
-        cct.load_weights(path, replace(TINY, **settings))
-    assert str(caught.value).startswith(str(path)) and "\n" not in str(caught.value)
-
-
-class Opener:
-    """What a malicious checkpoint could hold."""
-
-    def __reduce__(self):
-        return open, ("opened", "w")
-
-
-def test_files_that_are_no_checkpoints(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    whole = tmp_path / "whole.safetensors"
-    save_file(tiny().state_dict(), whole)
-    files = {name: tmp_path / name for name in ("a.safetensors", "b.safetensors", "c.pth", "d.pth", "e.pth", "f.pth")}
-    files["a.safetensors"].write_bytes(whole.read_bytes()[:-100])
-    files["b.safetensors"].write_bytes(b"")
-    files["c.pth"].write_text("<html>404</html>")
-    torch.save({"model": Opener()}, files["d.pth"])
-    torch.save({"epoch": 3}, files["e.pth"])
-    files["f.pth"].mkdir()
-    for path in (*files.values(), tmp_path / "missing.pth"):
-        with pytest.raises(UserError, match=r"no readable|holds no tensors|no such") as caught:
-            cct.load_weights(path, TINY)
-        assert str(path) in str(caught.value) and "\n" not in str(caught.value)
-    assert not Path("opened").exists()
-
-
 # The shipped weights on real images
 
 
@@ -647,7 +545,7 @@ def test_shipped_weights_reach_their_accuracy(manifest):
     pixels = np.stack([np.asarray(Image.open(io.BytesIO(entry["bytes"]))) for entry in rows.img])
     mean, std = (torch.tensor(said["normalisation"][name])[:, None, None] for name in ("mean", "std"))
     images = (torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255 - mean) / std
-    network = cct.load_weights(manifest.parent / said["weights"]["file"], cct.CCTConfig(**said["config"]))
+    network = checkpoints.load_weights(manifest.parent / said["weights"]["file"], cct.CCTConfig(**said["config"]))
     with torch.no_grad():
         predicted = torch.cat([network(batch).argmax(1) for batch in images.split(100)])
     accuracy = (predicted == torch.tensor(rows.fine_label.tolist())).float().mean().item()
