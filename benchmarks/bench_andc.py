@@ -49,7 +49,7 @@ def andc_zeros(theta: float) -> cct.CCT | None:
     if model is None or not (model.folder / measure.FILE).is_file():
         return None
     network = model.network("cpu")
-    found = andc.diagonals(measure.load(model.folder), theta)
+    found = measure.diagonals(measure.load(model.folder), theta)
     for name, mask in andc.andc_masks(found, network.config.encoders).items():
         network.get_parameter(name).masked_fill_(~mask, 0)
     return network

@@ -186,7 +186,15 @@ def measured_study(dataset: str, model: str, profile: Profile, runs: Path, devic
     tabled = tables_stage(measured, profile, home, device)
     folders = {"model": trained.folder, "probe": probes, "measure": measured, "tables": tabled}
     return Study(
-        dataset, trained, measure.load(measured), tables.load(tabled), "measured", device, folders, home, profile
+        dataset,
+        trained,
+        measure.load(measured),
+        tables.load(tabled, measured),
+        "measured",
+        device,
+        folders,
+        home,
+        profile,
     )
 
 
@@ -258,7 +266,7 @@ def load_probes(folder: Path, model: Model, device: torch.device) -> Probes:
 
 
 def measure_stage(dataset: str, model: Model, profile: Profile, probes: Path, home: Path, device: torch.device) -> Path:
-    """Gather the measurement (see `measure.py`). Writes measurement.npz, measurement.json, pooled.npz and null.csv."""
+    """Gather the measurement (see `measure.py`). Writes measurement.npz, measurement.json, pooled.npz and null.parquet."""
     held_out = load_images(dataset, "held-out", profile.held_out, model)
     test = load_images(dataset, "test", profile.test, model)
     per_label = {"train": profile.train, "held-out": profile.held_out, "test": profile.test}
@@ -294,7 +302,7 @@ def measure_stage(dataset: str, model: Model, profile: Profile, probes: Path, ho
         measure.save(result, work)
         with stages.replacing(work / measure.POOLED) as temporary, temporary.open("wb") as file:
             np.savez(file, **pooled)  # type: ignore[arg-type]
-        null.to_csv(work / "null.csv", index=False)
+        stages.write_tables({"null": null}, work)
 
     return stages.stage(home, "measure", inputs, compute, device=device)
 
@@ -309,13 +317,6 @@ def tables_stage(measured: Path, profile: Profile, home: Path, device: torch.dev
     }
 
     def compute(work: Path) -> None:
-        tables.compute(
-            measure.load(measured),
-            pd.read_csv(measured / "null.csv"),
-            profile.thetas,
-            profile.label_orders,
-            work,
-            device,
-        )
+        tables.compute(measure.load(measured), profile.thetas, profile.label_orders, work, device)
 
     return stages.stage(home, "tables", inputs, compute, device=device)

@@ -60,7 +60,7 @@ def by_site(extra: str, values: int, encoders: int = 7, kinds: tuple[str, ...] =
 
 
 def alternatives() -> pd.DataFrame:
-    """Choices made otherwise: the second of four has a probe of its own, at two sites; the others leave the probe as it is."""
+    """Choices made otherwise: the second of four has a probe of its own, at two sites; others leave it as it is."""
     table = by_site("alternative", 4)
     table = table[(table.alternative != 1) | table.kind.isin(("mha", "ff"))]
     return table.assign(accuracy=np.where(table.alternative < 2, 0.3 + 0.05 * table.encoder, np.nan))

@@ -133,7 +133,7 @@ def ship_study(study: Study) -> Path:
     folders = {stage: study.folders[stage] for stage in ("measure", "tables")} | later_stages(study)
     for stage, folder in folders.items():
         for path in sorted(folder.iterdir()):
-            if path.name in (stages.RECORD, measure.POOLED, "null.csv"):
+            if path.name in (stages.RECORD, measure.POOLED):
                 continue
             name = f"{stage}.{path.name}" if path.name == stages.PROVENANCE else path.name
             if path.stat().st_size > LARGEST:

@@ -6,7 +6,7 @@ node of the last encoder to output j stays iff j is in its D. Four kinds of laye
     proj      mha       -> trunk        linear2   ff_hidden         -> ff
     linear1   trunk     -> ff_hidden    fc        ff (last encoder) -> labels
 
-In the order of reading: diagonal sets -> `andc_masks` -> other masks that keep exactly as many weights of
+In the order of reading: `andc_masks` -> other masks that keep exactly as many weights of
 each layer -> `make_masks`, any of them by its name. `pruned.py` applies masks to a network and retrains it,
 `sweep.py` does so for many, `compact.py` turns the zeros into speed. Masks have the name and the shape of
 their weight, [output, input].
@@ -24,7 +24,6 @@ from cctlib.errors import UserError
 from cctlib.model.cct import CCT
 from cctlib.model.precision import Precision, autocast
 from cctlib.snp import fields
-from cctlib.snp.measure import Measurement
 
 KINDS = ("proj", "linear1", "linear2", "fc")
 TARGETS = (*KINDS, "all")
@@ -73,26 +72,6 @@ def layers(encoders: int, target: str = "all") -> tuple[Layer, ...]:
 
 
 # Masks of ANDC --------------------------------------------------------------------------------------------
-
-
-def diagonals(
-    measurement: Measurement, theta: float = fields.THETA, split: str = "held-out"
-) -> dict[str, Bool[Tensor, "_ _"]]:
-    """D_n of every node of every measured site, as [node, label], from the images of `split`.
-
-    Held-out images decide and test images judge; `split="test"` exists to measure what that choice is
-    worth. Raises `UserError` when the split was not measured.
-    """
-    found = {}
-    for site, measured in measurement.sites.items():
-        if split not in measured.mu:
-            raise UserError(
-                f"no {split} images in the measurement of {site}: diagonal sets are decided on them; "
-                f"measure that split (measured: {', '.join(measured.mu) or 'none'})"
-            )
-        mu, W = measured.tensors(split)
-        found[site] = fields.boolean(mu, W, theta).diagonal(dim1=1, dim2=2).contiguous()
-    return found
 
 
 def connected(

@@ -61,7 +61,7 @@ def sweep_stage(study: Study, profile: Profile) -> Path:
 
     def compute(work: Path) -> None:
         network = study.network()
-        diagonals = {theta: masks.diagonals(study.measurement, theta) for theta in {*settings.thetas, fields.THETA}}
+        diagonals = {theta: measure.diagonals(study.measurement, theta) for theta in {*settings.thetas, fields.THETA}}
 
         def swept(prunings: list[masks.Pruning], epochs: Sequence[float], test: str) -> pd.DataFrame:
             possible = _possible(prunings, diagonals, study.model.config.encoders)
@@ -126,7 +126,7 @@ def latency_stage(study: Study, settings: PruningSettings) -> Path:
     def compute(work: Path) -> None:
         network = study.network()
         all_layers = [masks.Pruning("all", "andc", theta) for theta in settings.latency_thetas]
-        diagonals = {theta: masks.diagonals(study.measurement, theta) for theta in settings.latency_thetas}
+        diagonals = {theta: measure.diagonals(study.measurement, theta) for theta in settings.latency_thetas}
         timed = []
         possible = _possible(all_layers, diagonals, study.model.config.encoders)
         for pruning in tqdm(possible, desc="latency", unit="threshold"):

@@ -81,7 +81,7 @@ def sweep(
 ) -> Sweep:
     """Evaluate every pruning after every amount of retraining; `network` is as before when it is done.
 
-    diagonals: `andc.diagonals` by theta, from held-out images. held_out: for Wanda. train: for retraining,
+    diagonals: `measure.diagonals` by theta, from held-out images. held_out: for Wanda. train: for retraining,
     needed where `epochs` are not all zero. folder: where finished rows are kept, as checkpoint-*.npz; a row
     found there, made from the same network, masks, images and settings, is not done again.
     Raises `UserError` before anything long is started: for a mask that cannot be made, or images that are

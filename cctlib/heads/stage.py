@@ -8,7 +8,7 @@ test images judge.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,14 +18,13 @@ from jaxtyping import Bool, Int64
 from torch import Tensor
 
 from cctlib import bootstrap, stages
-from cctlib.andc import masks
 from cctlib.data.images import Images
 from cctlib.errors import UserError
 from cctlib.heads import experts, silence
 from cctlib.heads import ownership as heads
 from cctlib.model.sites import parse
 from cctlib.profiles import HeadSettings, Profile
-from cctlib.snp import fields, measure, tables
+from cctlib.snp import fields, measure
 from cctlib.study import Study, load_images
 
 HEADS = ("expert_heads", "expert_sites", "ablation_heads", "ablation_sites")
@@ -37,7 +36,7 @@ class Ownership:
 
     counts [head, label], designation [label]: from held-out images, by site. sets, semantics, enrichment: of that designation; the
     last two are None where the labels have no groups. labels, sites, overlap: of the counts on test images, against dealt nodes.
-    whole: whole-head performance, the columns of `tables.site_row` with heads in the place of nodes, one row a site.
+    whole: whole-head performance, the columns of `fields.site_row` with heads in the place of nodes, one row a site.
     """
 
     counts: dict[str, Int64[Tensor, "head label"]]
@@ -66,7 +65,7 @@ def ownership(study: Study, deals: int = 1000) -> Ownership:
         dealt = heads.null_counts(held_out, number, generator, deals)
         meaning = heads.semantics(counts, dealt, groups, generator)
         enriched = heads.enrichment(counts, groups, names)
-    whole = [tables.site_row(site, fields.measure_heads(*study.measurement[site].tensors(), number)) for site in counts]
+    whole = [fields.site_row(site, fields.measure_heads(*study.measurement[site].tensors(), number)) for site in counts]
     return Ownership(
         counts=counts,
         designation={site: heads.designate(of_site) for site, of_site in counts.items()},
@@ -82,8 +81,8 @@ def ownership(study: Study, deals: int = 1000) -> Ownership:
 
 def mha_diagonals(study: Study, split: str) -> dict[str, Bool[Tensor, "node label"]]:
     """Diagonal sets of the nodes of every `mha` site, at theta 0.3."""
-    own = {site: values for site, values in study.measurement.sites.items() if parse(site)[1] == "mha"}
-    return masks.diagonals(replace(study.measurement, sites=own), fields.THETA, split)
+    sets = measure.diagonals(study.measurement, fields.THETA, split)
+    return {site: of_site for site, of_site in sets.items() if site.endswith("/mha")}
 
 
 def heads_tables(study: Study) -> dict[str, pd.DataFrame]:
@@ -135,7 +134,7 @@ def _experts_alone(
             if (of_site == heads.NOBODY).all():
                 continue
             pooled = torch.from_numpy(kept[site]).to(study.device)
-            W = torch.from_numpy(study.measurement[site].W).to(study.device)
+            W = study.measurement[site].tensors()[1].to(study.device)
             owner = heads.owners(pooled.shape[1], number).to(study.device)
             alone = experts.alone(pooled, W, owner, number)
             dealt = experts.dealt_gaps(pooled, W, diagonals[site], labels.to(study.device), number, generator, deals)

@@ -10,18 +10,18 @@ Silence every weight of the probe but node n's, and what is left of output j, av
 label i, is ``M_n[i, j] = mu[i, n] * W[j, n]`` (row = true label, column = output). The field matrix of a
 node is an outer product, and a whole site is measured without another forward pass (Method, section 5).
 
-In the order of reading: `FieldSums` gathers ``mu`` over batches and machines, `boolean` thresholds the
+In the order of reading: `FieldSums` gathers ``mu`` over batches, `boolean` thresholds the
 fields, `clusters` finds the groups of labels that a node recognises, `measure` turns them into numbers.
 """
 
 from dataclasses import dataclass
 
 import torch
-import torch.distributed as dist
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from cctlib.errors import UserError
+from cctlib.model import sites
 
 THETA = 0.3  # Method, section 5
 BLOCK = 2**19  # entries of one block of float64 fields: 4 MiB, which stays in a CPU's cache
@@ -38,7 +38,7 @@ def wide(device: torch.device) -> torch.dtype:
 
 @dataclass
 class FieldSums:
-    """Running sums behind ``mu``: `add` batches, `all_reduce` over processes, then take the `mean`.
+    """Running sums behind ``mu``: `add` batches, then take the `mean`.
 
     With `repeats` (the leading axis) the same images are summed under R labellings at once: the null of
     claim C2 (Method, section 8). `shuffled` draws the labellings beforehand.
@@ -81,28 +81,8 @@ class FieldSums:
         for repeat, row in enumerate(rows):
             sums[repeat].index_add_(0, row, values)
 
-    def merge(self, other: "FieldSums") -> "FieldSums":
-        """The sums of both, as new sums. Raises UserError when they are of different sites or label sets."""
-        if self.sums.shape != other.sums.shape:
-            raise UserError(
-                f"cannot merge field sums of shapes {tuple(self.sums.shape)} and {tuple(other.sums.shape)}: "
-                "both must come from the same site and the same labels"
-            )
-        return FieldSums(self.sums + other.sums, self.counts + other.counts, self.strays + other.strays)
-
-    def all_reduce(self) -> "FieldSums":
-        """The sums over all processes, as new sums; a copy where torch.distributed is not initialised.
-
-        Every process must call it. They may hold different numbers of images, of a label or altogether.
-        """
-        totals = FieldSums(self.sums.clone(), self.counts.clone(), self.strays.clone())
-        if dist.is_available() and dist.is_initialized():
-            for total in (totals.sums, totals.counts, totals.strays):
-                dist.all_reduce(total)
-        return totals
-
     def mean(self) -> Float[Tensor, "*repeat label node"]:
-        """``mu``, in float32: the precision in which it is stored, so that a stored one measures the same.
+        """``mu``, in float32; `rounded` makes of it what is stored and measured.
 
         Raises UserError for labels outside 0 .. K-1, a label without images, or values that are not finite.
         """
@@ -135,6 +115,19 @@ def shuffled(values: Int[Tensor, "item"], repeats: int, generator: torch.Generat
 
 
 # From mu and W to fields and Boolean matrices --------------------------------------------------------------
+
+
+def rounded(values: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """`values` to the nearest float16, as float32: mu and W are rounded once, when they are measured.
+
+    What is stored then measures the same, to the last digit, in half the space. Of the shipped measurements,
+    rounding changes 2.4 to 2.5 of 100,000 entries of the Boolean matrices at theta 0.3.
+    Raises UserError for values that float16 cannot hold.
+    """
+    result = values.half().float()
+    if not is_finite(result):
+        raise UserError("mu or W holds NaN or values beyond 65,504: check the weights, or scale the site down")
+    return result
 
 
 def is_finite(values: Tensor) -> bool:
@@ -225,6 +218,15 @@ def boolean(
     return B
 
 
+def diagonals(
+    mu: Float[Tensor, "label node"], W: Float[Tensor, "label node"], theta: float = THETA
+) -> Bool[Tensor, "node label"]:
+    """``D_n`` of all nodes: the diagonals of `boolean`, without the matrices. Raises UserError as `check_inputs`."""
+    check_inputs(mu, W, theta)
+    dtype = wide(mu.device)
+    return (mu.to(dtype) * W.to(dtype) / divisor(peaks(mu, W)) > theta).T.contiguous()
+
+
 # From Boolean matrices to clusters and their statistics -----------------------------------------------------
 
 
@@ -274,8 +276,8 @@ def clusters(
         joined.append(takes[:, : step + 1, step].argmax(1))
         row = first_row + joined[-1]
         rows.index_copy_(0, row, rows.index_select(0, row) & together[:, step])
-    found = torch.stack(joined, dim=1).masked_fill(~inside, -1)
-    return torch.full((num_nodes, num_labels), -1, device=B.device).scatter_(1, labels, found)
+    assigned = torch.stack(joined, dim=1).masked_fill(~inside, -1)
+    return torch.full((num_nodes, num_labels), -1, device=B.device).scatter_(1, labels, assigned)
 
 
 @dataclass(frozen=True)
@@ -397,3 +399,11 @@ def measure_heads(
     total = (M / divisor(peak)[:, None, None]).sum(0)
     counts = node_statistics(threshold(M, peak, theta))
     return SiteStatistics(theta=theta, snr_field=field_ratio(total), **counts)
+
+
+def site_row(site: str, statistics: SiteStatistics, **also: object) -> dict[str, object]:
+    """One row of a table: the site's name, encoder and kind, the threshold, its summary, and what is told `also`."""
+    encoder, kind = sites.parse(site)
+    numbers = {name: value.item() for name, value in statistics.summary().items()}
+    where = {"site": site, "encoder": encoder, "kind": kind, "theta": statistics.theta}
+    return where | numbers | {"snr_field": statistics.snr_field.item()} | also

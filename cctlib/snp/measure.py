@@ -1,13 +1,13 @@
 """The measurement: one pass over a split gathers all that SNP, heads and the book need from a probed network.
 
-Gathered per site: the field averages `mu` (Method, section 5), the probe's prediction of each image, and for each node the
-images with the largest and the smallest p_n(x). Nothing of the size images x tokens x nodes is kept; of `mha` the pooled p_n(x)
-of the test images are, beside the measurement, for the study of heads. A measurement is what ships with the book:
-figures are drawn from it without weights, images or a GPU.
+Gathered per site: the field averages `mu` (Method, section 5), the probe's prediction of each image, and for each
+node the images with the largest and the smallest p_n(x). Nothing of the size images x tokens x nodes is kept; of
+`mha` the pooled p_n(x) of the test images are, beside the measurement, for the study of heads. A measurement is what
+ships with the book: figures are drawn from it without weights, images or a GPU.
 """
 
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,31 +15,30 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from cctlib import stages
-from cctlib.data.images import Images, batches
+from cctlib.data.images import Images
 from cctlib.errors import UserError
 from cctlib.model import sites
-from cctlib.model.precision import Precision, autocast
+from cctlib.model.forward import forward
+from cctlib.model.precision import Precision
 from cctlib.snp import fields
-from cctlib.snp.probe import Probe, Probes, site_of
+from cctlib.snp.probe import READOUT, VARIANTS, Probe, Probes, own_readout, site_of, variant_of
 
 FILE, POOLED = "measurement.npz", "pooled.npz"
 EXTREMES = 8  # images kept at either end of each node
-SWAPPED = "swapped/"  # in front of the arrays of second probes, in the file
 NODEWISE = "test, node-wise pooling"  # mu of the alternative that silences before SeqPool
 
 
 @dataclass
 class SiteMeasurement:
-    """One site. Arrays are float32 or integer, on the CPU.
+    """One site, on the CPU. W and mu are rounded here, once, to float16 (`fields.rounded`): all use what is stored.
 
     W: [label, node], the probe's weights. mu: by split, [label, node], the mean of p_n over the images of each label.
-    predictions: by split, [image]. extremes: [node, end, rank], positions of the test images with the largest (end 0) and the smallest
-    (end 1) p_n, the most extreme first; None for second probes.
+    predictions: by split, [image]. extremes: [node, end, rank], positions of the test images with the largest (end 0)
+    and the smallest (end 1) p_n, the most extreme first; None for a probe that is only compared with.
     """
 
     W: np.ndarray
@@ -47,20 +46,30 @@ class SiteMeasurement:
     predictions: dict[str, np.ndarray] = field(default_factory=dict)
     extremes: np.ndarray | None = None
 
+    def __post_init__(self) -> None:
+        self.W = _half(self.W)
+        self.mu = {split: _half(values) for split, values in self.mu.items()}
+
     def tensors(self, split: str = "test") -> tuple[Float[Tensor, "label node"], Float[Tensor, "label node"]]:
-        """(mu, W) of a split, as the functions of `snp` want them. Raises `UserError` for a split that was not measured."""
+        """(mu, W) of a split, float32, as `fields` wants them. Raises `UserError` for a split that was not measured."""
         if split not in self.mu:
             raise UserError(f"no field averages for split {split!r}; measured are: {', '.join(self.mu)}")
-        return torch.from_numpy(self.mu[split]), torch.from_numpy(self.W)
+        return torch.from_numpy(self.mu[split]).float(), torch.from_numpy(self.W).float()
+
+
+def _half(values: np.ndarray) -> np.ndarray:
+    return fields.rounded(torch.from_numpy(values).float()).half().numpy()
 
 
 @dataclass
 class Measurement:
     """All sites of a network on the held-out and the test images of a data set.
 
-    swapped: by site, what its second probe found on the test images (see `probe`); none in measurements made before there were any.
+    alternatives: by variant of the probe (see `probe.VARIANTS`) and site, what that probe gives on the test images;
+    the network's own read-out also has the held-out images. Measurements made earlier lack some.
     labels, predictions (of the network itself): by split, [image].
-    about: where it comes from (data set, model, hashes, settings, versions), for people and for the line under each figure.
+    about: where it comes from (data set, model, hashes, settings, versions), for people and for the line under each
+    figure.
     """
 
     sites: dict[str, SiteMeasurement]
@@ -70,7 +79,7 @@ class Measurement:
     groups: tuple[int, ...] | None
     group_names: tuple[str, ...] | None
     about: dict
-    swapped: dict[str, SiteMeasurement] = field(default_factory=dict)
+    alternatives: dict[str, dict[str, SiteMeasurement]] = field(default_factory=dict)
 
     def __getitem__(self, site: str) -> SiteMeasurement:
         if site not in self.sites:
@@ -82,6 +91,14 @@ class Measurement:
         """Number of encoders L."""
         return max(sites.parse(site)[0] for site in self.sites)
 
+    @property
+    def readout(self) -> SiteMeasurement:
+        """The network's own read-out of its last `ff` (Method, section 5). `UserError`: it was not measured."""
+        if READOUT not in self.alternatives:
+            raise UserError("the network's own read-out was not measured; measure the network again")
+        (values,) = self.alternatives[READOUT].values()
+        return values
+
     def accuracy(self, split: str = "test") -> float:
         """Share of the split's images that the network itself gets right."""
         return float((self.predictions[split] == self.labels[split]).mean())
@@ -92,12 +109,27 @@ class Measurement:
 
 
 def per_label(predictions: np.ndarray, labels: np.ndarray) -> float:
-    """Accuracy that weighs every label alike: the mean, over the labels that have images, of the share that is read right."""
+    """Accuracy that weighs every label alike: the mean, over the labels that have images, of the share that is
+    right."""
     return float(pd.Series(predictions == labels).groupby(labels).mean().mean())
 
 
+def diagonals(
+    measurement: Measurement, theta: float = fields.THETA, split: str = "held-out"
+) -> dict[str, Bool[Tensor, "_ _"]]:
+    """D_n of every node, as [node, label], by site; those of the network's own read-out as `enc{L}/readout`.
+
+    Held-out images decide and test images judge; `split="test"` exists to measure what that choice is worth.
+    Raises `UserError` when the split was not measured.
+    """
+    sets = {site: fields.diagonals(*values.tensors(split), theta) for site, values in measurement.sites.items()}
+    for site, values in measurement.alternatives.get(READOUT, {}).items():
+        sets[f"enc{sites.parse(site)[0]}/{READOUT}"] = fields.diagonals(*values.tensors(split), theta)
+    return sets
+
+
 class _Extremes:
-    """The EXTREMES largest values of each node and where they stand, streamed over batches; the smallest, by negation."""
+    """The EXTREMES largest and smallest values of each node and their positions, streamed over batches."""
 
     def __init__(self, nodes: int, device: torch.device | str):
         self.values = torch.full((2, EXTREMES, nodes), -torch.inf, device=device)
@@ -122,92 +154,66 @@ def nodewise_pool(probe: Probe, tokens: Float[Tensor, "image token node"]) -> Fl
     return (weights * tokens).sum(dim=1)
 
 
-@dataclass
-class Reading:
-    """What one pass over one split leaves behind: per site, on the device that it was made on."""
+class _Pass:
+    """What one pass over one split gathers, on the device that it is made on.
 
-    sums: dict[str, fields.FieldSums]  # by probe
-    predictions: dict[str, Tensor]  # by probe, and of the network under ""
-    pooled: dict[str, Tensor]  # of the sites asked for, [image, node]
-    nodewise: dict[str, fields.FieldSums]
-    null: dict[str, fields.FieldSums]
-    extremes: dict[str, _Extremes]
+    The field averages always; with `alternatives` also node-wise pooling and the extreme images of each node; with
+    `null_draws` the averages under so many shufflings of the labels across images; `keep_pooled` names sites to keep
+    p_n(x) of.
+    """
+
+    def __init__(
+        self,
+        probes: Probes,
+        images: Images,
+        device: torch.device | str,
+        null_draws: int = 0,
+        keep_pooled: tuple[str, ...] = (),
+        alternatives: bool = False,
+        seed: int = 0,
+    ):
+        self.probes, self.alternatives = probes, alternatives
+        widths = {name: probes[name].fc.in_features for name in probes.names}
+        only = probes.sites if null_draws else ()
+
+        def sums(names: tuple[str, ...], repeats: int | None = None) -> dict[str, fields.FieldSums]:
+            return {name: fields.FieldSums.zeros(images.num_labels, widths[name], repeats, device) for name in names}
+
+        kept = [name for name in probes.names if alternatives or variant_of(name) in ("", READOUT)]
+        self.sums = sums(tuple(kept))
+        self.nodewise = sums(probes.sites if alternatives else ())
+        self.null = sums(only, null_draws)
+        self.extremes = {site: _Extremes(widths[site], device) for site in self.nodewise}
+        self.shuffled = (
+            fields.shuffled(images.labels.to(device), null_draws, torch.Generator().manual_seed(seed))
+            if null_draws
+            else None
+        )
+        self.parts: dict[str, list[Tensor]] = {name: [] for name in ("", *kept)}
+        self.pooled_parts: dict[str, list[Tensor]] = {site: [] for site in keep_pooled}
+
+    def add(self, first: int, labels: Tensor, logits: Tensor, nodes: dict[str, Tensor]) -> None:
+        """Take a batch of `forward`."""
+        self.parts[""].append(logits.argmax(1))
+        for name, sums in self.sums.items():
+            probe, tokens = self.probes[name], nodes[site_of(name)]
+            pooled = probe.pool(tokens)
+            self.parts[name].append(probe.fc(pooled).argmax(1))
+            sums.add(pooled, labels)
+            if name in self.pooled_parts:
+                self.pooled_parts[name].append(pooled)
+            if self.shuffled is not None and name in self.null:
+                self.null[name].add(pooled, self.shuffled[:, first : first + len(pooled)])
+            if name in self.nodewise:
+                self.nodewise[name].add(nodewise_pool(probe, tokens), labels)
+                self.extremes[name].add(pooled, first)
+
+    def predictions(self, name: str = "") -> np.ndarray:
+        """What a probe says of each image; without a name, the network itself."""
+        return _numpy(torch.cat(self.parts[name]))
 
 
 @torch.no_grad()
-def read(
-    network: nn.Module,
-    normalise: Callable[[Tensor], Tensor],
-    probes: Probes,
-    images: Images,
-    *,
-    device: torch.device | str,
-    precision: Precision = "auto",
-    batch: int = 128,
-    null_draws: int = 0,
-    keep_pooled: tuple[str, ...] = (),
-    alternatives: bool = False,
-    seed: int = 0,
-) -> Reading:
-    """One pass over `images`. The field averages always; with `alternatives` also node-wise pooling, the second probes and the
-    extreme images; with `null_draws` the averages under so many shufflings of the labels across images; `keep_pooled` names
-    sites to keep p_n(x) of.
-    """
-    labels = images.labels.to(device)
-    shuffled = fields.shuffled(labels, null_draws, torch.Generator().manual_seed(seed)) if null_draws else None
-    result = _empty_reading(probes, images.num_labels, device, null_draws, alternatives)
-    predicted: dict[str, list[Tensor]] = {name: [] for name in ("", *result.sums)}
-    pooled_parts: dict[str, list[Tensor]] = {site: [] for site in keep_pooled}
-    for first, pixels, batch_labels in _numbered(images, batch, device):
-        with autocast(device, precision):
-            logits, tokens = network(normalise(pixels), taps=probes.sites)
-        predicted[""].append(logits.argmax(1))
-        for name in result.sums:
-            site = site_of(name)
-            pooled = probes[name].pool(tokens[site])
-            predicted[name].append(probes[name].fc(pooled).argmax(1))
-            result.sums[name].add(pooled, batch_labels)
-            if name != site:
-                continue
-            if site in pooled_parts:
-                pooled_parts[site].append(pooled)
-            if shuffled is not None:
-                result.null[site].add(pooled, shuffled[:, first : first + len(pooled)])
-            if alternatives:
-                result.nodewise[site].add(nodewise_pool(probes[site], tokens[site]), batch_labels)
-                result.extremes[site].add(pooled, first)
-    result.predictions = {name: torch.cat(parts) for name, parts in predicted.items()}
-    result.pooled = {site: torch.cat(parts) for site, parts in pooled_parts.items()}
-    return result
-
-
-def _empty_reading(
-    probes: Probes, num_labels: int, device: torch.device | str, null_draws: int, alternatives: bool
-) -> Reading:
-    widths = {name: probes[name].fc.in_features for name in probes.names}
-
-    def sums(names: tuple[str, ...], repeats: int | None = None) -> dict[str, fields.FieldSums]:
-        return {name: fields.FieldSums.zeros(num_labels, widths[name], repeats, device) for name in names}
-
-    return Reading(
-        sums=sums(probes.names if alternatives else probes.sites),
-        predictions={},
-        pooled={},
-        nodewise=sums(probes.sites) if alternatives else {},
-        null=sums(probes.sites, null_draws) if null_draws else {},
-        extremes={site: _Extremes(widths[site], device) for site in probes.sites} if alternatives else {},
-    )
-
-
-def _numbered(images: Images, size: int, device: torch.device | str) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """Batches in order, each with the position of its first image, under a progress bar."""
-    total = -(-len(images) // size)
-    for number, (pixels, labels) in enumerate(
-        tqdm(batches(images, size, device=device), total=total, desc=f"measure {images.split}", unit="batch")
-    ):
-        yield number * size, pixels, labels
-
-
 def measure(
     network: nn.Module,
     normalise: Callable[[Tensor], Tensor],
@@ -220,57 +226,54 @@ def measure(
     about: dict,
     precision: Precision = "auto",
 ) -> tuple[Measurement, pd.DataFrame, dict[str, np.ndarray]]:
-    """The measurement of a probed network, the sites' numbers with labels shuffled across the test images (columns of
-    `tables.site_row`, and `draw`), and the pooled p_n(x) of the test images at `mha`, [image, node] by site.
+    """The measurement of a probed network, the table `null` (one row a site and shuffling of the labels across the
+    test images, with the columns of `fields.site_row` and `draw`), and the pooled p_n(x) of the test images at `mha`,
+    [image, node] by site.
 
     Raises `UserError` when a label has no image in one of the splits.
     """
-    from cctlib.snp.tables import site_row  # late: tables read measurements
-
-    how: dict[str, Any] = {"device": device, "precision": precision}
+    probes = own_readout(network, probes)
     mha = tuple(site for site in probes.sites if sites.parse(site)[1] == "mha")
-    readings = {
-        "held-out": read(network, normalise, probes, held_out, **how),
-        "test": read(
-            network, normalise, probes, test, null_draws=null_draws, keep_pooled=mha, alternatives=True, **how
-        ),
+    passes = {
+        "held-out": _Pass(probes, held_out, device),
+        "test": _Pass(probes, test, device, null_draws, mha, alternatives=True),
     }
-    tested = readings["test"]
-    measured = {}
-    for site in probes.sites:
-        mu = {split: reading.sums[site].mean() for split, reading in readings.items()}
-        mu[NODEWISE] = tested.nodewise[site].mean()
-        measured[site] = SiteMeasurement(
-            W=_numpy(probes[site].fc.weight),
-            mu={split: _numpy(value) for split, value in mu.items()},
-            predictions={split: _numpy(reading.predictions[site]) for split, reading in readings.items()},
-            extremes=tested.extremes[site].numpy(),
-        )
-    swapped = {
-        site: SiteMeasurement(
+    for images, gathered in zip((held_out, test), passes.values(), strict=True):
+        how: dict[str, Any] = {"device": device, "precision": precision, "progress": f"measure {images.split}"}
+        for batch in forward(network, normalise, images, taps=probes.sites, **how):
+            gathered.add(*batch)
+    tested = passes["test"]
+
+    def measured(name: str) -> SiteMeasurement:
+        extra = {NODEWISE: _numpy(tested.nodewise[name].mean())} if name in tested.nodewise else {}
+        having = {split: gathered for split, gathered in passes.items() if name in gathered.sums}
+        return SiteMeasurement(
             W=_numpy(probes[name].fc.weight),
-            mu={"test": _numpy(tested.sums[name].mean())},
-            predictions={"test": _numpy(tested.predictions[name])},
+            mu={split: _numpy(gathered.sums[name].mean()) for split, gathered in having.items()} | extra,
+            predictions={split: gathered.predictions(name) for split, gathered in having.items()},
+            extremes=tested.extremes[name].numpy() if name in tested.extremes else None,
         )
-        for site, name in probes.swapped.items()
-    }
-    null = [
-        site_row(site, fields.measure(mu, probes[site].fc.weight.detach())) | {"draw": draw}
-        for site in probes.sites
-        if null_draws
-        for draw, mu in enumerate(tested.null[site].mean())
-    ]
+
     result = Measurement(
-        sites=measured,
+        sites={site: measured(site) for site in probes.sites},
         labels={"held-out": _numpy(held_out.labels), "test": _numpy(test.labels)},
-        predictions={split: _numpy(reading.predictions[""]) for split, reading in readings.items()},
+        predictions={split: gathered.predictions() for split, gathered in passes.items()},
         names=test.names,
         groups=test.groups,
         group_names=test.group_names,
         about=about,
-        swapped=swapped,
+        alternatives={
+            variant: {site_of(name): measured(name) for name in probes.of(variant)}
+            for variant in VARIANTS
+            if probes.of(variant)
+        },
     )
-    return result, pd.DataFrame(null), {site: _numpy(pooled) for site, pooled in tested.pooled.items()}
+    null = [
+        fields.site_row(site, fields.measure(fields.rounded(mu), fields.rounded(probes[site].fc.weight)), draw=draw)
+        for site, sums in tested.null.items()
+        for draw, mu in enumerate(sums.mean())
+    ]
+    return result, pd.DataFrame(null), {site: _numpy(torch.cat(pooled)) for site, pooled in tested.pooled_parts.items()}
 
 
 def _numpy(values: Tensor) -> np.ndarray:
@@ -284,8 +287,10 @@ def save(result: Measurement, folder: Path) -> None:
     arrays: dict[str, Any] = {}
     for split in result.labels:
         arrays |= {f"labels/{split}": result.labels[split], f"predictions/{split}": result.predictions[split]}
-    swapped = {f"{SWAPPED}{site}": values for site, values in result.swapped.items()}
-    for where, values in (result.sites | swapped).items():
+    by_name = dict(result.sites)
+    for variant, by_site in result.alternatives.items():
+        by_name |= {f"{variant}/{site}": values for site, values in by_site.items()}
+    for where, values in by_name.items():
         arrays[f"{where}/W"] = values.W
         if values.extremes is not None:
             arrays[f"{where}/extremes"] = values.extremes
@@ -306,26 +311,25 @@ def load(folder: Path) -> Measurement:
             arrays = dict(file)
     except (OSError, ValueError, zipfile.BadZipFile) as error:
         raise UserError(f"{path} cannot be read ({error}); remove its folder and measure again") from None
-    found = {
-        where: SiteMeasurement(
+    measured: dict[str, dict[str, SiteMeasurement]] = {}
+    for where in (key.removesuffix("/W") for key in arrays if key.endswith("/W")):
+        first, _, site = where.partition("/")
+        variant, site = (first, site) if first in VARIANTS else ("", where)
+        measured.setdefault(variant, {})[site] = SiteMeasurement(
             W=arrays[f"{where}/W"],
             extremes=arrays.get(f"{where}/extremes"),
             mu=_by_split(arrays, f"{where}/mu/"),
             predictions=_by_split(arrays, f"{where}/predictions/"),
         )
-        for where in (key.removesuffix("/W") for key in arrays if key.endswith("/W"))
-    }
-    measured = {where: values for where, values in found.items() if not where.startswith(SWAPPED)}
-    swapped = {where.removeprefix(SWAPPED): values for where, values in found.items() if where not in measured}
     tuples: dict[str, Any] = {
         name: tuple(described[name]) if described[name] else None for name in ("names", "groups", "group_names")
     }
     return Measurement(
-        measured,
+        measured.pop(""),
         _by_split(arrays, "labels/"),
         _by_split(arrays, "predictions/"),
         about=described["about"],
-        swapped=swapped,
+        alternatives=measured,
         **tuples,
     )
 

@@ -1,15 +1,15 @@
 """Probes: what a site of the frozen network says about the labels (Method, section 4).
 
-A probe is [LayerNorm without weights, at `ff` only] -> SeqPool -> Linear without bias. The probes of all sites are trained
-in the same pass: the frozen trunk runs once a batch and hands out the sites' tokens, and each probe has its own loss, its own
-early stopping, and parameters that no other probe shares, so their gradients never mix.
+A probe is [LayerNorm without weights, at `ff` only] -> SeqPool -> Linear without bias. The probes of all sites are
+trained in the same pass: the frozen trunk runs once a batch and hands out the sites' tokens, and each probe has its
+own loss, its own early stopping, and parameters that no other probe shares, so their gradients never mix.
 
-Some sites have a second probe, which differs only in the LayerNorm: without it where the first has it, with it where the first has
-none. It shows what that choice of the method decides, and nothing else is read from it.
+Some sites have a second probe, which differs only in the LayerNorm: without it where the first has it, with it where
+the first has none. It shows what that choice of the method decides, and nothing else is read from it.
 """
 
 import copy
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -22,15 +22,17 @@ from torch.nn.functional import cross_entropy
 from tqdm.auto import tqdm
 
 from cctlib import stages
-from cctlib.data.images import Images, batches
+from cctlib.data.images import Images
 from cctlib.errors import UserError
 from cctlib.model import sites
-from cctlib.model.precision import Precision, autocast
+from cctlib.model.cct import CCT, seqpool
+from cctlib.model.forward import forward
+from cctlib.model.precision import Precision
 
 
 @dataclass(frozen=True)
 class ProbeSettings:
-    """How probes are trained: AdamW without weight decay, the learning rate falling along a cosine to zero over all epochs."""
+    """How probes are trained: AdamW without weight decay, at a rate that falls along a cosine to zero."""
 
     epochs: int = 2  # passes over the training images, at most
     batch: int = 128
@@ -45,8 +47,8 @@ class ProbeSettings:
     def __post_init__(self) -> None:
         if self.epochs < 1 or self.batch < 1 or self.least_steps < 1 or not self.learning_rate > 0:
             raise UserError(
-                f"probe settings need epochs, batch and least_steps >= 1 and a positive learning rate; got {self.epochs}, "
-                f"{self.batch}, {self.least_steps}, {self.learning_rate}"
+                f"probe settings need epochs, batch and least_steps >= 1 and a positive learning rate; got "
+                f"{self.epochs}, {self.batch}, {self.least_steps}, {self.learning_rate}"
             )
 
     def passes(self, images: int) -> int:
@@ -66,47 +68,62 @@ class Probe(nn.Module):
     def pool(self, tokens: Float[Tensor, "image token node"]) -> Float[Tensor, "image node"]:
         """SeqPool: p = sum_t softmax_t(a . x_t + b) x_t."""
         tokens = self.norm(tokens.float())
-        weights = self.attention_pool(tokens).softmax(dim=1)
-        return (weights.transpose(1, 2) @ tokens).squeeze(1)
+        return seqpool(tokens, self.attention_pool(tokens))
 
     def forward(self, tokens: Float[Tensor, "image token node"]) -> Float[Tensor, "image label"]:
         """Logits of the site."""
         return self.fc(self.pool(tokens))
 
 
-SWAPPED = "/swapped"  # behind the site's name: its second probe
+SWAPPED, READOUT = "swapped", "readout"
+VARIANTS = (SWAPPED, READOUT)  # second probes with the LayerNorm the other way round; the network's own read-out
 
 
 def site_of(name: str) -> str:
-    """The site that the probe of that name reads."""
-    return name.removesuffix(SWAPPED)
+    """The site that the probe of that name reads: "enc3/mha" of "enc3/mha/swapped"."""
+    return "/".join(name.split("/")[:2])
 
 
-def sites_of(names: Iterable[str]) -> tuple[str, ...]:
+def variant_of(name: str) -> str:
+    """Which of a site's probes that is: one of `VARIANTS`, or "" for the probe that everything is measured with."""
+    return name[len(site_of(name)) + 1 :]
+
+
+def sites_of(names: Sequence[str]) -> tuple[str, ...]:
     """The sites that the named probes read, each once."""
     return tuple(dict.fromkeys(map(site_of, names)))
 
 
 class Probes(nn.ModuleDict):
-    """The probes of a network: `probes["enc3/mha"]` reads that site, `probes["enc3/mha/swapped"]` is its second probe."""
+    """The probes of a network, by site; `probes["enc3/mha/swapped"]` is a variant of `probes["enc3/mha"]`."""
 
     def __getitem__(self, name: str) -> Probe:
         return cast(Probe, super().__getitem__(name))
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Names of all probes: those of `sites`, then those of `swapped`."""
+        """Names of all probes."""
         return tuple(self.keys())
 
     @property
     def sites(self) -> tuple[str, ...]:
         """Names of the probed sites, in the order of the network; each names its first probe."""
-        return sites_of(self.names)
+        return self.of("")
 
-    @property
-    def swapped(self) -> dict[str, str]:
-        """Names of the second probes, by the site that they read."""
-        return {site_of(name): name for name in self.names if name.endswith(SWAPPED)}
+    def of(self, variant: str) -> tuple[str, ...]:
+        """Names of the probes of a variant."""
+        return tuple(name for name in self.names if variant_of(name) == variant)
+
+
+def own_readout(network: nn.Module, probes: Probes) -> Probes:
+    """The probes and, of a CCT, its own read-out of the last `ff`: final norm, SeqPool and fc (Method, section 5)."""
+    if not isinstance(network, CCT):
+        return probes
+    classifier, site = network.classifier, f"enc{network.config.encoders}/ff"
+    with torch.device("meta"):  # its modules are replaced at once
+        readout = Probe(network.config.width, network.config.num_classes, normalised=False)
+    readout.norm, readout.attention_pool, readout.fc = classifier.norm, classifier.attention_pool, classifier.fc
+    return Probes({**probes, f"{site}/{READOUT}": readout})
 
 
 def make_probes(widths: Mapping[str, int], num_labels: int, settings: ProbeSettings) -> Probes:
@@ -120,7 +137,7 @@ def make_probes(widths: Mapping[str, int], num_labels: int, settings: ProbeSetti
         normalised = {site: kind in settings.normalised for site, kind in kinds.items()}
         first = {site: Probe(width, num_labels, normalised[site]) for site, width in widths.items()}
         second = {
-            site + SWAPPED: Probe(widths[site], num_labels, not normalised[site])
+            f"{site}/{SWAPPED}": Probe(widths[site], num_labels, not normalised[site])
             for site, kind in kinds.items()
             if kind in settings.swapped
         }
@@ -151,7 +168,7 @@ def train_probes(
             "no held-out images: early stopping of probes decides on them; check the held-out split of the data set"
         )
     steps_per_pass, passes = -(-len(train) // settings.batch), settings.passes(len(train))
-    run = _Run(network, normalise, probes.to(device), settings, steps_per_epoch=passes * steps_per_pass)
+    run = _Run(probes.to(device), settings, steps_per_epoch=passes * steps_per_pass)
     if checkpoint is not None and checkpoint.exists():
         run.load(checkpoint)
     total = settings.epochs * run.steps_per_epoch
@@ -159,8 +176,19 @@ def train_probes(
         while run.step < total and run.active:
             number, done = divmod(run.step, steps_per_pass)
             order = torch.Generator().manual_seed(settings.seed * 1_000_003 + number)
-            for pixels, labels in batches(train, settings.batch, device=device, generator=order, skip=done):
-                run.learn(pixels, labels)
+            drawn = forward(
+                network,
+                normalise,
+                train,
+                taps=sites_of(run.active),
+                batch=settings.batch,
+                device=device,
+                precision=settings.precision,
+                generator=order,
+                skip=done,
+            )
+            for _, labels, _, tokens in drawn:
+                run.learn(tokens, labels)
                 bar.update()
                 within = run.step % run.steps_per_epoch
                 if checkpoint is not None and within and run.step % checkpoint_steps == 0:
@@ -178,10 +206,8 @@ def train_probes(
 class _Run:
     """State of a training run: what a checkpoint holds."""
 
-    def __init__(
-        self, network: nn.Module, normalise: Callable, probes: Probes, settings: ProbeSettings, steps_per_epoch: int
-    ):
-        self.network, self.normalise, self.probes, self.settings = network, normalise, probes, settings
+    def __init__(self, probes: Probes, settings: ProbeSettings, steps_per_epoch: int):
+        self.probes, self.settings = probes, settings
         self.steps_per_epoch = steps_per_epoch
         self.optimizer = torch.optim.AdamW(probes.parameters(), lr=settings.learning_rate, weight_decay=0.0)
         total = settings.epochs * steps_per_epoch
@@ -194,9 +220,8 @@ class _Run:
         }
         self.history: list[dict] = []
 
-    def learn(self, pixels: Tensor, labels: Tensor) -> None:
-        """One batch: the trunk once, all active probes, one optimizer step."""
-        tokens = tap(self.network, self.normalise(pixels), sites_of(self.active), self.settings.precision)
+    def learn(self, tokens: Mapping[str, Tensor], labels: Tensor) -> None:
+        """One batch: all active probes, one optimizer step."""
         logits = [self.probes[name](tokens[site_of(name)]) for name in self.active]
         loss = torch.stack([cross_entropy(output, labels) for output in logits]).sum()
         self.optimizer.zero_grad(set_to_none=True)
@@ -210,7 +235,8 @@ class _Run:
         for name, value in accuracy.items():
             if not all(bool(weight.isfinite().all()) for weight in self.probes[name].parameters()):
                 raise UserError(
-                    f"the probe {name} diverged in epoch {epoch + 1}; lower learning_rate ({self.settings.learning_rate})"
+                    f"the probe {name} diverged in epoch {epoch + 1}; "
+                    f"lower learning_rate ({self.settings.learning_rate})"
                 )
             if value > self.best[name]["accuracy"]:
                 self.best[name] = {
@@ -255,12 +281,6 @@ class _Run:
         )
 
 
-def tap(network: nn.Module, images: Tensor, names: Sequence[str], precision: Precision = "auto") -> dict[str, Tensor]:
-    """Tokens of the named sites for a batch of normalised images, without gradients."""
-    with torch.no_grad(), autocast(images.device, precision):
-        return network(images, taps=tuple(names))[1]
-
-
 @torch.no_grad()
 def accuracies(
     network: nn.Module,
@@ -272,9 +292,9 @@ def accuracies(
     *,
     device: torch.device | str,
 ) -> dict[str, float]:
-    """Accuracy of the named probes on `images`, as shares of 1. One pass; the device is synchronised once, at the end."""
+    """Accuracy of the named probes on `images`, as shares of 1, in one pass."""
     correct = torch.zeros(len(names), device=device)
-    for pixels, labels in batches(images, settings.batch, device=device):
-        tokens = tap(network, normalise(pixels), sites_of(names), settings.precision)
+    how: dict[str, Any] = {"device": device, "batch": settings.batch, "precision": settings.precision}
+    for _, labels, _, tokens in forward(network, normalise, images, taps=sites_of(names), **how):
         correct += torch.stack([(probes[name](tokens[site_of(name)]).argmax(1) == labels).sum() for name in names])
     return dict(zip(names, (correct / len(images)).tolist(), strict=True))

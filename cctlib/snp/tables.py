@@ -4,10 +4,10 @@ accuracy      one row a site: progressive accuracy on test images, with a 95% bo
 nodes         one row a node and threshold: silent, ones, labels |D|, clusters N_c, signal, noise and its two parts
 clusters      one row a cluster at threshold 0.3: site, node, size
 by_theta      one row a site and threshold: means over nodes, under both conventions, and every signal-to-noise ratio
-null          the same at 0.3, with the labels shuffled across images; one row a site and draw
 orders        the same at 0.3, with the clusters walked in random label orders; one row a site and order
-alternatives  the same at 0.3, with a choice of the method made otherwise, and the probe's accuracy (NaN where the alternative leaves
-              the probe as it is); one row a site and alternative
+null          the same at 0.3, with the labels shuffled across images; one row a site and draw (from `measure`)
+alternatives  the same at 0.3, with a choice of the method made otherwise, and the probe's accuracy (NaN where the
+              alternative leaves the probe as it is); one row a site and alternative
 """
 
 from collections.abc import Sequence
@@ -20,26 +20,23 @@ import torch
 from cctlib import bootstrap, stages
 from cctlib.errors import UserError
 from cctlib.model import sites
-from cctlib.snp import fields, measure
+from cctlib.snp import fields, measure, probe
+from cctlib.snp.fields import site_row
 from cctlib.snp.measure import Measurement, SiteMeasurement
 
-NAMES = ("accuracy", "nodes", "clusters", "by_theta", "null", "orders", "alternatives")
-CHOSEN, SWAPPED = "as chosen", "LayerNorm at mha, none at ff"
-ALTERNATIVES = {
-    CHOSEN: "test",
+NAMES = ("accuracy", "nodes", "clusters", "by_theta", "orders", "alternatives")
+AS_DEFINED = "as chosen"  # the row that the alternatives are compared with
+SPLITS = {  # alternatives that leave the probe as it is, by the averages that they use
+    AS_DEFINED: "test",
     "silenced before SeqPool": measure.NODEWISE,
     "averaged over held-out images": "held-out",
 }
+PROBES = {probe.SWAPPED: "LayerNorm at mha, none at ff"}  # alternatives with a probe of their own, by its variant
 COUNTS = ("ones", "labels", "clusters", "signal", "noise", "column_noise", "foreign_noise")
 
 
 def compute(
-    result: Measurement,
-    null: pd.DataFrame,
-    thetas: Sequence[float],
-    label_orders: int,
-    folder: Path,
-    device: torch.device,
+    result: Measurement, thetas: Sequence[float], label_orders: int, folder: Path, device: torch.device
 ) -> None:
     """Write all tables into `folder`, as Parquet. Raises `UserError` when 0.3 is not among the thresholds."""
     if fields.THETA not in thetas:
@@ -48,62 +45,47 @@ def compute(
     for site in result.sites:
         mu, W = (array.to(device) for array in result[site].tensors())
         for theta in thetas:
-            found = fields.measure(mu, W, theta)
-            by_theta.append(site_row(site, found))
-            nodes.append(nodes_table(site, found))
+            statistics = fields.measure(mu, W, theta)
+            by_theta.append(site_row(site, statistics))
+            nodes.append(nodes_table(site, statistics))
             if theta == fields.THETA:
-                clusters.append(clusters_table(site, found))
+                clusters.append(clusters_table(site, statistics))
     made = {
         "accuracy": accuracy_table(result),
         "nodes": pd.concat(nodes, ignore_index=True),
         "clusters": pd.concat(clusters, ignore_index=True),
         "by_theta": pd.DataFrame(by_theta),
-        "null": null,
         "orders": orders_table(result, label_orders, device),
         "alternatives": alternatives_table(result, device),
     }
     stages.write_tables(made, folder)
 
 
-def load(folder: Path) -> dict[str, pd.DataFrame]:
-    """The tables by name. Raises `UserError` for a missing one."""
-    return stages.read_tables(folder, NAMES)
+def load(folder: Path, measured: Path | None = None) -> dict[str, pd.DataFrame]:
+    """The tables by name, `null` from the folder `measured` (default: `folder`). `UserError`: one is missing."""
+    return stages.read_tables(folder, NAMES) | stages.read_tables(measured or folder, ("null",))
 
 
-def site_row(site: str, found: fields.SiteStatistics) -> dict[str, object]:
-    """One row of `by_theta`: the site's name, encoder and kind, the threshold, and its summary."""
-    encoder, kind = sites.parse(site)
-    numbers = {name: value.item() for name, value in found.summary().items()}
-    return {
-        "site": site,
-        "encoder": encoder,
-        "kind": kind,
-        "theta": found.theta,
-        **numbers,
-        "snr_field": found.snr_field.item(),
-    }
-
-
-def nodes_table(site: str, found: fields.SiteStatistics) -> pd.DataFrame:
+def nodes_table(site: str, statistics: fields.SiteStatistics) -> pd.DataFrame:
     """Rows of `nodes` for one site and threshold."""
     encoder, kind = sites.parse(site)
-    counts = {name: getattr(found, name).cpu().numpy().astype(np.int32) for name in COUNTS}
-    silent = found.silent.cpu().numpy()
+    counts = {name: getattr(statistics, name).cpu().numpy().astype(np.int32) for name in COUNTS}
+    silent = statistics.silent.cpu().numpy()
     where = {
         "site": site,
         "encoder": encoder,
         "kind": kind,
-        "theta": found.theta,
+        "theta": statistics.theta,
         "node": np.arange(len(silent)),
         "silent": silent,
     }
     return pd.DataFrame(where | counts)
 
 
-def clusters_table(site: str, found: fields.SiteStatistics) -> pd.DataFrame:
+def clusters_table(site: str, statistics: fields.SiteStatistics) -> pd.DataFrame:
     """Rows of `clusters` for one site."""
     encoder, kind = sites.parse(site)
-    sizes = found.sizes.cpu().numpy()
+    sizes = statistics.sizes.cpu().numpy()
     node, cluster = np.nonzero(sizes)
     return pd.DataFrame({"site": site, "encoder": encoder, "kind": kind, "node": node, "size": sizes[node, cluster]})
 
@@ -128,25 +110,28 @@ def orders_table(result: Measurement, label_orders: int, device: torch.device) -
     for site in result.sites:
         mu, W = (array.to(device) for array in result[site].tensors())
         rows += [
-            site_row(site, fields.measure(mu, W, order=order)) | {"order": number}
-            for number, order in enumerate(orders)
+            site_row(site, fields.measure(mu, W, order=order), order=number) for number, order in enumerate(orders)
         ]
     return pd.DataFrame(rows)
 
 
 def alternatives_table(result: Measurement, device: torch.device) -> pd.DataFrame:
-    """What the numbers would be, had a choice been made otherwise: rows as `by_theta`, with the `alternative` and the `accuracy`
-    of the probe on test images, as a share of 1. `SWAPPED` has rows at the sites with a second probe only.
+    """What the numbers would be, had a choice been made otherwise: rows as `by_theta`, with the `alternative` and the
+    `accuracy` of the probe on test images, as a share of 1. Those of `PROBES` have rows where there is such a probe
+    only.
     """
 
     def row(alternative: str, site: str, measured: SiteMeasurement, split: str = "test") -> dict[str, object]:
         mu, W = (array.to(device) for array in measured.tensors(split))
         right = (measured.predictions["test"] == result.labels["test"]).mean() if split == "test" else np.nan
-        return site_row(site, fields.measure(mu, W)) | {"alternative": alternative, "accuracy": float(right)}
+        return site_row(site, fields.measure(mu, W), alternative=alternative, accuracy=float(right))
 
     rows = [
         row(alternative, site, measured, split)
         for site, measured in result.sites.items()
-        for alternative, split in ALTERNATIVES.items()
+        for alternative, split in SPLITS.items()
     ]
-    return pd.DataFrame(rows + [row(SWAPPED, site, measured) for site, measured in result.swapped.items()])
+    for variant, alternative in PROBES.items():
+        probed = result.alternatives.get(variant, {})
+        rows += [row(alternative, site, measured) for site, measured in probed.items()]
+    return pd.DataFrame(rows)

@@ -20,7 +20,6 @@ from cctlib.andc.masks import Pruning
 from cctlib.andc.retrain import Retraining, masked, predict, reduce, retrain
 from cctlib.andc.sweep import plan, sweep, with_accuracies
 from cctlib.errors import UserError
-from cctlib.snp.measure import Measurement, SiteMeasurement
 
 ENCODERS = tiny.CONFIG.encoders
 CPU = {"device": "cpu"}
@@ -77,28 +76,7 @@ def test_targets_select_layers():
     assert andc.andc_masks(tiny.diagonals(), 2, "proj").keys() == {f"{name}.weight" for name in names["proj"]}
 
 
-def measurement(split: str = "held-out") -> Measurement:
-    draw = np.random.default_rng(0)
-    arrays = lambda: draw.normal(size=(tiny.LABELS, 6)).astype(np.float32)  # noqa: E731
-    found = {
-        site: SiteMeasurement(W=arrays(), mu={split: arrays(), "test": arrays()}) for site in ("enc1/mha", "enc1/ff")
-    }
-    return Measurement(found, {}, {}, tuple("abcde"), None, None, {})
-
-
-def test_diagonal_sets_come_from_the_held_out_images():
-    measured = measurement()
-    found = andc.diagonals(measured, theta=0.4)
-    for site, entry in measured.sites.items():
-        for node in range(6):
-            M = np.outer(entry.mu["held-out"][:, node], entry.W[:, node])
-            assert found[site][node].tolist() == [M[i, i] / M.max() > 0.4 for i in range(tiny.LABELS)]
-    assert not torch.equal(andc.diagonals(measured, 0.4, "test")["enc1/ff"], found["enc1/ff"])
-
-
 def test_what_cannot_be_pruned_is_said_in_one_line():
-    with pytest.raises(UserError, match="no held-out images in the measurement of enc1/mha"):
-        andc.diagonals(measurement(split="other"))
     with pytest.raises(UserError, match="target 'qkv' is not known; use one of proj, linear1"):
         andc.layers(2, "qkv")
     found = tiny.diagonals()

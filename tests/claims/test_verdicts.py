@@ -206,7 +206,7 @@ def test_sharpening(noise, snr, spread, state):
 def test_node_resamples_follow_the_statistics_of_a_site():
     """With every node counted once, the resampled quantities are those of snp, up to a common factor."""
     mu, W = (torch.randn(12, 40, generator=seeded(seed)) for seed in (0, 1))
-    row = pd.Series(tables.site_row("enc1/mha", fields.measure(mu, W)))
+    row = pd.Series(fields.site_row("enc1/mha", fields.measure(mu, W)))
     samples = verdicts.resampled(tables.nodes_table("enc1/mha", fields.measure(mu, W)))
     once = {name: values[0].item() for name, values in samples.items()}
     for name in ("noise", "snr_node", "cluster_size"):

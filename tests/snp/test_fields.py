@@ -80,6 +80,23 @@ def test_the_boolean_matrix_is_that_of_the_written_out_field(site):
         assert np.array_equal(B[n].numpy(), M / M.max() > 0.3 if M.max() > 0 else np.zeros_like(M, bool))
 
 
+@settings(deadline=None, max_examples=40)
+@given(st.integers(2, 8), st.integers(1, 6), st.integers(0, 2**32), st.sampled_from([0.1, 0.3, 0.7]))
+def test_diagonal_sets_are_the_diagonals_of_the_boolean_matrices(num_labels, nodes, seed, theta):
+    draw = torch.Generator().manual_seed(seed)
+    mu, W = (torch.randn(num_labels, nodes, generator=draw).mul(4).round() for _ in range(2))  # with ties
+    assert torch.equal(fields.diagonals(mu, W, theta), fields.boolean(mu, W, theta).diagonal(dim1=1, dim2=2))
+
+
+def test_rounding_is_to_the_nearest_float16_and_happens_once():
+    values = torch.randn(1000, generator=torch.Generator().manual_seed(0))
+    once = fields.rounded(values)
+    assert torch.equal(fields.rounded(once), once) and not torch.equal(once, values)
+    assert ((once - values).abs() <= values.abs() * 2**-11).all()
+    with pytest.raises(UserError, match="65,504"):
+        fields.rounded(torch.tensor([7e4]))
+
+
 def test_a_node_without_a_positive_entry_is_silent():
     mu, W = torch.ones(4, 2), torch.stack([-torch.ones(4), torch.ones(4)], dim=1)
     found = fields.measure(mu, W)
@@ -111,10 +128,10 @@ def test_summary_is_that_of_the_summed_boolean_matrix(site):
 
 def test_sums_in_pieces_are_the_mean_over_all(site):
     pooled, labels = torch.randn(50, 7), torch.arange(50) % 5
-    sums = [fields.FieldSums.zeros(5, 7) for _ in range(2)]
-    sums[0].add(pooled[:13], labels[:13])
-    sums[1].add(pooled[13:], labels[13:])
-    mu = sums[0].merge(sums[1]).mean()
+    sums = fields.FieldSums.zeros(5, 7)
+    sums.add(pooled[:13], labels[:13])
+    sums.add(pooled[13:], labels[13:])
+    mu = sums.mean()
     for label in range(5):
         torch.testing.assert_close(mu[label], pooled[labels == label].mean(0))
 
@@ -302,7 +319,6 @@ def test_everything_stays_on_the_gpu(monkeypatch):
         mu, W = torch.randn(5, 4, device="cuda"), torch.randn(5, 4, device="cuda")
         sums = fields.FieldSums.zeros(5, 4, repeats=2, device="cuda")
         sums.add(torch.randn(6, 4, device="cuda"), torch.zeros(2, 6, dtype=torch.int64, device="cuda"))
-        sums = sums.merge(sums).all_reduce()
         found, heads = fields.measure(mu, W), fields.measure_heads(mu, W, heads=2)
         made = [sums.sums, sums.counts, sums.strays, fields.field(mu[:, 0], W[:, 0]), fields.boolean(mu, W)]
         for statistics in (found, heads):
@@ -352,8 +368,6 @@ def test_bad_sums_are_refused(unchecked):
     for pooled, labels in ((torch.ones(4, 3), torch.zeros(4)), (torch.ones(4, 2), torch.zeros(2, 4))):
         with pytest.raises(UserError, match="pooled has shape"):
             sums.add(pooled, labels.long())
-    with pytest.raises(UserError, match="cannot merge"):
-        sums.merge(fields.FieldSums.zeros(4, 2))
     sums.add(torch.ones(4, 2), torch.tensor([0, 1, 2, 3]))
     with pytest.raises(UserError, match=r"1 labels are outside 0 \.\. 2"):
         sums.mean()
