@@ -63,13 +63,19 @@ class Profile:
     label_orders: int = 10
     heads: HeadSettings = field(default_factory=HeadSettings)
     pruning: PruningSettings = field(default_factory=PruningSettings)
+    reduced: bool = False  # on a processor, fewer images judge the heads and the pruned networks
+
+    @property
+    def title(self) -> str:
+        """The name for readers, which says what was reduced."""
+        return f"{self.name}, reduced for a processor" if self.reduced else self.name
 
 
 FULL = Profile("full")
 # Two cores pass some 400 images a second through a CCT-7/3x2, and retrain 150: a tenth of a pass over CIFAR-100 instead of three,
 # judged by a third of the test images.
 ON_PROCESSOR = replace(
-    FULL, heads=HeadSettings(test=30), pruning=PruningSettings(test=30, curve_test=10, epochs=(0.0, 0.1))
+    FULL, reduced=True, heads=HeadSettings(test=30), pruning=PruningSettings(test=30, curve_test=10, epochs=(0.0, 0.1))
 )
 
 PROFILES = {

@@ -1,11 +1,12 @@
 """Results that can be trusted: whole or absent, keyed by what went in, and saying where they came from.
 
-A *stage* is one step of the flow (probe, measure, statistics, heads, andc). Its folder under `runs/` is named after a hash of
-everything that determines the result: inputs, settings, and the source of the modules that compute it. A folder that is
-there is whole, so the stage is skipped; work in progress lives beside it in `<folder>.partial`, where a killed
-stage finds its checkpoint again.
+A *stage* is one step of the flow (train, probe, measure, tables, heads, andc, a notebook). Its folder under `runs/` is
+named after a hash of everything that determines the result: the records of the stages that it reads, its settings, the
+arithmetic of the device, and the source code that computes it. A folder that exists is whole, so its stage is skipped.
+Work in progress lives beside it in `<folder>.partial`, where a killed stage finds its checkpoint again.
 """
 
+import functools
 import hashlib
 import importlib
 import importlib.metadata
@@ -13,7 +14,9 @@ import json
 import os
 import platform
 import shutil
+import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -28,10 +31,25 @@ from filelock import FileLock, Timeout
 from cctlib.errors import UserError
 
 PACKAGE = Path(__file__).parent
+FOUNDATION = ("errors", "bootstrap", "stages")  # modules that every room may import
+ROOMS = (
+    "data",
+    "model",
+    "training",
+    "snp",
+    "study",
+    "heads",
+    "andc",
+    "claims",
+    "figures",
+)  # each may import those before it
+DOOR = {"study": ("study", "profiles")}  # modules beside the rooms that have a place among them
 RECORD = "stage.json"  # what went in and the hash of what came out: equal for equal runs
 PROVENANCE = "provenance.json"  # when, where, how long: different for every run
 LOG = "log.jsonl"  # the course of a training, with its times: likewise
 RUN = "run.json"  # what a training was given, and the machine that it began on: likewise
+UNREPEATABLE = (RECORD, PROVENANCE, LOG, RUN)  # not hashed among a stage's outputs
+CLOCK = "checkpoint-clock.json"  # who computes a stage, since when, and for how long it was computed before
 
 
 def sha256_file(path: Path) -> str:
@@ -40,32 +58,47 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+@functools.cache
+def sha256_folder(folder: Path) -> str:
+    """SHA-256 over the names and contents of all files of a folder, in hex. Taken once a process."""
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and "__pycache__" not in path.parts]
+    return sha256_json({path.relative_to(folder).as_posix(): sha256_file(path) for path in files})
+
+
 def sha256_json(value: object) -> str:
     """SHA-256 of the canonical JSON of `value` (keys sorted), in hex."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def package_hash() -> str:
-    """SHA-256 over the source of the whole package."""
-    return sha256_json(
-        {str(path.relative_to(PACKAGE)): path.read_text("utf-8") for path in sorted(PACKAGE.rglob("*.py"))}
-    )
+def _code_hashes() -> dict[str, str]:
+    """SHA-256 of the source that a room can call: its own, that of the rooms below it, and that of the foundation."""
+    digests: dict[str, dict[str, str]] = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        name = path.relative_to(PACKAGE)
+        digests.setdefault(name.parts[0].removesuffix(".py"), {})[name.as_posix()] = sha256_file(path)
+    below = [digests[part] for part in FOUNDATION]
+    hashes = {}
+    for room in ROOMS:
+        below += [digests[part] for part in DOOR.get(room, (room,))]
+        hashes[room] = sha256_json(below)
+    return hashes | {"everything": sha256_json(digests)}
 
 
-CODE = package_hash()  # when the package was imported: a file edited later is not the code that runs
+CODE = _code_hashes()  # of the code that runs: a file that is edited after the import is not in it
 
 
+@functools.cache
 def commit() -> str:
     """The commit of the code that runs: from git, else from what pip recorded at installation, else 'unknown'.
 
-    A working tree with uncommitted changes in the package is marked `-dirty`.
+    A working tree with uncommitted changes, anywhere in the repository, is marked `-dirty`. Asked once a process.
     """
     root = PACKAGE.parent
     if (root / ".git").exists() and shutil.which("git"):
         run = lambda *words: subprocess.run(["git", "-C", root, *words], capture_output=True, text=True)  # noqa: E731
         head = run("rev-parse", "--short=10", "HEAD").stdout.strip()
         if head:
-            return head + ("-dirty" if run("status", "--porcelain", "--", "cctlib").stdout else "")
+            return head + ("-dirty" if run("status", "--porcelain").stdout else "")
     try:
         origin = importlib.metadata.distribution("cctlib").read_text("direct_url.json")
         return json.loads(origin or "{}")["vcs_info"]["commit_id"][:10]
@@ -85,7 +118,13 @@ def device_name(device: torch.device | str) -> str:
 def _processor() -> str:
     cpuinfo = Path("/proc/cpuinfo")
     names = (
-        [line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")] if cpuinfo.exists() else []
+        [
+            line
+            for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
+            if line.startswith("model name")
+        ]
+        if cpuinfo.exists()
+        else []
     )
     return names[0].partition(":")[2].strip() if names else (platform.processor() or platform.machine())
 
@@ -104,7 +143,7 @@ def environment(device: torch.device | str) -> dict[str, str]:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Hand out a temporary name beside `path`; rename it to `path` when the block ends well, remove it when it does not."""
+    """Hand out a temporary name beside `path`; rename it to `path` when the block ends well, else remove it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -117,13 +156,13 @@ def replacing(path: Path) -> Iterator[Path]:
 def write_json(path: Path, value: object) -> None:
     """Write `value` as readable JSON, atomically."""
     with replacing(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n")
+        temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
 
 
 def read_json(path: Path) -> dict:
     """Read a JSON file; a missing or broken one is a `UserError` that names it."""
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(
             f"{path} is missing; it should have been written beside its data, restore or remake it"
@@ -148,50 +187,100 @@ def read_tables(folder: Path, names: Sequence[str]) -> dict[str, pd.DataFrame]:
 
 
 def stage(
-    runs: Path, name: str, inputs: Mapping, compute: Callable[[Path], object], *, device: torch.device | str
+    home: Path,
+    name: str,
+    compute: Callable[[Path], object],
+    *,
+    room: str,
+    reads: Mapping[str, Path | str],
+    settings: Mapping[str, object],
+    device: torch.device | str,
+    arithmetic: Mapping[str, str] | None = None,
 ) -> Path:
     """The folder of a finished stage: found, or computed now.
 
-    `compute(folder)` writes its files into a partial folder, which survives a kill and is handed to `compute` again; files whose
-    name starts with `checkpoint` are removed at the end. `inputs` must be JSON and hold everything that determines the
-    result. Two processes that want the same stage wait for each other.
-    Raises `UserError` when another process holds the stage for more than an hour.
+    Args:
+        home: the folder that holds the stages.
+        compute: called with a partial folder, into which it writes its files. The folder survives a kill and is handed
+            to `compute` again. Files whose name starts with `checkpoint` are removed at the end.
+        room: of the code that computes it, one of `ROOMS` or "everything".
+        reads: what it reads, by name: the folders of other stages, and hashes (fingerprints) of anything else.
+        settings: all other values that determine the result, as JSON.
+        arithmetic: resolved precision and form of attention (`precision.arithmetic`), where a network is run.
+
+    Two processes that want the same stage wait for each other, without limit.
     """
-    folder = runs / f"{name}-{sha256_json(inputs)[:12]}"
+    inputs = {
+        "code": CODE[room],
+        "reads": {key: _digest(value) for key, value in reads.items()},
+        "settings": settings,
+        "arithmetic": dict(arithmetic or {}),
+    }
+    folder = home / f"{name}-{sha256_json(inputs)[:12]}"
     if is_whole(folder):
         return folder
-    runs.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(f"{folder}.lock", timeout=3600):
-            if not is_whole(folder):
-                _compute(folder, name, inputs, compute, device)
-    except Timeout:
-        raise UserError(
-            f"{folder}.lock is held by another process for an hour; stop that process or remove the file"
-        ) from None
+    home.mkdir(parents=True, exist_ok=True)
+    with _alone(folder):
+        if not is_whole(folder):
+            _compute(folder, name, inputs, compute, device)
     return folder
+
+
+def _digest(read: Path | str) -> str:
+    """A hash as it is; of a stage's folder, the hash of its record, which holds the hashes of all its files."""
+    return sha256_file(read / RECORD) if isinstance(read, Path) else read
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Hold the lock of a stage. Says on standard error who holds it while it waits."""
+    lock = FileLock(f"{folder}.lock")
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        clock = _partial(folder) / CLOCK
+        holder = read_json(clock)["by"] if clock.is_file() else "another process"
+        print(f"waiting for {folder.name}, which {holder} computes", file=sys.stderr, flush=True)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _partial(folder: Path) -> Path:
+    return folder.with_name(folder.name + ".partial")
 
 
 def _compute(
     folder: Path, name: str, inputs: Mapping, compute: Callable[[Path], object], device: torch.device | str
 ) -> None:
-    partial = folder.with_name(folder.name + ".partial")
+    partial = _partial(folder)
     partial.mkdir(exist_ok=True)
     shutil.rmtree(folder, ignore_errors=True)  # it is not whole
-    start = time.monotonic()
+    start, before, made_with = time.time(), _seconds_before(partial), environment(device) | inputs["arithmetic"]
+    by = f"process {os.getpid()} on {socket.gethostname()}"
+    write_json(partial / CLOCK, {"by": by, "start": start, "seconds": before})
     compute(partial)
     for leftover in [*partial.glob("checkpoint*"), *partial.glob(".*.tmp")]:  # the latter: of a process that was killed
         leftover.unlink()
-    seconds = round(time.monotonic() - start, 1)
-    made = datetime.now(UTC).isoformat(timespec="seconds")
-    write_json(partial / PROVENANCE, {"made": made, "seconds": seconds, **environment(device)})
-    outputs = {
-        path.name: sha256_file(path)
-        for path in sorted(partial.iterdir())
-        if path.name not in (RECORD, PROVENANCE, LOG, RUN)
-    }
+    seconds = round(before + time.time() - start, 1)
+    write_json(
+        partial / PROVENANCE, {"made": datetime.now(UTC).isoformat(timespec="seconds"), "seconds": seconds, **made_with}
+    )
+    files = [path for path in sorted(partial.rglob("*")) if path.is_file() and path.name not in UNREPEATABLE]
+    outputs = {path.relative_to(partial).as_posix(): sha256_file(path) for path in files}
     write_json(partial / RECORD, {"stage": name, "inputs": inputs, "outputs": outputs})
     partial.rename(folder)
+
+
+def _seconds_before(partial: Path) -> float:
+    """Seconds that earlier attempts at a stage took, the last of them up to the last file that it wrote."""
+    if not (partial / CLOCK).is_file():
+        return 0.0
+    last = read_json(partial / CLOCK)
+    written = max(path.stat().st_mtime for path in partial.rglob("*"))
+    return last["seconds"] + max(0.0, written - last["start"])
 
 
 def is_whole(folder: Path) -> bool:

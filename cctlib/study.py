@@ -2,48 +2,50 @@
 
     data -> (train) -> probes -> measurement -> tables
 
-Each arrow is a stage (`artifacts.stage`): skipped when its result is whole, resumed when it was killed. Notebooks call `open_study` and
-draw; the command line calls the same functions. Where the data set can neither be found nor downloaded, the study is
-opened from the measurement that ships with the model, and says so wherever its numbers are shown.
+Each arrow is a stage (`stages.stage`): skipped when its result is whole, resumed when it was killed. Notebooks call
+`open_study` and draw; the command line calls the same functions. Where the data set can neither be found nor downloaded,
+the study is opened from the measurement that ships with the model, and says so wherever its numbers are shown.
 """
 
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-import numpy as np
 import pandas as pd
 import torch
-from safetensors.torch import load_file, save_file
 
 from cctlib import stages
 from cctlib.data import images as data
 from cctlib.data.images import Images
 from cctlib.errors import UserError
-from cctlib.model import manifest, sites
+from cctlib.model import manifest
 from cctlib.model.cct import CCT
 from cctlib.model.manifest import Model
-from cctlib.model.precision import attention
+from cctlib.model.precision import arithmetic, attention
 from cctlib.profiles import Profile, resolve_profile
-from cctlib.snp import measure, probe, tables
+from cctlib.snp import measure, stage, tables
 from cctlib.snp.measure import Measurement
-from cctlib.snp.probe import Probes, ProbeSettings
+from cctlib.snp.probe import Probes
+from cctlib.training import run
+from cctlib.training.recipes import recipe_for
 
 
 def resolve_device(name: str = "auto") -> torch.device:
-    """The device to compute on; `auto` is the GPU where there is one. Raises `UserError` for one that torch does not have here."""
+    """The device to compute on; `auto` is the GPU where there is one.
+
+    Raises `UserError` for a device that torch does not have here, or that holds no values (`meta`).
+    """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        torch.empty(0, device=name)
+        torch.ones(1, device=name).item()
         return torch.device(name)
     except (RuntimeError, AssertionError) as error:
-        raise UserError(
-            f"device {name!r} cannot be used here: {str(error).splitlines()[0]}; use cpu, cuda or auto"
-        ) from None
+        reason = str(error).splitlines()[0]
+        raise UserError(f"device {name!r} cannot be used here: {reason}; use cpu, cuda or auto") from None
 
 
 class Missing(UserError):
@@ -54,10 +56,10 @@ class Missing(UserError):
 class Study:
     """A measured network, with the tables that figures and claims are made from.
 
-    `measurement`: the arrays (see `measure.Measurement`). `tables`: DataFrames by name (see `tables.py`). `model`: the model folder.
-    `source`: 'measured' (computed here from images) or 'shipped' (read from the files that come with the model). `folders`: of the
-    stages that made it, by name; `home`: the folder that holds them; `profile`: how much they computed. A shipped study has no
-    folders and no profile.
+    `measurement`: the arrays (see `measure.Measurement`). `tables`: DataFrames by name (see `tables.py`). `model`: the
+    model folder. `source`: 'measured' (computed here from images) or 'shipped' (read from the files that come with the
+    model). `folders`: of the stages that made it, by name; `home`: the folder that holds them; `profile`: how much they
+    computed. A shipped study has no folders and no profile; `shipped_stages` are those whose results it has read.
     """
 
     dataset: str
@@ -66,19 +68,39 @@ class Study:
     tables: Mapping[str, pd.DataFrame]
     source: Literal["measured", "shipped"]
     device: torch.device
-    folders: Mapping[str, Path]
+    folders: dict[str, Path]
     home: Path = Path("runs")
     profile: Profile | None = None
+    shipped_stages: dict[str, None] = field(default_factory=lambda: dict.fromkeys(("measure", "tables")))
 
     @property
     def provenance(self) -> dict[str, str]:
-        """What the line under each figure says; read from the measurement, never typed."""
-        about = self.measurement.about
-        return about if self.source == "measured" else about | {"note": "shipped measurement, not made here"}
+        """What the line under each figure says: read from the records of the measurement and of each stage, never typed.
+
+        Commit, device, precision and attention are those of all stages; where stages differ, each is named with its own.
+        """
+        about = dict(self.measurement.about)
+        if self.source == "shipped":
+            about["note"] = "shipped measurement, not made here"
+        records = {name: stages.read_json(path) for name, path in self._records().items()}
+        for key in ("commit", "device", "precision", "attention"):
+            by_stage = {name: str(record[key]) for name, record in records.items() if key in record}
+            if len(set(by_stage.values())) == 1:
+                about[key] = next(iter(by_stage.values()))
+            elif by_stage:
+                about[key] = ", ".join(f"{value} ({name})" for name, value in by_stage.items())
+        return about
+
+    def _records(self) -> dict[str, Path]:
+        """Files that say when, where and from which commit the stages were made whose results this study has read."""
+        if self.source == "measured":
+            return {name: folder / stages.PROVENANCE for name, folder in self.folders.items()}
+        files = {name: self.model.folder / f"{name}.{stages.PROVENANCE}" for name in self.shipped_stages}
+        return {name: path for name, path in files.items() if path.is_file()}
 
     def images(self, split: str = "test") -> Images | None:
-        """The images that the measurement of a split was made from, in its order; None where the data set is not at hand."""
-        if not data.available(self.dataset):
+        """The images that the measurement of a split was made from, in its order; None where they are not on this machine."""
+        if not data.available(self.dataset, self.model.config.image_size):
             return None
         count = self.measurement.about["per_label"][split]
         return load_images(self.dataset, split, count, self.model)
@@ -94,17 +116,22 @@ class Study:
             raise UserError(
                 "a study opened from shipped measurements has no probes; measure one with profile quick or full"
             )
-        return load_probes(self.folders["probe"], self.model, self.device)
+        return stage.load_probes(self.folders["probe"], self.model, self.device)
 
-    def shipped_tables(self, names: Sequence[str], command: str) -> dict[str, pd.DataFrame]:
-        """Tables that ship with the model, by name. Raises `Missing`, with the `command` that makes them, where one does not."""
+    def shipped_tables(self, names: Sequence[str], *made_by: str) -> dict[str, pd.DataFrame]:
+        """Tables that ship with the model, by name. made_by: the stages that made them; the first is a command, too.
+
+        Raises `Missing`, with the command that makes them, where one does not ship.
+        """
         try:
-            return stages.read_tables(self.model.folder, names)
+            found = stages.read_tables(self.model.folder, names)
         except UserError:
             raise Missing(
-                f"{', '.join(names)} did not ship with {self.model.name} of {self.dataset}, and need its images; where they "
-                f"are, run: cctlib {command} --dataset {self.dataset} --profile quick"
+                f"{', '.join(names)} did not ship with {self.model.name} of {self.dataset}, and need its images; where "
+                f"they are, run: cctlib {made_by[0]} --dataset {self.dataset} --profile quick"
             ) from None
+        self.shipped_stages.update(dict.fromkeys(made_by))
+        return found
 
 
 def load_images(dataset: str, split: str, per_label: int | None, model: Model) -> Images:
@@ -179,144 +206,41 @@ def provenance_of(studies: Iterable[Study]) -> dict[str, str]:
 def measured_study(dataset: str, model: str, profile: Profile, runs: Path, device: torch.device) -> Study:
     """Run the stages that are not done yet, and return the study."""
     home = runs / dataset.replace(":", "_").replace("/", "_")
-    found = None if profile.name == "scratch" else manifest.find(dataset, model)
-    trained = found or train_model(dataset, home, device)
-    probes = probe_stage(dataset, trained, profile, home, device)
-    measured = measure_stage(dataset, trained, profile, probes, home, device)
-    tabled = tables_stage(measured, profile, home, device)
-    folders = {"model": trained.folder, "probe": probes, "measure": measured, "tables": tabled}
-    return Study(
-        dataset,
-        trained,
-        measure.load(measured),
-        tables.load(tabled, measured),
-        "measured",
-        device,
-        folders,
-        home,
-        profile,
+    known = None if profile.name == "scratch" else manifest.find(dataset, model)
+    network = known or train_model(dataset, home, device)
+    per_label = {"train": profile.train, "held-out": profile.held_out, "test": profile.test}
+    train, held_out, test = (load_images(dataset, split, count, network) for split, count in per_label.items())
+    about = {
+        "dataset": data.DATASETS[test.dataset].title if test.dataset in data.DATASETS else dataset,
+        "model": network.name,
+        "weights": network.weights_hash,
+        "profile": profile.title,
+        "per_label": per_label,
+    }
+    probes = stage.probe_stage(network, train, held_out, profile.probe, home, device)
+    measured = stage.measure_stage(
+        network, probes, held_out, test, profile.probe, profile.null_draws, about, home, device
     )
+    tabled = stage.tables_stage(measured, profile.thetas, profile.label_orders, home, device)
+    folders = {"probe": probes, "measure": measured, "tables": tabled}
+    if known is None:
+        folders = {"train": network.folder, **folders}
+    result = measure.load(measured)
+    return Study(dataset, network, result, tables.load(tabled, measured), "measured", device, folders, home, profile)
 
 
 def train_model(dataset: str, home: Path, device: torch.device) -> Model:
     """Train the data set's own recipe; the stage's folder is a model folder."""
-    from cctlib.training import run  # late: most studies train nothing
-    from cctlib.training.recipes import recipe_for
-
     recipe = recipe_for(dataset, device)
     images = {split: data.load(dataset, split, image_size=recipe.image_size) for split in ("train", "held-out", "test")}
-    inputs = {
-        "recipe": asdict(recipe),
-        "data": {split: images[split].fingerprint for split in ("train", "held-out")},
-        "code": stages.CODE,
-    }
     folder = stages.stage(
-        home, "train", inputs, lambda work: run.train_model(recipe, images, work, device=device), device=device
+        home,
+        "train",
+        lambda work: run.train_model(recipe, images, work, device=device),
+        room="training",
+        reads={split: part.fingerprint for split, part in images.items()},
+        settings=asdict(recipe),
+        arithmetic=arithmetic(device, recipe.precision),
+        device=device,
     )
     return manifest.open_model(folder)
-
-
-def probe_stage(dataset: str, model: Model, profile: Profile, home: Path, device: torch.device) -> Path:
-    """Train the probes of all sites (Method, section 4). Writes probes.safetensors and history.csv."""
-    train_images = load_images(dataset, "train", profile.train, model)
-    held_out = load_images(dataset, "held-out", profile.held_out, model)
-    inputs = {
-        "weights": model.weights_hash,
-        "data": [train_images.fingerprint, held_out.fingerprint],
-        "settings": asdict(profile.probe),
-        "code": stages.CODE,
-    }
-
-    def compute(work: Path) -> None:
-        network = model.network(device, attention(device))
-        probes = fresh_probes(model, profile.probe)
-        history = probe.train_probes(
-            network,
-            model.normalise,
-            probes,
-            train_images,
-            held_out,
-            profile.probe,
-            device=device,
-            checkpoint=work / "checkpoint.pt",
-        )
-        history.to_csv(work / "history.csv", index=False)
-        save_file(
-            {name: value.contiguous() for name, value in probes.state_dict().items()}, work / "probes.safetensors"
-        )
-
-    return stages.stage(home, "probe", inputs, compute, device=device)
-
-
-def fresh_probes(model: Model, settings: ProbeSettings) -> Probes:
-    """Untrained probes for all sites of a model."""
-    config = model.config
-    widths = {site: sites.width(site, config) for site in sites.site_names(config.encoders)}
-    return probe.make_probes(widths, config.num_classes, settings)
-
-
-def load_probes(folder: Path, model: Model, device: torch.device) -> Probes:
-    """The probes that a probe stage wrote."""
-    written = stages.read_json(folder / stages.RECORD)["inputs"]["settings"]
-    lists: dict[str, Any] = {name: tuple(value) for name, value in written.items() if isinstance(value, list)}
-    settings = ProbeSettings(**(written | lists))
-    probes = fresh_probes(model, settings)
-    probes.load_state_dict(load_file(folder / "probes.safetensors"))
-    return probes.to(device).eval().requires_grad_(False)
-
-
-def measure_stage(dataset: str, model: Model, profile: Profile, probes: Path, home: Path, device: torch.device) -> Path:
-    """Gather the measurement (see `measure.py`). Writes measurement.npz, measurement.json, pooled.npz and null.parquet."""
-    held_out = load_images(dataset, "held-out", profile.held_out, model)
-    test = load_images(dataset, "test", profile.test, model)
-    per_label = {"train": profile.train, "held-out": profile.held_out, "test": profile.test}
-    inputs = {
-        "probes": stages.sha256_file(probes / "probes.safetensors"),
-        "data": [held_out.fingerprint, test.fingerprint],
-        "null_draws": profile.null_draws,
-        "code": stages.CODE,
-    }
-    about = {
-        "dataset": data.DATASETS[test.dataset].title if test.dataset in data.DATASETS else dataset,
-        "model": model.name,
-        "weights": model.weights_hash,
-        "profile": profile.name,
-        "per_label": per_label,
-        **stages.environment(device),
-    }
-
-    def compute(work: Path) -> None:
-        network = model.network(device, attention(device))
-        loaded = load_probes(probes, model, device)
-        result, null, pooled = measure.measure(
-            network,
-            model.normalise,
-            loaded,
-            held_out,
-            test,
-            null_draws=profile.null_draws,
-            precision=profile.probe.precision,
-            device=device,
-            about=about,
-        )
-        measure.save(result, work)
-        with stages.replacing(work / measure.POOLED) as temporary, temporary.open("wb") as file:
-            np.savez(file, **pooled)  # type: ignore[arg-type]
-        stages.write_tables({"null": null}, work)
-
-    return stages.stage(home, "measure", inputs, compute, device=device)
-
-
-def tables_stage(measured: Path, profile: Profile, home: Path, device: torch.device) -> Path:
-    """Make the tables of SNP (see `tables.py`)."""
-    inputs = {
-        "measurement": stages.sha256_file(measured / measure.FILE),
-        "thetas": profile.thetas,
-        "label_orders": profile.label_orders,
-        "code": stages.CODE,
-    }
-
-    def compute(work: Path) -> None:
-        tables.compute(measure.load(measured), profile.thetas, profile.label_orders, work, device)
-
-    return stages.stage(home, "tables", inputs, compute, device=device)

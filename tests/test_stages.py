@@ -19,7 +19,8 @@ def run(runs, calls, inputs=None):
         (work / "result.txt").write_text("42")
         (work / "checkpoint.pt").write_text("half")
 
-    return stages.stage(runs, "probe", inputs or {"seed": 0}, compute, device="cpu")
+    settings = {"seed": 0} if inputs is None else inputs
+    return stages.stage(runs, "probe", compute, room="snp", reads={}, settings=settings, device="cpu")
 
 
 def test_a_finished_stage_is_not_computed_again(tmp_path):
@@ -45,7 +46,7 @@ def test_a_damaged_stage_is_made_again(tmp_path, damage):
 def test_the_record_says_what_made_the_result(tmp_path):
     folder = run(tmp_path, [])
     record, provenance = (stages.read_json(folder / name) for name in (stages.RECORD, stages.PROVENANCE))
-    assert record["inputs"] == {"seed": 0}
+    assert record["inputs"]["settings"] == {"seed": 0} and record["inputs"]["code"] == stages.CODE["snp"]
     assert record["outputs"] == {"result.txt": stages.sha256_file(folder / "result.txt")}
     assert {"made", "seconds", "torch", "device", "commit"} <= set(provenance)
 
@@ -53,19 +54,19 @@ def test_the_record_says_what_made_the_result(tmp_path):
 SLOW_STAGE = """
     import sys, time
     from pathlib import Path
-    from cctlib import artifacts
+    from cctlib import stages
 
     def compute(work):
         checkpoint = work / "checkpoint.txt"
         done = int(checkpoint.read_text()) if checkpoint.exists() else 0
         for step in range(done, 40):
-            with artifacts.replacing(checkpoint) as temporary:
+            with stages.replacing(checkpoint) as temporary:
                 temporary.write_text(str(step + 1))
             time.sleep(0.02)
         (work / "resumed.txt").write_text("yes" if done else "no")
         (work / "result.txt").write_text("".join(map(str, range(40))))
 
-    print(artifacts.stage(Path(sys.argv[1]), "slow", {}, compute, device="cpu"))
+    print(stages.stage(Path(sys.argv[1]), "slow", compute, room="snp", reads={}, settings={}, device="cpu"))
 """
 
 

@@ -140,7 +140,7 @@ def _hash(source: Path) -> str:
     """SHA-256 over the assembled files, the package (its docstrings are a page), and the versions of the builders."""
     from cctlib.stages import CODE  # late: it loads torch, which nothing else here needs
 
-    digest = hashlib.sha256(CODE.encode())
+    digest = hashlib.sha256(CODE["everything"].encode())
     digest.update(json.dumps(_versions("jupyter-book", "sphinx", "sphinx-book-theme", "myst-nb")).encode())
     for path in sorted(path for path in source.rglob("*") if path.is_file() and "__pycache__" not in path.parts):
         digest.update(f"{path.relative_to(source)}\0".encode() + hashlib.sha256(path.read_bytes()).digest())

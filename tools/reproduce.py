@@ -30,7 +30,7 @@ def reproduce(dataset: str, model: str, profile: str, runs: Path, device: str) -
     """Measure, execute all notebooks and build the book. Returns the page to open."""
     sources = notebooks(Path("notebooks"))
     study = open_study(dataset, model, profile, runs, device)
-    study.folders = {**study.folders, **later_stages(study)}
+    later_stages(study)
     parameters = {"dataset": dataset, "model": model, "profile": profile, "runs": str(runs), "device": device}
     if study.source == "shipped":
         parameters["profile"] = "shipped"
@@ -51,12 +51,6 @@ def later_stages(study: Study) -> dict[str, Path]:
 
 def execute(source: Path, parameters: dict[str, str], study: Study, runs: Path) -> Path:
     """The executed copy of a notebook. Raises `UserError` with the notebook's own error when a cell fails."""
-    inputs = {
-        "source": stages.sha256_file(source),
-        "parameters": parameters,
-        "reads": {name: folder.name for name, folder in study.folders.items()} or stages.sha256_json(study.provenance),
-        "code": stages.CODE,
-    }
 
     def compute(work: Path) -> None:
         try:
@@ -73,5 +67,18 @@ def execute(source: Path, parameters: dict[str, str], study: Study, runs: Path) 
         except PapermillExecutionError as error:
             raise UserError(f"{source} failed in cell {error.exec_count}: {error.ename}: {error.evalue}") from None
 
-    folder = stages.stage(runs / "notebooks", source.stem, inputs, compute, device=study.device)
+    folder = stages.stage(
+        runs / "notebooks",
+        source.stem,
+        compute,
+        room="everything",
+        reads={
+            "source": stages.sha256_file(source),
+            "artifacts": stages.sha256_folder(stages.shipped()),
+            "model": stages.sha256_folder(study.model.folder),
+            **study.folders,
+        },
+        settings=parameters,
+        device=study.device,
+    )
     return folder / source.name

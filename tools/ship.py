@@ -158,7 +158,7 @@ def draw_hero(path: Path = HERO) -> Path:
     seen = [
         nodes.look(*study.measurement[place].tensors(), place, node) for place, node in zip(places, chosen, strict=True)
     ]
-    figure = figures.stamp(figures.overview.hero(seen[0], seen[1], study.tables["by_theta"]), study.measurement.about)
+    figure = figures.stamp(figures.overview.hero(seen[0], seen[1], study.tables["by_theta"]), study.provenance)
     source = PngInfo()
     source.add_text("Source", stages.sha256_file(study.model.folder / measure.FILE))
     with stages.replacing(path) as temporary:

@@ -18,6 +18,7 @@ from cctlib import stages
 from cctlib.andc import latency, masks, sweep
 from cctlib.andc.retrain import Retraining, masked
 from cctlib.errors import UserError
+from cctlib.model.precision import arithmetic
 from cctlib.profiles import Profile, PruningSettings
 from cctlib.snp import fields, measure
 from cctlib.study import Study, load_images
@@ -36,7 +37,7 @@ def pruning_tables(study: Study) -> dict[str, pd.DataFrame]:
     Raises `Missing` for a shipped study that came without them.
     """
     if study.profile is None:
-        return study.shipped_tables(PRUNING, "andc")
+        return study.shipped_tables(PRUNING, "andc", "latency")
     swept, timed = sweep_stage(study, study.profile), latency_stage(study, study.profile.pruning)
     return stages.read_tables(swept, PRUNING[:2]) | stages.read_tables(timed, PRUNING[2:])
 
@@ -51,13 +52,6 @@ def sweep_stage(study: Study, profile: Profile) -> Path:
         "train": load_images(study.dataset, "train", settings.train, study.model),
     }
     retraining = Retraining(precision=profile.probe.precision)
-    inputs = {
-        "measurement": stages.sha256_file(study.folders["measure"] / measure.FILE),
-        "weights": study.model.weights_hash,
-        "data": {split: part.fingerprint for split, part in images.items()},
-        "settings": asdict(settings) | {"retraining": asdict(retraining)},
-        "code": stages.CODE,
-    }
 
     def compute(work: Path) -> None:
         network = study.network()
@@ -89,7 +83,21 @@ def sweep_stage(study: Study, profile: Profile) -> Path:
         curves = swept(sweep.plan(settings.curves, COMPARED, settings.thetas, settings.seeds[:1]), (0.0,), "curve")
         stages.write_tables({"pruning": pd.concat(pruned, ignore_index=True), "curves": curves}, work)
 
-    return stages.stage(study.home, "andc", inputs, compute, device=study.device)
+    study.folders["andc"] = stages.stage(
+        study.home,
+        "andc",
+        compute,
+        room="andc",
+        reads={
+            "model": study.model.identity,
+            "measurement": study.folders["measure"],
+            **{split: part.fingerprint for split, part in images.items()},
+        },
+        settings=asdict(settings) | {"retraining": asdict(retraining)},
+        arithmetic=arithmetic(study.device, retraining.precision),
+        device=study.device,
+    )
+    return study.folders["andc"]
 
 
 def _possible(
@@ -114,14 +122,6 @@ def _possible(
 
 def latency_stage(study: Study, settings: PruningSettings) -> Path:
     """The folder of the table latency: under ANDC's masks for all layers, at each threshold, on this machine."""
-    inputs = {
-        "measurement": stages.sha256_file(study.folders["measure"] / measure.FILE),
-        "weights": study.model.weights_hash,
-        "thetas": settings.latency_thetas,
-        "seconds": settings.seconds,
-        "machine": stages.device_name(study.device),
-        "code": stages.CODE,
-    }
 
     def compute(work: Path) -> None:
         network = study.network()
@@ -134,4 +134,18 @@ def latency_stage(study: Study, settings: PruningSettings) -> Path:
                 timed.append(latency.measure(network, BATCHES, settings.seconds).assign(theta=pruning.theta))
         stages.write_tables({"latency": pd.concat(timed, ignore_index=True)}, work)
 
-    return stages.stage(study.home, "latency", inputs, compute, device=study.device)
+    study.folders["latency"] = stages.stage(
+        study.home,
+        "latency",
+        compute,
+        room="andc",
+        reads={"model": study.model.identity, "measurement": study.folders["measure"]},
+        settings={
+            "thetas": settings.latency_thetas,
+            "seconds": settings.seconds,
+            "machine": stages.device_name(study.device),
+        },
+        arithmetic=arithmetic(study.device),
+        device=study.device,
+    )
+    return study.folders["latency"]

@@ -22,6 +22,7 @@ from cctlib.data.images import Images
 from cctlib.errors import UserError
 from cctlib.heads import experts, silence
 from cctlib.heads import ownership as heads
+from cctlib.model.precision import arithmetic
 from cctlib.model.sites import parse
 from cctlib.profiles import HeadSettings, Profile
 from cctlib.snp import fields, measure
@@ -99,14 +100,6 @@ def heads_stage(study: Study, profile: Profile) -> Path:
     """The folder of the tables named in `HEADS`."""
     settings = profile.heads
     test = load_images(study.dataset, "test", settings.test, study.model)
-    inputs = {
-        "measurement": stages.sha256_file(study.folders["measure"] / measure.FILE),
-        "pooled": stages.sha256_file(study.folders["measure"] / measure.POOLED),
-        "weights": study.model.weights_hash,
-        "data": test.fingerprint,
-        "settings": asdict(settings),
-        "code": stages.CODE,
-    }
 
     def compute(work: Path) -> None:
         diagonals = mha_diagonals(study, "held-out")
@@ -117,7 +110,17 @@ def heads_stage(study: Study, profile: Profile) -> Path:
         alone = _experts_alone(study, diagonals, designation, settings.gap_deals)
         stages.write_tables(alone | _ablation(study, test, designation, settings), work)
 
-    return stages.stage(study.home, "heads", inputs, compute, device=study.device)
+    study.folders["heads"] = stages.stage(
+        study.home,
+        "heads",
+        compute,
+        room="heads",
+        reads={"model": study.model.identity, "measurement": study.folders["measure"], "test": test.fingerprint},
+        settings=asdict(settings),
+        arithmetic=arithmetic(study.device),
+        device=study.device,
+    )
+    return study.folders["heads"]
 
 
 def _experts_alone(

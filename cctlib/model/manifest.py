@@ -43,6 +43,11 @@ class Model:
         """SHA-256 of the weights file, in hex."""
         return self.manifest["weights"]["sha256"]
 
+    @property
+    def identity(self) -> str:
+        """SHA-256 of all that decides the network's outputs: weights, configuration, normalisation."""
+        return stages.sha256_json([self.weights_hash, asdict(self.config), self.manifest["normalisation"]])
+
     def normalise(self, pixels: Tensor) -> Tensor:
         """Pixels (uint8) to the network's input, with the constants that it was trained with."""
         return normalise(pixels, **self.manifest["normalisation"])

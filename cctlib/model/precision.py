@@ -65,3 +65,8 @@ def attention(device: torch.device | str) -> Attention:
     A CPU trains 64 to 256 tokens faster with attention written out; accelerators have a fused kernel.
     """
     return "explicit" if torch.device(device).type == "cpu" else "fused"
+
+
+def arithmetic(device: torch.device | str, precision: Precision = "auto") -> dict[str, str]:
+    """What decides the last digits of a result on this device: the resolved precision and the form of attention."""
+    return {"precision": resolve(device, precision), "attention": attention(device)}

@@ -1,0 +1,126 @@
+"""The stages of SNP: from a network and images to probes, measurement and tables (Method, sections 4 and 5)."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+
+from cctlib import stages
+from cctlib.data.images import Images
+from cctlib.model import sites
+from cctlib.model.manifest import Model
+from cctlib.model.precision import arithmetic, attention
+from cctlib.snp import measure, probe, tables
+from cctlib.snp.probe import Probes, ProbeSettings
+
+
+def probe_stage(
+    model: Model, train: Images, held_out: Images, settings: ProbeSettings, home: Path, device: torch.device
+) -> Path:
+    """Train the probes of all sites. Writes probes.safetensors and history.csv."""
+
+    def compute(work: Path) -> None:
+        network = model.network(device, attention(device))
+        probes = fresh_probes(model, settings)
+        history = probe.train_probes(
+            network,
+            model.normalise,
+            probes,
+            train,
+            held_out,
+            settings,
+            device=device,
+            checkpoint=work / "checkpoint.pt",
+        )
+        history.to_csv(work / "history.csv", index=False)
+        state = {name: value.contiguous() for name, value in probes.state_dict().items()}
+        save_file(state, work / "probes.safetensors")
+
+    return stages.stage(
+        home,
+        "probe",
+        compute,
+        room="snp",
+        reads={"model": model.identity, "train": train.fingerprint, "held-out": held_out.fingerprint},
+        settings=asdict(settings),
+        arithmetic=arithmetic(device, settings.precision),
+        device=device,
+    )
+
+
+def fresh_probes(model: Model, settings: ProbeSettings) -> Probes:
+    """Untrained probes for all sites of a model."""
+    config = model.config
+    widths = {site: sites.width(site, config) for site in sites.site_names(config.encoders)}
+    return probe.make_probes(widths, config.num_classes, settings)
+
+
+def load_probes(folder: Path, model: Model, device: torch.device) -> Probes:
+    """The probes that a probe stage wrote, frozen."""
+    written = stages.read_json(folder / stages.RECORD)["inputs"]["settings"]
+    lists: dict[str, Any] = {name: tuple(value) for name, value in written.items() if isinstance(value, list)}
+    probes = fresh_probes(model, ProbeSettings(**(written | lists)))
+    probes.load_state_dict(load_file(folder / "probes.safetensors"))
+    return probes.to(device).eval().requires_grad_(False)
+
+
+def measure_stage(
+    model: Model,
+    probes: Path,
+    held_out: Images,
+    test: Images,
+    settings: ProbeSettings,
+    null_draws: int,
+    about: Mapping[str, object],
+    home: Path,
+    device: torch.device,
+) -> Path:
+    """Gather the measurement. Writes measurement.npz and .json, pooled.npz, and null.parquet.
+
+    probes: the folder of the probe stage. about: what the measurement says of itself: data set, model, profile.
+    """
+
+    def compute(work: Path) -> None:
+        result, null, pooled = measure.measure(
+            model.network(device, attention(device)),
+            model.normalise,
+            load_probes(probes, model, device),
+            held_out,
+            test,
+            null_draws=null_draws,
+            precision=settings.precision,
+            device=device,
+            about=dict(about),
+        )
+        measure.save(result, work)
+        with stages.replacing(work / measure.POOLED) as temporary, temporary.open("wb") as file:
+            np.savez(file, **pooled)  # type: ignore[arg-type]
+        stages.write_tables({"null": null}, work)
+
+    return stages.stage(
+        home,
+        "measure",
+        compute,
+        room="snp",
+        reads={"model": model.identity, "probes": probes, "held-out": held_out.fingerprint, "test": test.fingerprint},
+        settings={"null_draws": null_draws, "about": about},
+        arithmetic=arithmetic(device, settings.precision),
+        device=device,
+    )
+
+
+def tables_stage(measured: Path, thetas: Sequence[float], label_orders: int, home: Path, device: torch.device) -> Path:
+    """Make the tables of SNP (see `tables.py`) from the folder of the measure stage."""
+    return stages.stage(
+        home,
+        "tables",
+        lambda work: tables.compute(measure.load(measured), thetas, label_orders, work, device),
+        room="snp",
+        reads={"measurement": measured},
+        settings={"thetas": thetas, "label_orders": label_orders},
+        device=device,
+    )
