@@ -1,36 +1,43 @@
-"""Pruning that pays: a pruned network made really smaller and, where measurement says so, really faster.
+"""Pruning that pays: what a pruned network costs, and how it becomes really smaller and faster.
 
 A zero in a weight matrix saves nothing by itself. `compact` takes a network whose pruned weights are zero
 and returns one with the same logits:
 
 1. Silent hidden nodes go. One that nothing reaches is a constant, GELU of its bias, and moves into the next
    bias; one that reaches nothing is dropped.
-2. Every layer that has zeros takes the form (`sparselayers.py`) that is fastest for it here. Measurement
-   decides, and the dense form is among the choices.
+2. Every layer that has zeros takes the form that is fastest for it on this machine, which is measured:
 
-`count` says what a network costs whatever its form: the parameters and multiplications that masks leave.
+    dense    torch's linear layer, zeros and all
+    bags     weighted bags of embeddings: each output adds up those rows of the transposed tokens that its
+             weights name, by the kernel behind `embedding_bag`, which runs along the tokens
+    csr      torch's product of a CSR matrix with the transposed tokens
+
+Written in torch alone, the forms run on every device that has the kernels. A fourth form, outputs with similar inputs
+in groups that multiply the union of their inputs densely, was slower than the dense layer in each of 26 cases.
 """
 
 import copy
+import functools
 import math
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-import pandas as pd
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 from cctlib.andc.masks import Masks, layers
-from cctlib.andc.sparselayers import FORMS, make_form
 from cctlib.errors import UserError
-from cctlib.model.cct import CCT, Encoder
+from cctlib.model.cct import CCT, CCTConfig, Encoder
 
+FORMS = ("dense", "bags", "csr")
 TURNS = 3  # each form is timed so often at least
 WORTH = 0.95  # a form other than the dense one must take less than this share of its time
+REPEATED = 32  # images whose tokens one call of `Bags` takes; its indices are repeated for so many
 
 
 # What a network costs -------------------------------------------------------------------------------------
@@ -38,35 +45,37 @@ WORTH = 0.95  # a form other than the dense one must take less than this share o
 
 @dataclass(frozen=True)
 class Cost:
-    """parameters: those left, masked ones not counted. macs: multiplications for one image."""
+    """parameters: those left, masked ones not counted. macs: multiplications for one image. bytes: on disk, in float16.
+
+    Multiplications are those of convolutions, linear layers, attention and SeqPool. On disk a masked matrix is its
+    kept weights, 2 bytes each, and one bit for every entry that says which these are; or all of it where that is less.
+    """
 
     parameters: int
     macs: int
+    bytes: int
 
 
 def count(network: CCT, masks: Masks) -> Cost:
-    """What is left of a network under masks; a layer without a mask is dense, whatever its weights.
+    """What is left of a network under masks; a layer without a mask is dense, whatever its weights."""
+    cut = {name: mask.numel() - int(mask.sum()) for name, mask in masks.items()}
+    idle = sum(
+        number if name == "classifier.fc.weight" else network.config.tokens * number for name, number in cut.items()
+    )
+    saved = sum(max(0, 2 * number - -(-masks[name].numel() // 8)) for name, number in cut.items())
+    return Cost(
+        parameters=sum(parameter.numel() for parameter in network.parameters()) - sum(cut.values()),
+        macs=dense_macs(network.config) - idle,
+        bytes=2 * sum(tensor.numel() for tensor in network.state_dict().values()) - saved,
+    )
 
-    Counted are the products of convolutions, linear layers, attention (twice tokens^2 x width) and SeqPool;
-    not counted are additions, norms, softmax, GELU and pooling.
-    """
-    config = network.config
-    linears = {name: part.weight for name, part in network.named_modules() if isinstance(part, nn.Linear)}
-    kept = {name: weight.numel() for name, weight in linears.items()}
-    kept |= {name.removesuffix(".weight"): int(mask.sum()) for name, mask in masks.items()}
-    pruned = sum(weight.numel() for weight in linears.values()) - sum(kept.values())
-    parameters = sum(parameter.numel() for parameter in network.parameters()) - pruned
 
-    side, macs = config.image_size, 0
-    for convolution in (part for part in network.tokenizer.modules() if isinstance(part, nn.Conv2d)):
-        side = (side + 2 * config.padding - config.kernel) // config.stride + 1
-        macs += side**2 * convolution.weight.numel()
-        side = (side + 2 * config.pool_padding - config.pool_kernel) // config.pool_stride + 1
-    tokens = config.tokens
-    macs += sum(number if name == "classifier.fc" else tokens * number for name, number in kept.items())
-    macs += config.encoders * 2 * tokens**2 * config.width  # attention
-    macs += tokens * config.width  # SeqPool's mean
-    return Cost(parameters, macs)
+@functools.cache
+def dense_macs(config: CCTConfig) -> int:
+    """Multiplications for one image in the dense network, counted by torch where nothing is computed."""
+    with torch.device("meta"), FlopCounterMode(display=False) as counter, torch.no_grad():
+        CCT(config).eval()(torch.empty(1, 3, config.image_size, config.image_size))
+    return counter.get_total_flops() // 2  # a multiplication and an addition each
 
 
 # Silent hidden nodes --------------------------------------------------------------------------------------
@@ -104,58 +113,152 @@ def linear(weight: Float[Tensor, "output input"], bias: Float[Tensor, "output"])
     return module
 
 
+# Forms of a sparse linear layer, for inference ------------------------------------------------------------
+
+
+class Bags(nn.Module):
+    """A sparse linear layer as weighted bags of embeddings.
+
+    The transposed tokens of an image are a table [input, token]; output o is the sum of the rows that its
+    weights name. A batch is one tall table, [image * input, token], so indices and weights are repeated for
+    `images` images: memory, for fewer calls. The result is a transposed view; GELU keeps it one, and a second
+    such layer finds its table ready.
+    """
+
+    starts: Tensor
+    columns: Tensor
+    values: Tensor
+    bias: Tensor
+
+    def __init__(self, weight: Float[Tensor, "output input"], bias: Float[Tensor, "output"], images: int = 1):
+        super().__init__()
+        self.outputs, self.inputs = weight.shape
+        rows, columns = weight.nonzero(as_tuple=True)
+        each = torch.bincount(rows, minlength=self.outputs)
+        image = torch.arange(images, device=weight.device)[:, None]
+        self.register_buffer("starts", (image * len(rows) + each.cumsum(0) - each).flatten().int())
+        self.register_buffer("columns", (image * self.inputs + columns).flatten().int())
+        self.register_buffer("values", weight[rows, columns].detach().repeat(images))
+        self.register_buffer("bias", bias.detach().clone()[:, None])
+        self.images, self.entries = images, len(rows)
+
+    def forward(self, x: Float[Tensor, "*image token node"]) -> Float[Tensor, "*image token output"]:
+        if x.ndim != 3:
+            return self(x.reshape(-1, *x.shape[-2:])).reshape(*x.shape[:-1], self.outputs)
+        table = x.to(self.values.dtype).transpose(1, 2).contiguous()
+        parts = [self._sums(part) for part in table.split(self.images)]
+        sums = parts[0] if len(parts) == 1 else torch.cat(parts)
+        return sums.view(len(x), self.outputs, -1).add_(self.bias).transpose(1, 2)
+
+    def _sums(self, table: Float[Tensor, "image node token"]) -> Float[Tensor, "sum token"]:
+        rows, entries = table.view(-1, table.shape[2]), len(table) * self.entries
+        starts = self.starts[: len(table) * self.outputs]
+        # F.embedding_bag without its checks, which take as long as a small product does; mode 0 adds up.
+        return torch.embedding_bag(rows, self.columns[:entries], starts, False, 0, False, self.values[:entries])[0]
+
+
+class CSR(nn.Module):
+    """A sparse linear layer by torch's product of a CSR matrix with the transposed tokens."""
+
+    weight: Tensor
+    bias: Tensor
+
+    def __init__(self, weight: Float[Tensor, "output input"], bias: Float[Tensor, "output"]):
+        super().__init__()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch calls CSR a beta feature
+            self.register_buffer("weight", weight.detach().to_sparse_csr())
+        self.register_buffer("bias", bias.detach().clone())
+
+    def forward(self, x: Float[Tensor, "*token node"]) -> Float[Tensor, "*token output"]:
+        flat = x.to(self.bias.dtype).reshape(-1, x.shape[-1])
+        return ((self.weight @ flat.T).T + self.bias).view(*x.shape[:-1], -1)
+
+
+def make_form(form: str, module: nn.Linear, images: int = 1) -> nn.Module:
+    """`module` in one of FORMS, with the same outputs. Raises `UserError` for a form that does not exist."""
+    if form not in FORMS:
+        raise UserError(f"form {form!r} of a sparse layer is not known; use one of {', '.join(FORMS)}")
+    if form == "dense" or not module.weight.count_nonzero():
+        return module
+    if form == "bags":
+        return Bags(module.weight, module.bias, min(images, REPEATED))
+    return CSR(module.weight, module.bias)
+
+
 # The choice -----------------------------------------------------------------------------------------------
 
 
 @torch.no_grad()
 def compact(
-    network: CCT, batch: int, *, forms: Mapping[str, str] | Sequence[str] = FORMS, seconds: float = 5.0
-) -> tuple[CCT, pd.DataFrame]:
+    network: CCT, batch: int, forms: Mapping[str, str] | None = None, *, seconds: float = 5.0
+) -> tuple[CCT, dict[str, str]]:
     """A copy of a pruned network without silent nodes, each sparse layer in the form that is fastest here.
 
     The network is pruned where its weights are zero. The copy is for inference, and best for batches of
-    `batch` images: in eval mode, frozen, with fewer nodes at the tap "encM/ff_hidden", and with a state
-    dict of its own (pruned networks are stored by `sparsefile`).
+    `batch` images: in eval mode, frozen, with fewer nodes at the tap "encM/ff_hidden".
 
-    forms: those to choose among; or, to repeat a choice, the form of each layer by name. seconds: of
-    measuring, during which the machine should have nothing else to do.
-    Returns the network, and a row for each sparse layer and form, with layer, outputs, inputs, density,
-    form, seconds (of the fastest call; NaN where the form does not run here, or had no rival) and chosen.
-    Raises `UserError` for a form that does not exist, or a layer with zeros that is given none.
+    forms: the form of each layer by name, where it is not to be measured. seconds: of measuring, during which the
+    machine should have nothing else to do.
+    Returns the network, and the form of each sparse layer by name. Raises `UserError` for a form that does not
+    exist, or a layer with zeros that is given none.
     """
     network = copy.deepcopy(network).eval().requires_grad_(False)
     remove_silent(network)
     sparse = sparse_layers(network)
-    if isinstance(forms, Mapping):
-        for name in sparse.keys() - forms.keys():
-            raise UserError(f"{name} has zeros but was given no form; use one of {', '.join(FORMS)}")
-        times = {name: {forms[name]: math.nan} for name in sparse}
-    else:
-        times = time_forms(network, sparse, batch, forms, seconds)
-    chosen = {name: fastest(times[name]) for name in sparse}
-    _install(network, {name: make_form(chosen[name], sparse[name], _images(name, batch)) for name in sparse})
-    columns = ["layer", "outputs", "inputs", "density", "form", "seconds", "chosen"]
-    measured = [
-        (name, *module.weight.shape, float((module.weight != 0).float().mean()), form, time, form == chosen[name])
-        for name, module in sparse.items()
-        for form, time in times[name].items()
-    ]
-    return network, pd.DataFrame(measured, columns=columns)
+    if forms is None:
+        forms = {name: fastest(times) for name, times in time_forms(network, sparse, batch, seconds).items()}
+    for name in sparse.keys() - forms.keys():
+        raise UserError(f"{name} has zeros but was given no form; use one of {', '.join(FORMS)}")
+    chosen = {name: forms[name] for name in sparse}
+    _install(network, {name: make_form(form, sparse[name], _images(name, batch)) for name, form in chosen.items()})
+    return network, chosen
 
 
 def masks_of(network: CCT) -> dict[str, Bool[Tensor, "_ _"]]:
-    """The masks of a pruned network, read off the zeros of its prunable layers, by name of the weight."""
+    """The masks of a pruned network, taken from the zeros of its prunable layers, by name of the weight."""
     return {f"{name}.weight": module.weight != 0 for name, module in sparse_layers(network).items()}
 
 
 def sparse_layers(network: CCT) -> dict[str, nn.Linear]:
     """The prunable layers that have zeros, by name."""
-    found = {}
-    for layer in layers(network.config.encoders):
-        module = network.get_submodule(layer.module)
-        if isinstance(module, nn.Linear) and bool((module.weight == 0).any()):
-            found[layer.module] = module
-    return found
+    modules = {layer.module: network.get_submodule(layer.module) for layer in layers(network.config.encoders)}
+    return {
+        name: module
+        for name, module in modules.items()
+        if isinstance(module, nn.Linear) and bool((module.weight == 0).any())
+    }
+
+
+def time_forms(
+    network: CCT, sparse: Mapping[str, nn.Linear], batch: int, seconds: float
+) -> dict[str, dict[str, float]]:
+    """Seconds of the fastest call of each sparse layer in each form, by layer and form.
+
+    Layers are timed in passes of the whole network: alone, a layer's weights would wait in the cache, which
+    flatters the dense form. Forms take turns, so that other load falls on all.
+    A form that does not run here is left out.
+    """
+    if not sparse:
+        return {}
+    size, some = network.config.image_size, next(iter(sparse.values())).weight
+    images = torch.zeros(batch, 3, size, size, dtype=some.dtype, device=some.device)
+    timed = {
+        form: {name: _Timed(make_form(form, module, _images(name, batch))) for name, module in sparse.items()}
+        for form in FORMS
+    }
+    failed = set()
+    end, turns = time.perf_counter() + seconds, 0
+    while turns < TURNS or time.perf_counter() < end:
+        for form in (form for form in FORMS if form not in failed):
+            _install(network, timed[form])
+            try:
+                network(images)
+            except (RuntimeError, NotImplementedError):  # no such kernel on this device, or in this build of torch
+                failed.add(form)
+        turns += 1
+    _install(network, sparse)
+    return {name: {form: timed[form][name].seconds for form in FORMS if form not in failed} for name in sparse}
 
 
 class _Timed(nn.Module):
@@ -166,51 +269,19 @@ class _Timed(nn.Module):
         self.module, self.seconds = module, math.inf
 
     def forward(self, x: Tensor) -> Tensor:
-        wait(x.device)
-        start = time.perf_counter()
-        result = self.module(x)
-        wait(x.device)
-        self.seconds = min(self.seconds, time.perf_counter() - start)
+        result, seconds = timed_call(self.module, x)
+        self.seconds = min(self.seconds, seconds)
         return result
 
 
-def wait(device: torch.device) -> None:
-    """Wait until a GPU has done what it was asked to; a processor has."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def time_forms(
-    network: CCT, sparse: Mapping[str, nn.Linear], batch: int, forms: Sequence[str], seconds: float
-) -> dict[str, dict[str, float]]:
-    """Seconds of the fastest call of each sparse layer in each form, by layer and form.
-
-    Layers are timed where they stand, in passes of the whole network: alone, a layer's weights would wait
-    in the cache, which flatters the dense form. Forms take turns, so that other load falls on all. NaN: the
-    form does not run here.
-    """
-    if not sparse:
-        return {}
-    size, some = network.config.image_size, next(iter(sparse.values())).weight
-    images = torch.zeros(batch, 3, size, size, dtype=some.dtype, device=some.device)
-    timed = {
-        form: {name: _Timed(make_form(form, module, _images(name, batch))) for name, module in sparse.items()}
-        for form in forms
-    }
-    failed = set()
-    end, turns = time.perf_counter() + seconds, 0
-    while turns < TURNS or time.perf_counter() < end:
-        for form in (form for form in forms if form not in failed):
-            _install(network, timed[form])
-            try:
-                network(images)
-            except (RuntimeError, NotImplementedError):  # no such kernel on this device, or in this build of torch
-                failed.add(form)
-        turns += 1
-    _install(network, sparse)
-    return {
-        name: {form: math.nan if form in failed else timed[form][name].seconds for form in forms} for name in sparse
-    }
+def timed_call(module: nn.Module, x: Tensor) -> tuple[Tensor, float]:
+    """What a module makes of x, and the seconds that it takes, on a GPU until the result is there."""
+    wait = torch.cuda.synchronize if x.device.type == "cuda" else lambda _: None
+    wait(x.device)
+    start = time.perf_counter()
+    result = module(x)
+    wait(x.device)
+    return result, time.perf_counter() - start
 
 
 def _images(name: str, batch: int) -> int:
@@ -225,6 +296,6 @@ def _install(network: nn.Module, modules: Mapping[str, nn.Module]) -> None:
 
 
 def fastest(times: Mapping[str, float]) -> str:
-    """The form with the least time; but the dense one, if it is there and no other is clearly faster."""
-    best = min(times, key=lambda form: math.inf if math.isnan(times[form]) else times[form])
-    return best if "dense" not in times or times[best] < WORTH * times["dense"] else "dense"
+    """The form with the least time; but the dense one, if no other is clearly faster."""
+    best = min(times, key=lambda form: times[form])
+    return best if times[best] < WORTH * times["dense"] else "dense"

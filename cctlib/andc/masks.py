@@ -3,13 +3,15 @@
 The weight from node a to node b stays iff their diagonal sets D_a and D_b share a label; the weight from a
 node of the last encoder to output j stays iff j is in its D. Four kinds of layer join measured sites:
 
-    proj      mha       -> trunk        linear2   ff_hidden         -> ff
-    linear1   trunk     -> ff_hidden    fc        ff (last encoder) -> labels
+    proj      mha       -> trunk        linear2   ff_hidden -> ff
+    linear1   trunk     -> ff_hidden    fc        read-out  -> labels
 
-In the order of reading: `andc_masks` -> other masks that keep exactly as many weights of
-each layer -> `make_masks`, any of them by its name. `pruned.py` applies masks to a network and retrains it,
-`sweep.py` does so for many, `compact.py` turns the zeros into speed. Masks have the name and the shape of
-their weight, [output, input].
+The diagonal sets of fc's nodes are those of the network's own read-out: its final norm, SeqPool and fc.
+
+In the order of reading: layers -> masks of a layer, by one score or another -> `METHODS`, each a way to mask a
+whole target with exactly as many weights in each layer -> `make_masks`. `retrain.py` applies masks to a
+network, `sweep.py` does so for many, `compact.py` turns the zeros into speed. Masks have the name and the
+shape of their weight, [output, input].
 """
 
 from collections.abc import Callable, Mapping
@@ -19,15 +21,15 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from cctlib.data.images import Images, batches
+from cctlib.data.images import Images
 from cctlib.errors import UserError
 from cctlib.model.cct import CCT
-from cctlib.model.precision import Precision, autocast
+from cctlib.model.forward import forward
+from cctlib.model.precision import Precision
 from cctlib.snp import fields
 
 KINDS = ("proj", "linear1", "linear2", "fc")
 TARGETS = (*KINDS, "all")
-METHODS = ("andc", "shuffled", "random", "magnitude", "wanda")
 BY_CHANCE = ("shuffled", "random")  # their masks depend on the seed
 
 Masks = Mapping[str, Bool[Tensor, "_ _"]]  # by name of the weight
@@ -59,59 +61,35 @@ def layers(encoders: int, target: str = "all") -> tuple[Layer, ...]:
     """
     if target not in TARGETS:
         raise UserError(f"pruning target {target!r} is not known; use one of {', '.join(TARGETS)}")
-    found = []
+    every = []
     for m in range(1, encoders + 1):
         block = f"classifier.blocks.{m - 1}"
-        found += [
+        every += [
             Layer("proj", f"{block}.self_attn.proj", f"enc{m}/mha", f"enc{m}/trunk"),
             Layer("linear1", f"{block}.linear1", f"enc{m}/trunk", f"enc{m}/ff_hidden"),
             Layer("linear2", f"{block}.linear2", f"enc{m}/ff_hidden", f"enc{m}/ff"),
         ]
-    found.append(Layer("fc", "classifier.fc", f"enc{encoders}/ff", None))
-    return tuple(layer for layer in found if target in ("all", layer.kind))
+    every.append(Layer("fc", "classifier.fc", f"enc{encoders}/readout", None))
+    return tuple(layer for layer in every if target in ("all", layer.kind))
 
 
-# Masks of ANDC --------------------------------------------------------------------------------------------
+def weights_of(network: nn.Module, masks: Masks) -> dict[str, nn.Parameter]:
+    """The network's own weights that masks belong to.
 
-
-def connected(
-    source: Bool[Tensor, "input label"], target: Bool[Tensor, "output label"]
-) -> Bool[Tensor, "output input"]:
-    """Which pairs of nodes share a label: the mask of the weights between two sites."""
-    return target.float() @ source.float().T > 0  # counts of shared labels, exact in float32
-
-
-def andc_masks(found: Diagonals, encoders: int, target: str = "all") -> dict[str, Bool[Tensor, "_ _"]]:
-    """ANDC's masks of a target, by name of the weight.
-
-    Raises `UserError` for an unknown target, a site without diagonal sets, a layer that loses all weights.
+    Raises `UserError` when there is no mask, or one that has no weight, another shape, or keeps nothing.
     """
-    masks = {}
-    for layer in layers(encoders, target):
-        for site in (layer.source, layer.target):
-            if site is not None and site not in found:
-                raise UserError(
-                    f"site {site} was not measured, and {layer.weight} is pruned by it; measure it, "
-                    f"or choose another target than {target!r}"
-                )
-        source = found[layer.source]
-        outputs = torch.eye(source.shape[1], dtype=torch.bool)  # each output stands for one label
-        masks[layer.weight] = connected(source, outputs if layer.target is None else found[layer.target])
-        if not masks[layer.weight].any():
-            raise UserError(
-                f"{layer.weight} would lose every weight: no node of {layer.source} shares a label with "
-                f"{layer.target or 'an output'}; use a smaller theta, or another target than {target!r}"
-            )
-    return masks
-
-
-def shuffle_nodes(found: Diagonals, generator: torch.Generator) -> dict[str, Bool[Tensor, "_ _"]]:
-    """The same diagonal sets, dealt at random to the nodes of their site.
-
-    Masks made of these have ANDC's density and ANDC's pattern of rows and columns, but at the wrong nodes:
-    the sharpest control, which asks whether it matters *which* node has which labels.
-    """
-    return {site: sets[torch.randperm(len(sets), generator=generator)] for site, sets in found.items()}
+    if not masks:
+        raise UserError("no masks: a pruning needs at least one layer")
+    parameters = dict(network.named_parameters())
+    for name, mask in masks.items():
+        if name not in parameters:
+            raise UserError(f"mask {name}: the network has no such weight")
+        if parameters[name].shape != mask.shape:
+            shape = tuple(parameters[name].shape)
+            raise UserError(f"mask {name} has shape {tuple(mask.shape)}; its weight is [output, input] {shape}")
+        if not mask.any():
+            raise UserError(f"mask {name} keeps no weight (density 0); lower theta, or keep 1 weight at least")
+    return {name: parameters[name] for name in masks}
 
 
 def density(masks: Masks) -> float:
@@ -119,7 +97,14 @@ def density(masks: Masks) -> float:
     return sum(int(mask.sum()) for mask in masks.values()) / sum(mask.numel() for mask in masks.values())
 
 
-# Other masks, with exactly as many weights in each layer --------------------------------------------------
+# Masks of one layer ---------------------------------------------------------------------------------------
+
+
+def connected(
+    source: Bool[Tensor, "input label"], target: Bool[Tensor, "output label"]
+) -> Bool[Tensor, "output input"]:
+    """Which pairs of nodes share a label: the mask of the weights between two sites."""
+    return target.float() @ source.float().T > 0  # counts of shared labels, exact in float32
 
 
 def keep_largest(scores: Float[Tensor, "output input"], count: int) -> Bool[Tensor, "output input"]:
@@ -158,95 +143,96 @@ def random_mask(shape: tuple[int, int], count: int, generator: torch.Generator) 
     return mask.view(shape)
 
 
-def random_masks(like: Masks, generator: torch.Generator) -> dict[str, Bool[Tensor, "_ _"]]:
-    """Masks that keep as many weights of each layer as `like`, anywhere."""
-    return {name: random_mask((len(mask), mask.shape[1]), int(mask.sum()), generator) for name, mask in like.items()}
+# Masks of a target, by method -----------------------------------------------------------------------------
 
 
-def weights_of(network: nn.Module, masks: Masks) -> dict[str, nn.Parameter]:
-    """The network's own weights that masks belong to.
+@dataclass(frozen=True)
+class Evidence:
+    """All that a mask can be decided from. inputs: from `input_statistics`, which Wanda alone needs."""
 
-    Raises `UserError` when there is no mask, or one that has no weight, another shape, or keeps nothing.
+    network: CCT
+    diagonals: Diagonals
+    inputs: Mapping[str, "Inputs"] | None
+    generator: torch.Generator
+
+    def weights(self, masks: Masks) -> dict[str, Float[Tensor, "output input"]]:
+        """Sizes of the weights that masks belong to."""
+        return {name: weight.detach().abs() for name, weight in weights_of(self.network, masks).items()}
+
+
+def andc(evidence: Evidence, target: str) -> dict[str, Bool[Tensor, "_ _"]]:
+    """A weight stays iff the diagonal sets of the nodes that it joins share a label."""
+    return andc_masks(evidence.diagonals, evidence.network.config.encoders, target)
+
+
+def andc_masks(diagonals: Diagonals, encoders: int, target: str = "all") -> dict[str, Bool[Tensor, "_ _"]]:
+    """ANDC's masks of a target, by name of the weight.
+
+    Raises `UserError` for an unknown target, a site without diagonal sets, a layer that loses all weights.
     """
-    if not masks:
-        raise UserError("no masks: a pruning needs at least one layer")
-    parameters = dict(network.named_parameters())
-    for name, mask in masks.items():
-        if name not in parameters:
-            raise UserError(f"mask {name}: the network has no such weight")
-        if parameters[name].shape != mask.shape:
-            shape = tuple(parameters[name].shape)
-            raise UserError(f"mask {name} has shape {tuple(mask.shape)}; its weight is [output, input] {shape}")
-        if not mask.any():
-            raise UserError(f"mask {name} keeps no weight (density 0); lower theta, or keep 1 weight at least")
-    return {name: parameters[name] for name in masks}
+    masks = {}
+    for layer in layers(encoders, target):
+        for site in (layer.source, layer.target):
+            if site is not None and site not in diagonals:
+                raise UserError(
+                    f"site {site} was not measured, and {layer.weight} is pruned by it; measure it, "
+                    f"or choose another target than {target!r}"
+                )
+        source = diagonals[layer.source]
+        outputs = torch.eye(source.shape[1], dtype=torch.bool)  # each output speaks for one label
+        masks[layer.weight] = connected(source, outputs if layer.target is None else diagonals[layer.target])
+        if not masks[layer.weight].any():
+            raise UserError(
+                f"{layer.weight} would lose every weight: no node of {layer.source} shares a label with "
+                f"{layer.target or 'an output'}; use a smaller theta, or another target than {target!r}"
+            )
+    return masks
 
 
-def magnitude_masks(like: Masks, network: nn.Module) -> dict[str, Bool[Tensor, "_ _"]]:
-    """Masks that keep as many weights of each layer as `like`: the largest ones."""
-    weights = weights_of(network, like)
-    return {name: keep_largest(weights[name].detach().abs(), int(mask.sum())) for name, mask in like.items()}
+def shuffled(evidence: Evidence, target: str) -> dict[str, Bool[Tensor, "_ _"]]:
+    """ANDC of the same diagonal sets, dealt at random to the nodes of their site.
 
-
-def wanda_masks(
-    like: Masks, network: nn.Module, norms: Mapping[str, Float[Tensor, "_"]]
-) -> dict[str, Bool[Tensor, "_ _"]]:
-    """Masks of Wanda (Sun et al., arXiv:2306.11695): the largest |weight| * norm of its input.
-
-    As published, weights are compared within an output, and every output keeps equally many **(choice)**.
-    The layer as a whole keeps as many as `like`. `norms`: from `input_norms`.
+    These masks have ANDC's density and ANDC's pattern of rows and columns, but at the wrong nodes: the sharpest
+    control, which asks whether it matters *which* node has which labels.
     """
-    weights = weights_of(network, like)
+    dealt = {
+        site: sets[torch.randperm(len(sets), generator=evidence.generator)] for site, sets in evidence.diagonals.items()
+    }
+    return andc_masks(dealt, evidence.network.config.encoders, target)
+
+
+def random(evidence: Evidence, target: str) -> dict[str, Bool[Tensor, "_ _"]]:
+    """As many weights of each layer as ANDC keeps, anywhere."""
     return {
-        name: keep_largest_per_row(weights[name].detach().abs() * norms[name], int(mask.sum()))
-        for name, mask in like.items()
+        name: random_mask((len(mask), mask.shape[1]), int(mask.sum()), evidence.generator)
+        for name, mask in andc(evidence, target).items()
     }
 
 
-@torch.no_grad()
-def input_norms(
-    network: CCT,
-    normalise: Callable[[Tensor], Tensor],
-    images: Images,
-    *,
-    device: torch.device | str,
-    batch: int = 128,
-    precision: Precision = "auto",
-) -> dict[str, Float[Tensor, "_"]]:
-    """Euclidean norm of each input of the prunable layers, over all tokens and images; by name of the weight.
+def magnitude(evidence: Evidence, target: str) -> dict[str, Bool[Tensor, "_ _"]]:
+    """As many weights of each layer as ANDC keeps: the largest ones."""
+    masks = andc(evidence, target)
+    return {name: keep_largest(size, int(masks[name].sum())) for name, size in evidence.weights(masks).items()}
 
-    One pass that keeps running sums. Give held-out images: those that decide must not be those that judge.
-    Raises `UserError` when there are none.
+
+def wanda(evidence: Evidence, target: str) -> dict[str, Bool[Tensor, "_ _"]]:
+    """Wanda (Sun et al., arXiv:2306.11695): the largest |weight| * norm of its input.
+
+    As published, weights are compared within an output, and every output keeps equally many **(choice)**.
+    The layer as a whole keeps as many as ANDC. Raises `UserError` without statistics of the layers' inputs.
     """
-    if len(images) == 0:
-        raise UserError("no held-out images: Wanda measures the layers' inputs on them; check the held-out split")
-    every = layers(network.config.encoders)
-    sites = tuple(layer.source for layer in every if layer.kind != "fc")
-    squares: dict[str, Tensor] = {}
-    for pixels, _ in batches(images, batch, device=device):
-        with autocast(device, precision):
-            pooled, taps = forward_to_fc(network, normalise(pixels), sites)
-        for layer in every:
-            nodes = pooled if layer.kind == "fc" else taps[layer.source].flatten(0, 1)
-            square = nodes.to(fields.wide(nodes.device)).square().sum(0)
-            squares[layer.weight] = squares.get(layer.weight, 0) + square
-    return {name: square.sqrt().float() for name, square in squares.items()}
+    if evidence.inputs is None:
+        raise UserError("Wanda needs norms of the layers' inputs, from held-out images; none were given")
+    masks, inputs = andc(evidence, target), evidence.inputs
+    return {
+        name: keep_largest_per_row(size * inputs[name].norm, int(masks[name].sum()))
+        for name, size in evidence.weights(masks).items()
+    }
 
 
-def forward_to_fc(
-    network: CCT, images: Tensor, taps: tuple[str, ...] = ()
-) -> tuple[Float[Tensor, "image node"], dict[str, Tensor]]:
-    """A forward pass without the last layer: what that layer reads, in the place of logits, and the taps."""
-    classifier: nn.Module = network.classifier
-    fc, classifier.fc = classifier.fc, nn.Identity()
-    try:
-        found = network(images, taps=taps)
-        return found if taps else (found, {})
-    finally:
-        classifier.fc = fc
-
-
-# The masks of a pruning, by name --------------------------------------------------------------------------
+METHODS: Mapping[str, Callable[[Evidence, str], dict[str, Bool[Tensor, "_ _"]]]] = {
+    method.__name__: method for method in (andc, shuffled, random, magnitude, wanda)
+}
 
 
 @dataclass(frozen=True)
@@ -267,22 +253,65 @@ class Pruning:
 
 
 def make_masks(
-    pruning: Pruning, network: CCT, found: Diagonals, norms: Mapping[str, Float[Tensor, "_"]] | None = None
+    pruning: Pruning, network: CCT, diagonals: Diagonals, inputs: Mapping[str, "Inputs"] | None = None
 ) -> dict[str, Bool[Tensor, "_ _"]]:
     """The masks of a pruning. Each method keeps exactly as many weights of each layer as ANDC does.
 
-    `found`: `diagonals` at the pruning's theta; `norms`: from `input_norms`, needed by Wanda alone.
+    diagonals: sets of labels by site, at the pruning's theta. inputs: from `input_statistics`.
+    Raises `UserError` as `andc_masks` and `wanda`.
     """
-    encoders, generator = network.config.encoders, torch.Generator().manual_seed(pruning.seed)
-    masks = andc_masks(found, encoders, pruning.target)
-    if pruning.method == "shuffled":
-        return andc_masks(shuffle_nodes(found, generator), encoders, pruning.target)
-    if pruning.method == "random":
-        return random_masks(masks, generator)
-    if pruning.method == "magnitude":
-        return magnitude_masks(masks, network)
-    if pruning.method == "wanda":
-        if norms is None:
-            raise UserError("Wanda needs norms of the layers' inputs, from held-out images; none were given")
-        return wanda_masks(masks, network, norms)
-    return masks
+    generator = torch.Generator().manual_seed(pruning.seed)
+    return METHODS[pruning.method](Evidence(network, diagonals, inputs, generator), pruning.target)
+
+
+# What the layers read -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a layer reads, over all tokens of all images: Euclidean norm and mean of each of its inputs."""
+
+    norm: Float[Tensor, "input"]
+    mean: Float[Tensor, "input"]
+
+
+def input_statistics(
+    network: CCT,
+    normalise: Callable[[Tensor], Tensor],
+    images: Images,
+    *,
+    device: torch.device | str,
+    batch: int = 128,
+    precision: Precision = "auto",
+) -> dict[str, Inputs]:
+    """Statistics of the inputs of the prunable layers, by name of the weight; one pass that keeps running sums.
+
+    Give held-out images: those that decide must not be those that judge. Raises `UserError` when there are none.
+    """
+    if len(images) == 0:
+        raise UserError("no held-out images: Wanda measures the layers' inputs on them; check the held-out split")
+    sums: dict[str, Tensor] = {}
+    rows: dict[str, int] = {}
+
+    def add_up(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            nodes = inputs[0].flatten(0, -2).to(fields.wide(inputs[0].device))
+            sums[name] = sums.get(name, 0) + torch.stack([nodes.square().sum(0), nodes.sum(0)])
+            rows[name] = rows.get(name, 0) + len(nodes)
+
+        return hook
+
+    handles = [
+        network.get_submodule(layer.module).register_forward_pre_hook(add_up(layer.weight))
+        for layer in layers(network.config.encoders)
+    ]
+    try:
+        for _ in forward(network, normalise, images, device=device, batch=batch, precision=precision):
+            pass
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {
+        name: Inputs(norm=squares.sqrt().float(), mean=(total / rows[name]).float())
+        for name, (squares, total) in sums.items()
+    }

@@ -5,27 +5,44 @@
         predictions = predict(test)
 
 Masked weights are zero in the network itself, so whatever is run inside the block runs without them; when
-the block ends, the network is as it was. `reduce` computes the part of the network that no mask reaches
-once, for all masks.
+the block ends, the network is as it was.
+
+There are two ways to retrain. `retrain_whole` trains all weights as the trainer does, with its augmentation, to
+saturation: the method's own way, which takes hours on a processor. `retrain` trains the masked layers alone, for
+a part of an epoch, from what `reduce` has computed once for all masks: the listed alternative, which takes
+seconds.
 """
 
+import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import torch
-from jaxtyping import Int64
+from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cctlib.andc.masks import Masks, forward_to_fc, weights_of
-from cctlib.data.images import Images, batches
+from cctlib.andc.masks import Masks, weights_of
+from cctlib.data.images import Images
 from cctlib.errors import UserError
 from cctlib.model.cct import CCT
-from cctlib.model.precision import Precision, autocast
+from cctlib.model.forward import forward, on_device
+from cctlib.model.precision import Precision, autocast, resolve
+from cctlib.training.log import FILE as LOG
+from cctlib.training.log import Log, read_log
+from cctlib.training.processes import Place
+from cctlib.training.recipes import Recipe
+from cctlib.training.trainer import Trainer
 
-TOKENS_HELD = 512 * 2**20  # bytes of tokens that may be held to save the tokenizer's share of each pass
+TOKENS_HELD = 2 * 2**30  # bytes of tokens kept on a processor, to save the tokenizer's share of each pass
+SATURATED = 0.002  # a retraining that gains less accuracy than this in its last quarter has been long enough
+LOW_RATE = 0.1  # of the recipe's largest learning rate, to retrain the whole network with
+
+
+# Masks in a network ---------------------------------------------------------------------------------------
 
 
 @contextmanager
@@ -35,13 +52,10 @@ def masked(network: nn.Module, masks: Masks) -> Iterator[None]:
     After it the network is as it was: weights and biases of the masked layers are put back, retrained or
     not. Raises `UserError` as `weights_of`.
     """
-    weights = weights_of(network, masks)
-    touched = list(_trained(network, weights).values())
+    touched = list(_trained(network, weights_of(network, masks)).values())
     saved = [parameter.detach().clone() for parameter in touched]
     try:
-        with torch.no_grad():
-            for name, weight in weights.items():
-                weight.masked_fill_(~masks[name].to(weight.device), 0)
+        _hold(network, masks)()
         yield
     finally:
         with torch.no_grad():
@@ -54,6 +68,22 @@ def _trained(network: nn.Module, masks: Mapping) -> dict[str, nn.Parameter]:
     parameters = dict(network.named_parameters())
     names = [name.removesuffix("weight") + part for name in masks for part in ("weight", "bias")]
     return {name: parameters[name] for name in names if name in parameters}
+
+
+def _hold(network: nn.Module, masks: Masks) -> Callable[[], None]:
+    """A function that sets the masked weights to zero, as often as it is called."""
+    weights = weights_of(network, masks) if masks else {}
+    cut = {name: ~masks[name].to(weight.device) for name, weight in weights.items()}
+
+    @torch.no_grad()
+    def hold() -> None:
+        for name, weight in weights.items():
+            weight.masked_fill_(cut[name], 0)
+
+    return hold
+
+
+# Images, as far as no mask reaches ------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -77,7 +107,6 @@ class Reduced:
             yield self.values[rows.to(self.values.device)].to(self.device), self.labels[rows].to(self.device)
 
 
-@torch.no_grad()
 def reduce(
     network: CCT,
     normalise: Callable[[Tensor], Tensor],
@@ -90,26 +119,35 @@ def reduce(
 ) -> Reduced:
     """`images` as far as no mask of `target` reaches: pooled nodes for fc, else tokens if memory allows.
 
-    `network` is in eval mode. Raises `UserError` when there are no images.
+    `network` is in eval mode. Values are kept in the precision that they are computed in. Raises `UserError` when
+    there are no images.
     """
     device = torch.device(device)
     if len(images) == 0:
         raise UserError(f"no {images.split} images to evaluate or retrain a pruned network on; check that split")
 
-    def run(part: Callable[[Tensor], Tensor]) -> Tensor:
-        found = []
-        for pixels, _ in batches(images, batch, device=device):
-            with autocast(device, precision):
-                found.append(part(normalise(pixels)).float())
-        return torch.cat(found)
+    def outputs(part: nn.Module) -> Tensor:
+        passes = forward(part, normalise, images, device=device, batch=batch, precision=precision)
+        return torch.cat([output for _, _, output, _ in passes])
 
     labels = images.labels.cpu()
     if target == "fc":
-        pooled = run(lambda x: forward_to_fc(network, x)[0])
-        return Reduced(pooled, labels, lambda x: network.classifier.fc(x), device)
-    if 4 * len(images) * network.config.tokens * network.config.width <= TOKENS_HELD:
-        return Reduced(run(network.tokenizer), labels, lambda x: _from_tokens(network, x), device)
-    return Reduced(images.pixels, labels, lambda x: network(normalise(x)), device)
+        fc = network.classifier.fc
+        network.classifier.fc = nn.Identity()  # type: ignore[assignment]
+        try:
+            pooled = outputs(network)
+        finally:
+            network.classifier.fc = fc
+        return Reduced(pooled, labels, lambda nodes: network.classifier.fc(nodes), device)
+    wide = 4 if resolve(device, precision) == "fp32" else 2  # bytes
+    if wide * len(images) * network.config.tokens * network.config.width <= _memory(device):
+        return Reduced(outputs(network.tokenizer), labels, lambda tokens: _from_tokens(network, tokens), device)
+    return Reduced(on_device(images, device).pixels, labels, lambda pixels: network(normalise(pixels)), device)
+
+
+def _memory(device: torch.device) -> int:
+    """Bytes of tokens that may be kept: half of what is free on a GPU."""
+    return torch.cuda.mem_get_info(device)[0] // 2 if device.type == "cuda" else TOKENS_HELD
 
 
 def _from_tokens(network: CCT, tokens: Tensor) -> Tensor:
@@ -119,11 +157,14 @@ def _from_tokens(network: CCT, tokens: Tensor) -> Tensor:
 @torch.no_grad()
 def predict(reduced: Reduced, *, batch: int = 128, precision: Precision = "auto") -> Int64[Tensor, "image"]:
     """The label that the network, as it is now, gives to each image; on the CPU."""
-    found = []
+    labels = []
     for values, _ in reduced.batches(batch):
         with autocast(reduced.device, precision):
-            found.append(reduced.forward(values).argmax(1))
-    return torch.cat(found).cpu()
+            labels.append(reduced.forward(values).argmax(1))
+    return torch.cat(labels).cpu()
+
+
+# Retraining of the masked layers alone --------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -141,8 +182,8 @@ class Retraining:
 
     def __post_init__(self) -> None:
         if self.batch < 1 or not self.learning_rate > 0:
-            found = f"{self.batch} and {self.learning_rate}"
-            raise UserError(f"retraining needs a batch of 1 at least and a positive learning rate; got {found}")
+            given = f"{self.batch} and {self.learning_rate}"
+            raise UserError(f"retraining needs a batch of 1 at least and a positive learning rate; got {given}")
 
     def steps(self, images: int, epochs: float) -> int:
         """Optimiser steps in so many passes over so many images; any part of a pass is one step at least."""
@@ -154,12 +195,10 @@ def retrain(
 ) -> float:
     """Train weights and biases of the masked layers, in place, for `epochs` passes or parts of one.
 
-    To be called inside `masked`. Masked weights stay exactly zero: their gradients are set to zero before
-    each step, so that Adam's moments and the steps are zero too. Returns the mean loss of the last tenth of
-    the steps; NaN for no step. Raises `UserError` when the loss stops being finite.
+    To be called inside `masked`. Masked weights are set to zero after each step. Returns the mean loss of the last
+    tenth of the steps; NaN for no step. Raises `UserError` when the loss stops being finite.
     """
-    weights, trained = weights_of(network, masks), _trained(network, masks)
-    gone = {name: ~masks[name].to(weight.device) for name, weight in weights.items()}
+    trained, hold = _trained(network, weights_of(network, masks)), _hold(network, masks)
     steps = settings.steps(len(train.labels), epochs)
     optimizer = torch.optim.AdamW(trained.values(), lr=settings.learning_rate, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: max(0.0, 1 - step / max(1, steps)))
@@ -170,16 +209,15 @@ def retrain(
             parameter.requires_grad_(False)
         for parameter in trained.values():
             parameter.requires_grad_(True)
-        for values, labels in _endless(train, settings.batch, generator, steps):
+        passes = (train.batches(settings.batch, generator) for _ in itertools.count())  # each in fresh order
+        for values, labels in itertools.islice(itertools.chain.from_iterable(passes), steps):
             with autocast(train.device, settings.precision):
                 logits = train.forward(values)
             loss = F.cross_entropy(logits.float(), labels, label_smoothing=settings.label_smoothing)
             optimizer.zero_grad()
             loss.backward()
-            for name, weight in weights.items():
-                assert weight.grad is not None
-                weight.grad.masked_fill_(gone[name], 0)
             optimizer.step()
+            hold()
             schedule.step()
             losses.append(loss.detach())
     finally:
@@ -193,12 +231,64 @@ def retrain(
     return last
 
 
-def _endless(train: Reduced, size: int, generator: torch.Generator, steps: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """So many batches, from pass after pass in fresh order."""
-    done = 0
-    while done < steps:
-        for batch in train.batches(size, generator):
-            if done == steps:
-                return
-            done += 1
-            yield batch
+# Retraining of the whole network --------------------------------------------------------------------------
+
+
+def retraining_recipe(recipe: Recipe, epochs: int, seed: int = 0) -> Recipe:
+    """The recipe of a network, to retrain it with: a low rate that falls to zero, images at their full size.
+
+    Optimizer, weight decay, augmentation and dropout are those that the network was trained with.
+    """
+    return replace(
+        recipe,
+        epochs=epochs,
+        small_epochs=0,
+        lr=LOW_RATE * recipe.lr,
+        schedule="linear",
+        warmup_epochs=0.0,
+        warmup_lr=0.0,
+        min_lr=0.0,
+        seed=seed,
+    )
+
+
+def retrain_whole(
+    network: CCT,
+    masks: Masks,
+    train: Images,
+    held_out: Images,
+    recipe: Recipe,
+    folder: Path,
+    *,
+    device: torch.device | str,
+) -> Float[Tensor, "epoch"]:
+    """Train a copy of the network by a recipe, with the masked weights at zero after every step.
+
+    Without masks this is the dense network, trained as long. Each step is the trainer's own, on augmented images.
+    Returns the accuracy on the held-out images after each epoch, and loads the retrained weights into `network`.
+    folder: checkpoints after each epoch, from which a retraining that was killed goes on.
+    Raises `UserError` as the trainer does, and as `weights_of`.
+    """
+    device = torch.device(device)
+    gpus = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=gpus):  # the trainer seeds the global generators
+        run = Trainer(recipe, train, held_out, folder, Place(0, 1, device))
+        run.network.load_state_dict(network.state_dict())
+        run.begin(resume=True)
+        hold = _hold(run.network, masks)
+        hold()
+        with Log(folder, run.step, writes=True) as log:
+            while run.step < run.steps:
+                run.learn()
+                hold()
+                if run.step % run.steps_per_epoch == 0:
+                    log.write(run.row() | run.evaluate())
+                    run.save()
+    network.load_state_dict(run.network.state_dict())
+    return torch.from_numpy(read_log(folder / LOG).held_out_accuracy.to_numpy())
+
+
+def gain_of_last_quarter(accuracies: Sequence[float] | Float[Tensor, "epoch"]) -> float:
+    """Accuracy gained over the last quarter of a retraining (its last epoch at least); NaN for a single epoch."""
+    quarter = -(-len(accuracies) // 4)
+    return float(accuracies[-1] - accuracies[-1 - quarter]) if len(accuracies) > quarter else float("nan")

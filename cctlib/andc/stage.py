@@ -31,9 +31,9 @@ COMPARED = ("andc", "random", "magnitude", "wanda")  # retrained, and drawn alon
 def pruning_tables(study: Study) -> dict[str, pd.DataFrame]:
     """Pruned networks, by the names in `PRUNING`.
 
-    pruning: `sweep.Sweep.table` at theta 0.3, all methods, retrained as the profile says, with the columns images (that judge),
-    trained_images (in a whole pass of retraining), dense_parameters, dense_macs, dense_bytes. curves: the same along the thresholds,
-    without retraining. latency: `latency.measure` of ANDC's masks for all layers, with theta.
+    pruning: `sweep.sweep` at theta 0.3, all methods, retrained as the profile says, with the columns images (judged)
+    and trained_images (in a whole pass of retraining). curves: the same along the thresholds, without retraining.
+    latency: `latency.measure` of ANDC's masks for all layers, with theta.
     Raises `Missing` for a shipped study that came without them.
     """
     if study.profile is None:
@@ -59,7 +59,7 @@ def sweep_stage(study: Study, profile: Profile) -> Path:
 
         def swept(prunings: list[masks.Pruning], epochs: Sequence[float], test: str) -> pd.DataFrame:
             possible = _possible(prunings, diagonals, study.model.config.encoders)
-            found = sweep.sweep(
+            table = sweep.sweep(
                 network,
                 study.model.normalise,
                 possible,
@@ -72,9 +72,7 @@ def sweep_stage(study: Study, profile: Profile) -> Path:
                 settings=retraining,
                 folder=work,
             )
-            dense = {"parameters": found.cost.parameters, "macs": found.cost.macs, "bytes": found.bytes}
-            about = {f"dense_{name}": value for name, value in dense.items()}
-            return found.table.assign(images=len(images[test]), trained_images=len(images["train"]), **about)
+            return table.assign(images=len(images[test]), trained_images=len(images["train"]))
 
         at, later = (fields.THETA,), tuple(amount for amount in settings.amounts(len(images["train"])) if amount > 0)
         pruned = [swept(sweep.plan(masks.TARGETS, masks.METHODS, at, settings.seeds), (0.0,), "test")]

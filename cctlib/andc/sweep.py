@@ -1,15 +1,14 @@
 """Many prunings of one network, evaluated on the same images: the table behind the claim C4 (Method,
 sections 7 and 8).
 
-Each row is one pruning after one amount of retraining. A row is kept in a file of its own as soon as it is
-done, so a sweep that was killed goes on where it was. Predictions are kept, not accuracies: intervals come
-from them afterwards, from the same resamples of images for all rows and for the dense network.
+Each row is one pruning after one amount of retraining. Its predictions are kept in a file of their own as soon as
+they are there, so a sweep that was killed goes on where it was. Intervals come from the predictions afterwards,
+from the same resamples of images for all rows and for the dense network.
 """
 
 import hashlib
-import zipfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -20,39 +19,16 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from cctlib import bootstrap, stages
-from cctlib.andc import compact, sparsefile
-from cctlib.andc import masks as andc
-from cctlib.andc.masks import BY_CHANCE, Diagonals, Masks, Pruning
+from cctlib.andc.compact import count
+from cctlib.andc.masks import BY_CHANCE, Diagonals, Masks, Pruning, andc_masks, density, input_statistics, make_masks
 from cctlib.andc.retrain import Reduced, Retraining, masked, predict, reduce, retrain
 from cctlib.data.images import Images
 from cctlib.errors import UserError
 from cctlib.model.cct import CCT
 
 
-@dataclass(frozen=True)
-class Sweep:
-    """What a sweep found.
-
-    table: a row for each pruning and amount of retraining, with columns
-      target, method, theta, seed, epochs: what was done;
-      density: share of the target's weights that is kept;
-      accuracy, accuracy_dense: share of the images that the pruned and the dense network get right;
-      low, high: 95% interval of the accuracy by the bootstrap over images, from the resamples' differences
-      to the
-        dense network, so that low - accuracy_dense and high - accuracy_dense bound the change;
-      parameters, macs, bytes: of the whole pruned network (`compact.count`; bytes of its file, float16).
-    predictions: [row, image] and dense [image], labels as integers. cost, bytes: of the dense network.
-    """
-
-    table: pd.DataFrame
-    predictions: Int64[np.ndarray, "row image"]
-    dense: Int64[np.ndarray, "image"]
-    cost: compact.Cost
-    bytes: int
-
-
 def plan(
-    targets: Iterable[str], methods: Iterable[str], thetas: Iterable[float], seeds: Sequence[int] = (0, 1, 2)
+    targets: Iterable[str], methods: Collection[str], thetas: Collection[float], seeds: Sequence[int] = (0, 1, 2)
 ) -> list[Pruning]:
     """All combinations; methods that draw nothing get the first seed only."""
     return [
@@ -78,52 +54,60 @@ def sweep(
     settings: Retraining | None = None,
     folder: Path | None = None,
     batch: int = 128,
-) -> Sweep:
+) -> pd.DataFrame:
     """Evaluate every pruning after every amount of retraining; `network` is as before when it is done.
 
     diagonals: `measure.diagonals` by theta, from held-out images. held_out: for Wanda. train: for retraining,
-    needed where `epochs` are not all zero. folder: where finished rows are kept, as checkpoint-*.npz; a row
-    found there, made from the same network, masks, images and settings, is not done again.
+    needed where `epochs` are not all zero. folder: where finished rows are kept, as checkpoint-*.npy; a row
+    that is there, made from the same network, masks, images and settings, is not done again.
+
+    Returns a row for each pruning and amount of retraining, with columns
+      target, method, theta, seed, epochs: what was done;
+      density: share of the target's weights that is kept;
+      accuracy, accuracy_dense: share of the test images that the pruned and the dense network get right;
+      low, high: 95% interval of the accuracy by the bootstrap over images, from the resamples' differences to the
+      dense network, so that low - accuracy_dense and high - accuracy_dense bound the change;
+      parameters, macs, bytes and dense_parameters, dense_macs, dense_bytes: the cost of the whole network, pruned and
+      dense (`compact.Cost`).
     Raises `UserError` before anything long is started: for a mask that cannot be made, or images that are
     missing.
     """
     settings = settings or Retraining()
     _check(network, prunings, diagonals, held_out, train, epochs)
     run = _Run(network, normalise, test, train, settings, torch.device(device), folder, batch)
-    norms = None
+    inputs = None
     if held_out is not None and any(pruning.method == "wanda" for pruning in prunings):
-        norms = andc.input_norms(network, normalise, held_out, device=device, batch=batch, precision=settings.precision)
-    dense = run.dense(prunings[0].target)
-    rows, predictions = [], []
+        inputs = input_statistics(
+            network, normalise, held_out, device=device, batch=batch, precision=settings.precision
+        )
+    dense_cost = {f"dense_{name}": value for name, value in asdict(count(network, {})).items()}
+    rows, predictions, dense = [], [], []
     with tqdm(total=len(prunings) * len(epochs), desc="pruning", unit="row") as bar:
         for pruning in prunings:
-            masks = andc.make_masks(pruning, network, diagonals[pruning.theta], norms)
+            masks = make_masks(pruning, network, diagonals[pruning.theta], inputs)
+            cost = asdict(count(network, masks)) | dense_cost
             for amount in epochs:
-                found = run.row(pruning, masks, float(amount))
-                predictions.append(found["predictions"])
-                about = {"epochs": float(amount), "density": andc.density(masks)}
-                rows.append({**asdict(pruning), **about, **_numbers(found)})
+                rows.append({**asdict(pruning), "epochs": float(amount), "density": density(masks), **cost})
+                predictions.append(run.pruned(pruning, masks, float(amount)))
+                dense.append(run.dense(pruning.target))
                 bar.update()
                 bar.set_postfix_str(f"{pruning.target}, {pruning.method}")
-    stacked = np.stack(predictions)
-    table = with_accuracies(pd.DataFrame(rows), stacked, dense["predictions"], test.labels.cpu().numpy())
-    return Sweep(table, stacked, dense["predictions"], *_cost(dense))
+    return with_accuracies(pd.DataFrame(rows), np.stack(predictions), np.stack(dense), test.labels.cpu().numpy())
 
 
 def with_accuracies(
     rows: pd.DataFrame,
     predictions: Int64[np.ndarray, "row image"],
-    dense: Int64[np.ndarray, "image"],
+    dense: Int64[np.ndarray, "row image"],
     labels: Int64[np.ndarray, "image"],
     seed: int = 0,
 ) -> pd.DataFrame:
-    """`rows` with the columns accuracy, accuracy_dense, low and high (see `Sweep`) after density."""
+    """`rows` with the columns accuracy, accuracy_dense, low and high (see `sweep`) after density."""
     truth = torch.from_numpy(labels)
-    correct = torch.from_numpy(predictions == labels).T.double()  # [image, row]
-    dense_correct = torch.from_numpy(dense == labels).double()
+    correct, dense_correct = (torch.from_numpy(part == labels).T.double() for part in (predictions, dense))
     weights = bootstrap.resample(truth, bootstrap.RESAMPLES, torch.Generator().manual_seed(seed))
-    change: Float[Tensor, "3 row"] = bootstrap.estimate((correct - dense_correct[:, None]) / len(truth), weights)
-    accuracy_dense = float(dense_correct.mean())
+    change: Float[Tensor, "3 row"] = bootstrap.estimate((correct - dense_correct) / len(truth), weights)
+    accuracy_dense = dense_correct.mean(0).numpy()
     numbers = {
         "accuracy": correct.mean(0).numpy(),
         "accuracy_dense": accuracy_dense,
@@ -153,7 +137,7 @@ def _check(
         if theta not in diagonals:
             given = ", ".join(f"{known:g}" for known in diagonals)
             raise UserError(f"no diagonal sets at theta {theta:g}; there are those at {given}")
-        andc.andc_masks(diagonals[theta], network.config.encoders, target)
+        andc_masks(diagonals[theta], network.config.encoders, target)
 
 
 @dataclass
@@ -168,94 +152,80 @@ class _Run:
     device: torch.device
     folder: Path | None
     batch: int
+    reduced: dict[tuple[str, str], Reduced] = field(default_factory=dict)
+    densely: dict[str, np.ndarray] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        state = sorted(self.network.state_dict().items())
-        self.weights_hash = _hash(tensor for _, tensor in state)
-        self.reduced: dict[tuple[str, str], Reduced] = {}
+        self.shared = {
+            "weights": tensors_hash(tensor for _, tensor in sorted(self.network.state_dict().items())),
+            "test": self.test.fingerprint,
+            "precision": self.settings.precision,
+        }
 
     def images(self, split: str, target: str) -> Reduced:
         """Test or training images as far as no mask reaches; computed once for fc, once for all others."""
-        key = (split, "fc" if target == "fc" else "all")
-        if key not in self.reduced:
+        where = _reached(target)
+        if (split, where) not in self.reduced:
             images = self.test if split == "test" else self.train
             assert images is not None
-            self.reduced[key] = reduce(
-                self.network,
-                self.normalise,
-                images,
-                key[1],
-                device=self.device,
-                batch=self.batch,
-                precision=self.settings.precision,
-            )
-        return self.reduced[key]
+            how = {"device": self.device, "batch": self.batch, "precision": self.settings.precision}
+            self.reduced[split, where] = reduce(self.network, self.normalise, images, where, **how)  # type: ignore[arg-type]
+        return self.reduced[split, where]
 
-    def dense(self, target: str) -> dict[str, np.ndarray]:
-        """The unpruned network, from the images as prepared for a target, so that no others need be."""
-        return self._kept("dense", {}, lambda: self._measure(target, {}))
+    def dense(self, target: str) -> Int64[np.ndarray, "image"]:
+        """Predictions of the unpruned network, from the images as they are prepared for a target."""
+        where = _reached(target)
+        if where not in self.densely:
+            self.densely[where] = self._kept(f"dense-{where}", {}, lambda: self._predict(target))
+        return self.densely[where]
 
-    def row(self, pruning: Pruning, masks: Masks, epochs: float) -> dict[str, np.ndarray]:
-        """One pruning after so many epochs of retraining."""
+    def pruned(self, pruning: Pruning, masks: Masks, epochs: float) -> Int64[np.ndarray, "image"]:
+        """Predictions of one pruned network after so many epochs of retraining."""
 
-        def compute() -> dict[str, np.ndarray]:
+        def compute() -> np.ndarray:
             with masked(self.network, masks):
                 if epochs > 0:
                     generator = torch.Generator().manual_seed(pruning.seed)
                     retrain(self.network, masks, self.images("train", pruning.target), epochs, self.settings, generator)
-                return self._measure(pruning.target, masks)
+                return self._predict(pruning.target)
 
         name = f"{pruning.target}-{pruning.method}-{pruning.theta:g}-{pruning.seed}-{epochs:g}"
-        inputs: dict[str, object] = {"masks": {key: _hash([mask]) for key, mask in masks.items()}, "epochs": epochs}
+        inputs: dict[str, object] = {"masks": {key: tensors_hash([mask]) for key, mask in masks.items()}}
         if epochs > 0 and self.train is not None:
             inputs |= {"settings": asdict(self.settings), "train": self.train.fingerprint, "seed": pruning.seed}
-        return self._kept(name, inputs, compute)
+        return self._kept(name, inputs | {"epochs": epochs}, compute)
 
-    def _measure(self, target: str, masks: Masks) -> dict[str, np.ndarray]:
-        cost = compact.count(self.network, masks)
-        return {
-            "predictions": predict(
-                self.images("test", target), batch=self.batch, precision=self.settings.precision
-            ).numpy(),
-            "parameters": np.array(cost.parameters),
-            "macs": np.array(cost.macs),
-            "bytes": np.array(len(sparsefile.encode(self.network.state_dict()))),
-        }
+    def _predict(self, target: str) -> Int64[np.ndarray, "image"]:
+        return predict(self.images("test", target), batch=self.batch, precision=self.settings.precision).numpy()
 
-    def _kept(self, name: str, inputs: dict, compute: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-        """The row found in the folder, or computed and put there; its name carries a hash of all that went
-        in.
-        """
+    def _kept(self, name: str, inputs: dict, compute: Callable[[], np.ndarray]) -> np.ndarray:
+        """The row that is in the folder, or computed and put there; its name carries a hash of all that went in."""
         if self.folder is None:
             return compute()
-        inputs = {
-            **inputs,
-            "weights": self.weights_hash,
-            "test": self.test.fingerprint,
-            "precision": self.settings.precision,
-        }
-        path = self.folder / f"checkpoint-{name}-{stages.sha256_json(inputs)[:12]}.npz"
-        try:
-            with np.load(path) as found:
-                return dict(found)
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile):  # not there, or not whole
-            result = compute()
-            with stages.replacing(path) as temporary, temporary.open("wb") as file:
-                np.savez_compressed(file, **result)  # type: ignore[arg-type]
-            return result
+        return kept_array(
+            self.folder / f"checkpoint-{name}-{stages.sha256_json(inputs | self.shared)[:12]}.npy", compute
+        )
 
 
-def _hash(tensors: Iterable[Tensor]) -> str:
+def _reached(target: str) -> str:
+    """Up to where images are prepared for a target: the pooled nodes for fc, the tokens for all others."""
+    return "fc" if target == "fc" else "all"
+
+
+def kept_array(path: Path, compute: Callable[[], np.ndarray]) -> np.ndarray:
+    """The array in a file; computed and written there, atomically, where there is none or a damaged one."""
+    try:
+        return np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        result = compute()
+        with stages.replacing(path) as temporary, temporary.open("wb") as file:
+            np.save(file, result)
+        return result
+
+
+def tensors_hash(tensors: Iterable[Tensor]) -> str:
+    """SHA-256 over shapes and contents, in hex."""
     digest = hashlib.sha256()
     for tensor in tensors:
         digest.update(str(tuple(tensor.shape)).encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
-
-
-def _numbers(found: Mapping[str, np.ndarray]) -> dict[str, int]:
-    return {name: int(found[name]) for name in ("parameters", "macs", "bytes")}
-
-
-def _cost(dense: Mapping[str, np.ndarray]) -> tuple[compact.Cost, int]:
-    numbers = _numbers(dense)
-    return compact.Cost(numbers["parameters"], numbers["macs"]), numbers["bytes"]

@@ -11,18 +11,20 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
-from torch.optim.optimizer import register_optimizer_step_post_hook
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
+from cctlib.andc import compact, sweep
 from cctlib.andc import masks as andc
 from cctlib.andc import retrain as pruned
-from cctlib.andc import sparsefile
 from cctlib.andc.masks import Pruning
 from cctlib.andc.retrain import Retraining, masked, predict, reduce, retrain
-from cctlib.andc.sweep import plan, sweep, with_accuracies
+from cctlib.andc.sweep import plan, with_accuracies
 from cctlib.errors import UserError
+from cctlib.model.precision import autocast
 
 ENCODERS = tiny.CONFIG.encoders
 CPU = {"device": "cpu"}
+FP32 = CPU | {"precision": "fp32"}
 
 
 def label_sets(sets: torch.Tensor) -> list[set[int]]:
@@ -44,7 +46,7 @@ def test_masks_join_the_nodes_whose_label_sets_meet(share):
             before, after = (label_sets(found[f"enc{m}/{kind}"]) for kind in (source, target))
             name = f"classifier.blocks.{m - 1}.{module}.weight"
             expected[name] = [[not a.isdisjoint(b) for a in before] for b in after]
-    last = label_sets(found["enc2/ff"])
+    last = label_sets(found["enc2/readout"])
     expected["classifier.fc.weight"] = [[label in a for a in last] for label in range(tiny.LABELS)]
     assert {name: mask.tolist() for name, mask in masks.items()} == expected
     assert all(mask.shape == state[name].shape for name, mask in masks.items())
@@ -99,21 +101,45 @@ def test_what_cannot_be_pruned_is_said_in_one_line():
 # Rivals of equal density
 
 
-@pytest.mark.parametrize("method", andc.METHODS)
+def dealt_anew(sets: dict, seed: int) -> dict:
+    """The diagonal sets of each site in the order that the seed gives."""
+    generator = torch.Generator().manual_seed(seed)
+    return {site: of_site[torch.randperm(len(of_site), generator=generator)] for site, of_site in sets.items()}
+
+
+def best_of_each_row(scores: torch.Tensor, mask: torch.Tensor) -> bool:
+    """Whether the mask keeps the largest scores of each row, and equally many of each, or one more."""
+    each = mask.sum(1)
+    ranks = scores.argsort(dim=1, descending=True).argsort(dim=1)
+    return bool((mask == (ranks < each[:, None])).all()) and int(each.max() - each.min()) <= 1
+
+
+# What a method's mask of one layer has to be: (weight, mask, ANDC's mask, norms, mask of the sets dealt anew).
+ORACLES = {
+    "andc": lambda weight, mask, own, norms, dealt: torch.equal(mask, own),
+    "shuffled": lambda weight, mask, own, norms, dealt: torch.equal(mask, dealt),
+    "random": lambda weight, mask, own, norms, dealt: not torch.equal(mask, own),
+    "magnitude": lambda weight, mask, own, norms, dealt: weight[mask].min() >= weight[~mask].max(),
+    "wanda": lambda weight, mask, own, norms, dealt: best_of_each_row(weight * norms, mask),
+}
+
+
 @pytest.mark.parametrize("target", andc.TARGETS)
-def test_every_method_keeps_exactly_as_many_weights_of_each_layer(method, target):
-    network, found = tiny.network(), tiny.diagonals()
-    norms = {layer.weight: torch.rand(network.get_submodule(layer.module).in_features) for layer in andc.layers(2)}
-    own = andc.andc_masks(found, ENCODERS, target)
-    masks = andc.make_masks(Pruning(target, method, seed=3), network, found, norms)
-    assert {name: int(mask.sum()) for name, mask in masks.items()} == {
-        name: int(mask.sum()) for name, mask in own.items()
+@pytest.mark.parametrize("method", andc.METHODS)
+def test_every_method_keeps_what_it_promises_and_as_many_weights_of_each_layer_as_andc(method, target):
+    network, sets, seed = tiny.network(), tiny.diagonals(), 3
+    inputs = {
+        layer.weight: andc.Inputs(*torch.rand(2, network.get_submodule(layer.module).in_features))
+        for layer in andc.layers(ENCODERS)
     }
+    masks = andc.make_masks(Pruning(target, method, seed=seed), network, sets, inputs)
+    own, dealt = (andc.andc_masks(of, ENCODERS, target) for of in (sets, dealt_anew(sets, seed)))
+    assert masks.keys() == own.keys() == {layer.weight for layer in andc.layers(ENCODERS, target)}
+    for name, mask in masks.items():
+        weight = network.get_parameter(name).abs()
+        assert int(mask.sum()) == int(own[name].sum())
+        assert ORACLES[method](weight, mask, own[name], inputs[name].norm, dealt[name]), name
     assert andc.density(masks) == sum(int(m.sum()) for m in own.values()) / sum(m.numel() for m in own.values())
-    if method == "shuffled":
-        for name in own:
-            for axis in (0, 1):
-                assert sorted(masks[name].sum(axis).tolist()) == sorted(own[name].sum(axis).tolist())
 
 
 def test_masks_by_chance_differ_by_seed_alone():
@@ -141,43 +167,27 @@ def test_kept_are_the_largest_exactly_so_many_ties_or_not(rows, columns, data):
         assert sorted(scores[row][each[row]].tolist()) == sorted(sorted(scores[row].tolist(), reverse=True)[:kept])
 
 
-def test_wanda_is_weight_times_input_norm_in_each_row():
-    network, found = tiny.network(), tiny.diagonals()
+def test_statistics_of_inputs_are_those_of_the_taps():
+    network = tiny.network()
     images = tiny.images(23, split="held-out")
-    norms = andc.input_norms(network, tiny.normalise, images, batch=7, precision="fp32", **CPU)
+    inputs = andc.input_statistics(network, tiny.normalise, images, batch=7, precision="fp32", **CPU)
     _, taps = network(tiny.normalise(images.pixels), taps=["enc1/mha", "enc2/trunk", "enc2/ff_hidden", "enc2/ff"])
-    for name, site in {
-        "0.self_attn.proj": "enc1/mha",
-        "1.linear1": "enc2/trunk",
-        "1.linear2": "enc2/ff_hidden",
-    }.items():
-        expected = taps[site].double().flatten(0, 1).norm(dim=0)
-        torch.testing.assert_close(norms[f"classifier.blocks.{name}.weight"].double(), expected, rtol=1e-5, atol=0)
     x = network.classifier.norm(taps["enc2/ff"])
-    pooled = (network.classifier.attention_pool(x).softmax(1) * x).sum(1)
-    torch.testing.assert_close(norms["classifier.fc.weight"], pooled.norm(dim=0), rtol=1e-4, atol=0)
-
-    name = "classifier.blocks.1.linear1.weight"
-    like = andc.andc_masks(found, ENCODERS, "linear1")
-    mask = andc.wanda_masks(like, network, norms)[name]
-    weight, kept = network.state_dict()[name], int(like[name].sum())
-    for row in range(len(weight)):
-        scores = [abs(float(weight[row, j])) * float(norms[name][j]) for j in range(weight.shape[1])]
-        largest = sorted(range(len(scores)), key=lambda j: -scores[j])[: int(mask[row].sum())]
-        assert int(mask[row].sum()) in (kept // len(weight), kept // len(weight) + 1)
-        assert set(largest) == set(mask[row].nonzero().flatten().tolist())
+    read = {
+        "classifier.blocks.0.self_attn.proj": taps["enc1/mha"],
+        "classifier.blocks.1.linear1": taps["enc2/trunk"],
+        "classifier.blocks.1.linear2": taps["enc2/ff_hidden"],
+        "classifier.fc": (network.classifier.attention_pool(x).softmax(1) * x).sum(1),
+    }
+    for name, nodes in read.items():
+        nodes = nodes.double().flatten(0, -2)
+        torch.testing.assert_close(inputs[f"{name}.weight"].norm.double(), nodes.norm(dim=0), rtol=1e-4, atol=0)
+        torch.testing.assert_close(inputs[f"{name}.weight"].mean.double(), nodes.mean(0), rtol=1e-4, atol=1e-5)
+    assert not any(module._forward_pre_hooks for module in network.modules())
     with pytest.raises(UserError, match="no held-out images"):
-        andc.input_norms(network, tiny.normalise, tiny.images(0, split="held-out"), **CPU)
+        andc.input_statistics(network, tiny.normalise, tiny.images(0, split="held-out"), **CPU)
     with pytest.raises(UserError, match="Wanda needs norms"):
-        andc.make_masks(Pruning("fc", "wanda"), network, found)
-
-
-def test_magnitude_keeps_the_largest_weights():
-    network, found = tiny.network(), tiny.diagonals()
-    name = "classifier.fc.weight"
-    mask = andc.make_masks(Pruning("fc", "magnitude"), network, found)[name]
-    weight = network.state_dict()[name].abs()
-    assert weight[mask].min() >= weight[~mask].max()
+        andc.make_masks(Pruning("fc", "wanda"), network, tiny.diagonals())
 
 
 # Pruned networks
@@ -204,7 +214,7 @@ def test_cut_connections_carry_nothing():
     """A node of which all outgoing weights are cut can be set to anything; one with a kept weight cannot."""
     network, images = tiny.network(), tiny.normalise(tiny.images(8).pixels)
     found = tiny.diagonals(0.5)
-    found["enc2/ff"][3], found["enc1/ff_hidden"][7] = False, False
+    found["enc2/readout"][3], found["enc1/ff_hidden"][7] = False, False
     with masked(network, andc.andc_masks(found, ENCODERS)):
         logits = network(images)
         for site, node in (("enc1/ff_hidden", 7), ("enc1/mha", 2)):
@@ -230,7 +240,7 @@ def test_retraining_moves_kept_weights_only(monkeypatch, target, held):
         seen.append(all((parameters[name][~mask] == 0).all() for name, mask in masks.items()))
 
     parameters = dict(network.named_parameters())
-    handle = register_optimizer_step_post_hook(check)
+    handle = register_optimizer_step_pre_hook(check)
     try:
         with masked(network, masks):
             train = reduce(network, tiny.normalise, tiny.images(40, split="train"), target, **CPU)
@@ -238,7 +248,7 @@ def test_retraining_moves_kept_weights_only(monkeypatch, target, held):
             after = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     finally:
         handle.remove()
-    assert math.isfinite(loss) and len(seen) == 12 and all(seen), "2.4 passes of 5 batches, zero after each"
+    assert math.isfinite(loss) and len(seen) == 12 and all(seen), "2.4 passes of 5 batches, zero before each step"
     for name, tensor in after.items():
         if name in masks:
             assert (tensor[~masks[name]] == 0).all()
@@ -278,15 +288,19 @@ def test_so_many_steps_of_retraining():
         retrain(network, masks, broken, 2.0, Retraining(), torch.Generator())
 
 
-@pytest.mark.parametrize("target", andc.TARGETS)
-def test_predictions_do_not_depend_on_where_the_masks_begin(monkeypatch, target):
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("target", ["fc", "proj"])
+def test_predictions_do_not_depend_on_where_the_masks_begin(monkeypatch, target, precision):
     network, images = tiny.network(), tiny.images(33)
     with masked(network, andc.andc_masks(tiny.diagonals(), ENCODERS, target)):
-        expected = network(tiny.normalise(images.pixels)).argmax(1)
+        with autocast("cpu", precision):
+            expected = network(tiny.normalise(images.pixels)).argmax(1)
         for held in (0, 2**30):
             monkeypatch.setattr(pruned, "TOKENS_HELD", held)
-            reduced = reduce(network, tiny.normalise, images, target, batch=8, **CPU)
-            assert torch.equal(predict(reduced, batch=8), expected)
+            reduced = reduce(network, tiny.normalise, images, target, batch=8, precision=precision, **CPU)
+            assert torch.equal(predict(reduced, batch=8, precision=precision), expected)
+    kept = torch.bfloat16 if precision == "bf16" else torch.float32
+    assert reduced.values.dtype == kept, "what was computed in two bytes is kept in two"
 
 
 def test_wrong_masks_are_refused():
@@ -308,7 +322,7 @@ def test_wrong_masks_are_refused():
 
 def run(folder=None, prunings=None, network=None, **settings):
     found = {theta: tiny.diagonals(share) for theta, share in ((0.3, 0.3), (0.5, 0.15))}
-    return sweep(
+    return sweep.sweep(
         network or tiny.network(),
         tiny.normalise,
         prunings or plan(["fc", "linear1"], andc.METHODS, [0.3, 0.5], seeds=(0, 1)),
@@ -317,75 +331,73 @@ def run(folder=None, prunings=None, network=None, **settings):
         held_out=tiny.images(10, seed=1, split="held-out"),
         train=tiny.images(20, seed=2, split="train"),
         folder=folder,
-        **{"epochs": (0.0, 0.5), "settings": Retraining(batch=8), **CPU, **settings},
+        **{"epochs": (0.0, 0.5), "settings": Retraining(batch=8, precision="fp32"), **CPU, **settings},
     )
 
 
 def test_a_sweep_is_what_single_prunings_are():
     network = tiny.network()
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    found = run(network=network)
+    table, images = run(network=network), tiny.images(30)
     assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
-    table, images = found.table, tiny.images(30)
     assert " ".join(table.columns) == (
-        "target method theta seed epochs density accuracy accuracy_dense low high parameters macs bytes"
+        "target method theta seed epochs density accuracy accuracy_dense low high parameters macs bytes "
+        "dense_parameters dense_macs dense_bytes"
     )
     assert len(table) == 2 * 2 * 7 * 2, "targets, thetas, five methods of which two have two seeds, epochs"
-    assert (found.dense == network(tiny.normalise(images.pixels)).argmax(1).numpy()).all()
-    assert (table.accuracy_dense == (found.dense == images.labels.numpy()).mean()).all()
+    dense = (network(tiny.normalise(images.pixels)).argmax(1) == images.labels).double().mean().item()
+    assert np.allclose(table.accuracy_dense, dense)
+    inputs = andc.input_statistics(network, tiny.normalise, tiny.images(10, seed=1, split="held-out"), **FP32)
     for number in (0, 3, 16, 40):
         row = table.iloc[number]
         pruning = Pruning(row.target, row.method, row.theta, int(row.seed))
-        sets = tiny.diagonals(0.3 if row.theta == 0.3 else 0.15)
-        norms = andc.input_norms(network, tiny.normalise, tiny.images(10, seed=1, split="held-out"), **CPU)
-        masks = andc.make_masks(pruning, network, sets, norms)
+        masks = andc.make_masks(pruning, network, tiny.diagonals(0.3 if row.theta == 0.3 else 0.15), inputs)
         with masked(network, masks):
             if row.epochs:
-                train = reduce(network, tiny.normalise, tiny.images(20, seed=2, split="train"), row.target, **CPU)
+                train = reduce(network, tiny.normalise, tiny.images(20, seed=2, split="train"), row.target, **FP32)
                 generator = torch.Generator().manual_seed(pruning.seed)
-                retrain(network, masks, train, row.epochs, Retraining(batch=8), generator)
-            expected = network(tiny.normalise(images.pixels)).argmax(1).numpy()
-            assert row.bytes == len(sparsefile.encode(network.state_dict()))
-        assert (found.predictions[number] == expected).all()
-        assert row.accuracy == pytest.approx((expected == images.labels.numpy()).mean())
+                retrain(network, masks, train, row.epochs, Retraining(batch=8, precision="fp32"), generator)
+            expected = network(tiny.normalise(images.pixels)).argmax(1)
+        assert row.accuracy == pytest.approx((expected == images.labels).double().mean().item())
         assert row.density == andc.density(masks)
-        pruned_away = sum(int((~mask).sum()) for mask in masks.values())
-        assert row.parameters == sum(p.numel() for p in network.parameters()) - pruned_away
+        assert (row.parameters, row.macs, row.bytes) == tuple(vars(compact.count(network, masks)).values())
+        assert (row.dense_parameters, row.dense_macs) == tuple(vars(compact.count(network, {})).values())[:2]
     equal = table.groupby(["target", "theta"]).density.nunique()
     assert (equal == 1).all()
     assert (table.low <= table.accuracy).all() and (table.accuracy <= table.high).all()
 
 
+def test_the_dense_network_is_predicted_once_for_each_way_to_prepare_the_images(tmp_path):
+    """Rows of fc and of other targets are each compared with the dense network from images prepared alike."""
+    run(tmp_path, epochs=(0.0,))
+    assert len(list(tmp_path.glob("checkpoint-dense-fc-*"))) == len(list(tmp_path.glob("checkpoint-dense-all-*"))) == 1
+
+
 def test_a_sweep_goes_on_where_it_was_killed(tmp_path, monkeypatch):
-    from cctlib.andc import sweep as module
-
     whole = run()
-    measure, calls = module._Run._measure, []
+    predict_row, calls = sweep._Run._predict, []
 
-    def dies(self, target, masks):
+    def dies(self, target):
         if len(calls) == 5:
             raise KeyboardInterrupt
         calls.append(target)
-        return measure(self, target, masks)
+        return predict_row(self, target)
 
-    monkeypatch.setattr(module._Run, "_measure", dies)
+    monkeypatch.setattr(sweep._Run, "_predict", dies)
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path)
     assert len(list(tmp_path.iterdir())) == 5
-    next(iter(sorted(tmp_path.iterdir()))).write_bytes(b"PK half a file")  # as after a power cut
-    monkeypatch.setattr(
-        module._Run, "_measure", lambda self, target, masks: calls.append(target) or measure(self, target, masks)
-    )
+    next(iter(sorted(tmp_path.iterdir()))).write_bytes(b"\x93NUMPY half a file")  # as after a power cut
+    monkeypatch.setattr(sweep._Run, "_predict", lambda self, target: calls.append(target) or predict_row(self, target))
     calls.clear()
-    resumed = run(tmp_path)
-    assert len(calls) == len(whole.table) + 1 - 4
-    pd.testing.assert_frame_equal(resumed.table, whole.table)
-    assert (resumed.predictions == whole.predictions).all()
+    pd.testing.assert_frame_equal(run(tmp_path), whole)
+    everything = len(whole) + 2  # and the dense network, for fc and for the others
+    assert len(calls) == everything - 4
     calls.clear()
-    pd.testing.assert_frame_equal(run(tmp_path).table, whole.table)
+    pd.testing.assert_frame_equal(run(tmp_path), whole)
     assert not calls
     run(tmp_path, network=tiny.network(seed=1))
-    assert len(calls) == len(whole.table) + 1, "another network is another sweep"
+    assert len(calls) == everything, "another network is another sweep"
 
 
 def test_intervals_are_of_the_change_against_the_dense_network():
@@ -394,7 +406,7 @@ def test_intervals_are_of_the_change_against_the_dense_network():
     dense = np.where(draw.random(400) < 0.7, labels, 9)
     same, worse = dense.copy(), np.where(draw.random(400) < 0.1, 9, dense)
     rows = pd.DataFrame({"density": [1.0, 0.5], "bytes": [1, 2]})
-    table = with_accuracies(rows, np.stack([same, worse]), dense, labels)
+    table = with_accuracies(rows, np.stack([same, worse]), np.stack([dense, dense]), labels)
     assert list(table.columns) == ["density", "accuracy", "accuracy_dense", "low", "high", "bytes"]
     first, second = table.iloc[0], table.iloc[1]
     assert first.low == first.high == first.accuracy == first.accuracy_dense == pytest.approx((dense == labels).mean())
@@ -409,7 +421,7 @@ def test_intervals_are_of_the_change_against_the_dense_network():
 def test_a_sweep_that_cannot_end_well_does_not_start(monkeypatch):
     monkeypatch.setattr("cctlib.andc.sweep.reduce", lambda *_, **__: pytest.fail("computed something"))
     with pytest.raises(UserError, match="one pruning and one amount"):
-        sweep(tiny.network(), tiny.normalise, [], {}, tiny.images(), **CPU)
+        sweep.sweep(tiny.network(), tiny.normalise, [], {}, tiny.images(), **CPU)
     for given_too, message in (
         ({"train": None}, "needs training images"),
         ({"held_out": None}, "Wanda needs held-out images"),
@@ -418,7 +430,7 @@ def test_a_sweep_that_cannot_end_well_does_not_start(monkeypatch):
         arguments = {"train": tiny.images(5), "held_out": tiny.images(5), "epochs": (0.0, 1.0)} | given_too
         prunings = arguments.pop("prunings", [Pruning("fc", "wanda")])
         with pytest.raises(UserError, match=message):
-            sweep(
+            sweep.sweep(
                 tiny.network(),
                 tiny.normalise,
                 prunings,

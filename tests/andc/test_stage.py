@@ -24,9 +24,10 @@ def test_pruning_has_all_methods_and_can_be_judged(tiny_study):
 
 def test_a_target_that_would_lose_every_weight_is_left_out_and_named(capsys):
     nothing = {
-        site: torch.zeros(4, 5, dtype=torch.bool) for site in ("enc1/mha", "enc1/trunk", "enc1/ff_hidden", "enc1/ff")
+        site: torch.zeros(4, 5, dtype=torch.bool)
+        for site in ("enc1/mha", "enc1/trunk", "enc1/ff_hidden", "enc1/readout")
     }
-    some = nothing | {"enc1/ff": torch.ones(4, 5, dtype=torch.bool)}
+    some = nothing | {"enc1/readout": torch.ones(4, 5, dtype=torch.bool)}
     prunings = [masks.Pruning("fc", "andc"), masks.Pruning("proj", "andc")]
     assert stage._possible(prunings, {0.3: some}, 1) == prunings[:1]
     assert "pruning of proj at theta 0.3 is left out" in capsys.readouterr().err
