@@ -43,7 +43,7 @@ ROOMS = (
     "claims",
     "figures",
 )  # each may import those before it
-DOOR = {"study": ("study", "profiles")}  # modules beside the rooms that have a place among them
+DOOR = {"study": ("profiles", "study")}  # modules beside the rooms that have a place among them
 RECORD = "stage.json"  # what went in and the hash of what came out: equal for equal runs
 PROVENANCE = "provenance.json"  # when, where, how long: different for every run
 LOG = "log.jsonl"  # the course of a training, with its times: likewise
