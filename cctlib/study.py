@@ -100,10 +100,11 @@ class Study:
 
     def images(self, split: str = "test") -> Images | None:
         """The images that the measurement of a split was made from, in its order; None where they are not on this machine."""
-        if not data.available(self.dataset, self.model.config.image_size):
-            return None
         count = self.measurement.about["per_label"][split]
-        return load_images(self.dataset, split, count, self.model)
+        try:
+            return load_images(self.dataset, split, count, self.model, download=False)
+        except data.DataUnavailable:
+            return None
 
     def network(self) -> CCT:
         """The network, frozen, on the study's device."""
@@ -134,9 +135,9 @@ class Study:
         return found
 
 
-def load_images(dataset: str, split: str, per_label: int | None, model: Model) -> Images:
+def load_images(dataset: str, split: str, per_label: int | None, model: Model, download: bool = True) -> Images:
     """A split at the model's image size, or the first `per_label` images of each label of it."""
-    images = data.load(dataset, split, image_size=model.config.image_size)
+    images = data.load(dataset, split, image_size=model.config.image_size, download=download)
     return images if per_label is None else images.subset(per_label=per_label)
 
 
@@ -205,6 +206,7 @@ def provenance_of(studies: Iterable[Study]) -> dict[str, str]:
 
 def measured_study(dataset: str, model: str, profile: Profile, runs: Path, device: torch.device) -> Study:
     """Run the stages that are not done yet, and return the study."""
+    dataset = data.describe(dataset).name  # one folder is one data set, however its path is written
     home = runs / dataset.replace(":", "_").replace("/", "_")
     known = None if profile.name == "scratch" else manifest.find(dataset, model)
     network = known or train_model(dataset, home, device)

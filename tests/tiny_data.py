@@ -1,16 +1,16 @@
 """Small data sets in the layouts of the real ones, for tests: random pixels, all labels."""
 
 import dataclasses
+import hashlib
 import io
 import pickle
-import struct
 from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
+from torchvision.datasets import CIFAR100
 
 from cctlib.data.datasets import DATASETS
 
@@ -52,29 +52,20 @@ def write_parquet(folder: Path, part: str, pixels, labels, **columns) -> Path:
     return file
 
 
-class Python2Pickler(pickle._Pickler):
-    """Writes strings and bytes the way Python 2 did: the published pickles are of that kind."""
-
-    dispatch: ClassVar = dict(pickle._Pickler.dispatch)
-
-    def save_string(self, text):
-        raw = text if isinstance(text, bytes) else text.encode()
-        self.write(pickle.BINSTRING + struct.pack("<i", len(raw)) + raw)
-        self.memoize(text)
-
-    dispatch[str] = dispatch[bytes] = save_string
-
-
-def write_python(folder: Path, part: str, pixels, labels) -> Path:
-    """`folder/cifar-100-python/<part>`: what torchvision unpacks."""
-    flat = np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)).reshape(len(labels), 3072)
-    buffer = io.BytesIO()
-    content = {"data": flat, "fine_labels": labels.tolist(), "coarse_labels": [0] * len(labels)}
-    Python2Pickler(buffer, protocol=2).dump(content)
-    file = folder / "cifar-100-python" / part
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_bytes(buffer.getvalue().replace(b"numpy._core", b"numpy.core"))
-    return file
+def write_python(folder: Path, parts: dict[str, tuple[np.ndarray, np.ndarray]], monkeypatch) -> Path:
+    """`folder/cifar-100-python` with `train`, `test` and `meta`, which torchvision is made to accept."""
+    home = folder / "cifar-100-python"
+    home.mkdir(parents=True, exist_ok=True)
+    none = np.empty((0, 32, 32, 3), np.uint8), np.empty(0, np.int64)
+    for part, (pixels, labels) in ({"train": none, "test": none} | parts).items():
+        flat = np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)).reshape(len(labels), 3072)
+        (home / part).write_bytes(pickle.dumps({"data": flat, "fine_labels": labels.tolist()}, protocol=2))
+    (home / "meta").write_bytes(pickle.dumps({"fine_label_names": ["a"] * 100}, protocol=2))
+    md5 = {part: hashlib.md5((home / part).read_bytes()).hexdigest() for part in ("train", "test", "meta")}
+    monkeypatch.setattr(CIFAR100, "train_list", [["train", md5["train"]]])
+    monkeypatch.setattr(CIFAR100, "test_list", [["test", md5["test"]]])
+    monkeypatch.setattr(CIFAR100, "meta", CIFAR100.meta | {"md5": md5["meta"]})
+    return home
 
 
 def write_folder(root: Path, counts: dict[str, dict[str, int]], side: int = 8) -> Path:
@@ -82,7 +73,7 @@ def write_folder(root: Path, counts: dict[str, dict[str, int]], side: int = 8) -
     seed = 0
     for split, classes in counts.items():
         for name, count in classes.items():
-            (root / split / name).mkdir(parents=True)
+            (root / split / name).mkdir(parents=True, exist_ok=True)
             for number in range(count):
                 seed += 1
                 (root / split / name / f"{number}.png").write_bytes(encoded(pictures(1, seed, side)[0]))

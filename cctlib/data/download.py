@@ -1,252 +1,130 @@
-"""Files from the network: whole and checked, or not at all.
+"""Published data from the network, by the libraries that are made for it.
 
-`fetch` brings one file. It resumes what an earlier try left, gives up on a server that goes silent, tries
-again where that can help, checks the bytes, and moves the file to its name only when all of it is there. The
-functions below it bring the data sets, each in its public layout. With CCTLIB_OFFLINE=1 the network is never
-touched.
+CIFAR-100 comes from the Hugging Face hub by `huggingface_hub`, which resumes, keeps files in its own cache (HF_HOME),
+and heeds HF_ENDPOINT and proxies; else the original archive comes by torchvision, as Flowers-102 does. With
+CCTLIB_OFFLINE=1 or HF_HUB_OFFLINE=1 the network is never touched. What goes wrong is said in one line, with what to do.
 """
 
 import errno
-import hashlib
 import os
 import re
-import shutil
-import tarfile
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from urllib.request import getproxies
 
-import requests
-import tenacity
-from tqdm.auto import tqdm
-
+from cctlib.data.sources import one_line
 from cctlib.errors import UserError
 
-CIFAR100_PARQUET = (
-    "https://huggingface.co/datasets/uoft-cs/cifar100/resolve/main/cifar100/{part}-00000-of-00001.parquet"
-)
-CIFAR100_PYTHON = ("https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz", "md5:eb9058c3a382ffc7106e4002c42a8d85")
-FLOWERS102 = "https://www.robots.ox.ac.uk/~vgg/data/flowers/102/"
-FLOWERS102_FILES = {
-    "102flowers.tgz": "md5:52808999861908f626f3c1f4e79d11fa",
-    "imagelabels.mat": "md5:e0620be6f572b9609742df49c70aed4d",
-    "setid.mat": "md5:a5357ecc9cb78c4bef273ce3793fc85c",
+HUB = "uoft-cs/cifar100"
+HUB_REVISION = "aadb3af77e9048adbea6b47c21a81e47dd092ae5"
+SILENCE = 60.0  # seconds without a byte until torchvision's downloads are given up
+
+# What the exceptions of the network say, in the words of httpx, requests and urllib; and what to do.
+ADVICE = {
+    r"CERTIFICATE_VERIFY_FAILED|certificate verify failed": "the server's certificate is not trusted here; behind a "
+    "company's proxy, set SSL_CERT_FILE and REQUESTS_CA_BUNDLE to the file of certificates that it needs",
+    r"(?i)socks": "a SOCKS proxy needs a package: pip install socksio pysocks, or name an HTTP proxy",
+    r"\b407\b": "the proxy wants a name and a password (407): set HTTPS_PROXY to http://NAME:PASSWORD@HOST:PORT",
+    r"[Uu]nknown scheme for proxy": "HTTPS_PROXY or ALL_PROXY names no proxy; write it as http://HOST:PORT",
+    r"X-Repo-Commit": "HF_ENDPOINT names a server that is no copy of the Hugging Face hub; correct it, or unset it",
+    r"(?i)time(d )?-?out": "the server went silent; run the same command again, or later",
+    r"\b(429|5\d\d)\b": "the server is busy; run the same command later",
+    r"Connect(ion)?Error|ConnectionRefused|ProxyError|URLError|gaierror": "there is no connection",
 }
-CHUNK = 1 << 14  # what is lost of a transfer that breaks
-SPARE = 64 << 20  # bytes of a disk that are left free
 
 
 class DownloadFailed(UserError):
     """The network, or what came through it, was no good: the data cannot be had from there."""
 
 
-class _Passing(Exception):
-    """A failure that may pass. tries: how many this kind deserves; wait: seconds the server asked for."""
-
-    def __init__(self, reason: str, tries: int | None = None, wait: float = 0.0):
-        super().__init__(reason)
-        self.tries, self.wait = tries, wait
+def forbidden() -> str:
+    """The setting that forbids the network; empty when none does."""
+    settings = (name for name in ("CCTLIB_OFFLINE", "HF_HUB_OFFLINE") if os.environ.get(name, "0") not in ("", "0"))
+    return next(settings, "")
 
 
-def offline() -> bool:
-    """Whether the user forbade the network (CCTLIB_OFFLINE=1)."""
-    return os.environ.get("CCTLIB_OFFLINE", "0") not in ("", "0")
+def cifar100_hub(downloads: Path, online: bool) -> Path:
+    """The folder that holds `cifar100/*.parquet` of the public release; both parts are downloaded if need be."""
+    import huggingface_hub as hub  # late: it takes a while to import, and is needed once
+
+    endpoint = os.environ.get("HF_ENDPOINT") or None
+    kind, revision = "dataset", HUB_REVISION
+    for part in ("test", "train"):
+        name = f"cifar100/{part}-00000-of-00001.parquet"
+        with _said_in_one_line(f"{HUB} ({part})"):
+            cached = hub.try_to_load_from_cache(HUB, name, repo_type=kind, revision=revision)
+            path = cached if isinstance(cached, str) else ""
+            if not path:
+                _need_network(online)
+                # Fails at once where nothing answers; the download itself would try for half a minute.
+                url = hub.hf_hub_url(HUB, name, repo_type=kind, revision=revision, endpoint=endpoint)
+                hub.get_hf_file_metadata(url, token=False)  # the data are public; a stale token would be refused
+                path = hub.hf_hub_download(HUB, name, repo_type=kind, revision=revision, endpoint=endpoint, token=False)
+    return Path(path).parents[1]
 
 
-def require_space(folder: Path, needed: int) -> None:
-    """Raise `UserError` unless the disk that will hold `folder` has `needed` bytes, and some to spare."""
-    existing = next(place for place in (folder, *folder.absolute().parents) if place.exists())
-    free = shutil.disk_usage(existing).free
-    if free < needed + SPARE:
-        raise UserError(
-            f"no disk space: {folder} needs {(needed + SPARE) / 1e6:,.0f} MB and has {free / 1e6:,.0f} MB; "
-            "free some, or set CCTLIB_CACHE to a folder on a larger disk"
-        )
+def cifar100_original(downloads: Path, online: bool) -> Path:
+    """The folder that holds `cifar-100-python`: the original archive, unpacked. Its server is very slow."""
+    return _by_torchvision("CIFAR100", "cifar-100-python", downloads, online)
 
 
-def fetch(
-    url: str, to: Path, *, checksum: str | None = None, attempts: int = 6, stall: float = 30.0, backoff: float = 1.0
-) -> Path:
-    """Download `url` to the file `to`, with a progress bar on a terminal, and return `to`.
+def flowers102(downloads: Path, online: bool) -> Path:
+    """The folder that holds `flowers-102` (jpg/, imagelabels.mat, setid.mat): Oxford's files, unpacked."""
+    return _by_torchvision("Flowers102", "flowers-102", downloads, online)
 
-    checksum: `sha256:...` or `md5:...`; without one, the SHA-256 that Hugging Face announces is checked.
-    attempts: tries in all; stall: seconds without a byte until a try is given up; backoff: seconds before the
-    second try, doubled for every further one. A half-finished download stays beside `to` as `.part`, and the
-    next call resumes it. Raises `DownloadFailed` when the network or the bytes are no good, `UserError` when
-    the disk has no room.
-    """
-    if to.exists() and (checksum is None or _digest(to, checksum) == checksum):
-        return to
-    if offline():
-        raise DownloadFailed(f"{url} was not downloaded: CCTLIB_OFFLINE is set")
-    part = to.with_name(to.name + ".part")
-    retrying = tenacity.Retrying(
-        retry=tenacity.retry_if_exception_type(_Passing),
-        stop=lambda state: state.attempt_number >= min(attempts, _failure(state).tries or attempts),
-        wait=lambda state: max(min(backoff * 2 ** (state.attempt_number - 1), 30.0), _failure(state).wait),
-        reraise=True,
-    )
+
+# What brings each data set, to be tried in turn.
+DOWNLOADS: dict[str, tuple[Callable[[Path, bool], Path], ...]] = {
+    "cifar100": (cifar100_hub, cifar100_original),
+    "flowers102": (flowers102,),
+    "flowers102-kaggle": (flowers102,),
+}
+
+
+def _by_torchvision(dataset: str, name: str, downloads: Path, online: bool) -> Path:
+    """Let torchvision's class download, check and unpack beside, then move `name` to its place: whole, or not there."""
+    if (downloads / name).is_dir():
+        return downloads
+    incoming = downloads / "incoming"
+    with _said_in_one_line(name):
+        _need_network(online)
+        import torchvision  # late: it takes a second
+
+        incoming.mkdir(parents=True, exist_ok=True)
+        getattr(torchvision.datasets, dataset)(root=incoming, download=True)
+        for archive in incoming.rglob("*gz"):
+            archive.unlink()
+        os.replace(incoming / name, downloads / name)
+    return downloads
+
+
+def _need_network(online: bool) -> None:
+    if forbidden() or not online:
+        raise DownloadFailed(f"{forbidden()} is set" if forbidden() else "that was not asked for")
+
+
+@contextmanager
+def _said_in_one_line(what: str) -> Iterator[None]:
+    """Raise what goes wrong as `DownloadFailed`, or as `UserError` where the disk is full. Silence has an end."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(SILENCE)
     try:
-        retrying(_attempt, url, part, checksum, stall)
-    except _Passing as failure:
-        tried = retrying.statistics["attempt_number"]
-        raise DownloadFailed(f"{url} could not be downloaded: {failure} (tried {tried} times)") from None
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
-            raise UserError(f"cannot write {part}: {error.strerror}; set CCTLIB_CACHE to another folder") from None
-        _discard(part)
-        raise UserError(f"no disk space left while writing {to}; free some, or set CCTLIB_CACHE") from None
-    _tag(part).unlink(missing_ok=True)
-    os.replace(part, to)
-    return to
-
-
-def _failure(state: tenacity.RetryCallState) -> _Passing:
-    """What went wrong in the try that has just ended."""
-    error = state.outcome.exception() if state.outcome else None
-    return error if isinstance(error, _Passing) else _Passing("")
-
-
-def _attempt(url: str, part: Path, checksum: str | None, stall: float) -> None:
-    """One try: complete `part` and check it. Raises `_Passing` where another try may do better."""
-    try:
-        announced = _transfer(url, part, stall)
-    except requests.ReadTimeout:
-        raise _Passing(f"the server sent nothing for {stall:g} seconds") from None
-    except requests.RequestException as error:
-        # Nothing answered. Without a network that stays so, and the reader should be told soon.
-        raise _Passing(f"no connection, {type(error).__name__} (is there a network?)", tries=2) from None
-    expected = checksum or announced
-    if expected and (found := _digest(part, expected)) != expected:
-        _discard(part)
-        raise _Passing(f"wrong bytes: {found}, expected {expected}", tries=2)
-
-
-def _transfer(url: str, part: Path, stall: float) -> str | None:
-    """Append to `part` what it lacks of `url`. Returns the checksum that the server announced, if it did."""
-    tag = _tag(part)
-    have = part.stat().st_size if part.exists() and tag.exists() else 0
-    headers = {"Accept-Encoding": "identity", "User-Agent": "cctlib"}
-    if have:  # If-Range: should the file have changed meanwhile, the server sends all of it again
-        headers |= {"Range": f"bytes={have}-", "If-Range": tag.read_text()}
-    with requests.get(url, headers=headers, stream=True, timeout=(10, stall)) as response:
-        _check_status(response, part)
-        resumed = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", response.headers.get("Content-Range", ""))
-        if response.status_code == 206 and not (resumed and int(resumed[1]) == have):
-            _discard(part)
-            raise _Passing("the server resumed at a wrong place")
-        have = have if resumed else 0
-        length = resumed[2] if resumed else response.headers.get("Content-Length")
-        total = int(length) if length else None
-        require_space(part.parent, (total or 0) - have)
-        part.parent.mkdir(parents=True, exist_ok=True)
-        _remember(tag, response.headers.get("ETag", ""))
-        _append(response, part, have, total)
-    if total is not None and part.stat().st_size != total:
-        raise _Passing(f"the connection ended after {part.stat().st_size:,} of {total:,} bytes")
-    return _announced(response)
-
-
-def _append(response: requests.Response, part: Path, have: int, total: int | None) -> None:
-    """Write the body behind the `have` bytes that are kept."""
-    name = part.name.removesuffix(".part")
-    bar = tqdm(total=total, initial=have, unit="B", unit_scale=True, desc=name, disable=None)
-    with bar, open(part, "ab" if have else "wb") as file:
-        try:
-            for chunk in response.iter_content(CHUNK):
-                file.write(chunk)
-                bar.update(len(chunk))
-        except requests.RequestException as error:
-            kind = "stalled" if "timed out" in str(error) else "broke"
-            size = f"{total:,}" if total else "unknown"
-            raise _Passing(f"the connection {kind} after {file.tell():,} of {size} bytes") from None
-
-
-def _check_status(response: requests.Response, part: Path) -> None:
-    """Raise `DownloadFailed` for an answer that stays, `_Passing` for one that may pass."""
-    status = response.status_code
-    if status in (200, 206):
-        return
-    reason = f"the server answered {status} {response.reason}"
-    if status == 416:
-        _discard(part)
-        raise _Passing(reason)
-    if status in (408, 425, 429) or status >= 500:
-        after = response.headers.get("Retry-After", "")
-        raise _Passing(reason, wait=min(float(after), 60.0) if after.isdigit() else 0.0)
-    raise DownloadFailed(f"{response.url} could not be downloaded: {reason}")
-
-
-def _announced(response: requests.Response) -> str | None:
-    """Hugging Face names the SHA-256 of a large file on the way to it."""
-    for hop in (*response.history, response):
-        if found := re.fullmatch(r'"?([0-9a-f]{64})"?', hop.headers.get("X-Linked-Etag", "")):
-            return f"sha256:{found[1]}"
-    return None
-
-
-def _digest(file: Path, like: str) -> str:
-    """The checksum of a file, in the form of `like`."""
-    algorithm = like.partition(":")[0]
-    with open(file, "rb") as opened:
-        return f"{algorithm}:{hashlib.file_digest(opened, algorithm).hexdigest()}"
-
-
-def _tag(part: Path) -> Path:
-    return part.with_name(part.name + ".etag")
-
-
-def _remember(tag: Path, etag: str) -> None:
-    """Keep the name of this very version of the file. Without a strong one, a broken transfer starts anew."""
-    if etag and not etag.startswith("W/"):
-        tag.write_text(etag)
-    else:
-        tag.unlink(missing_ok=True)
-
-
-def _discard(part: Path) -> None:
-    part.unlink(missing_ok=True)
-    _tag(part).unlink(missing_ok=True)
-
-
-def cifar100_parquet(folder: Path, part: str) -> None:
-    """One file, `train` or `test`, of the public release `uoft-cs/cifar100` to `folder/cifar100/`."""
-    url = CIFAR100_PARQUET.format(part=part)
-    fetch(url, folder / "cifar100" / url.rpartition("/")[2])
-
-
-def cifar100_python(folder: Path, part: str) -> None:
-    """The original archive to `folder/cifar-100-python`, unpacked by torchvision. Its server is very slow."""
-    if (folder / "cifar-100-python").is_dir():
-        return
-    url, checksum = CIFAR100_PYTHON
-    incoming = folder / "incoming"
-    archive = fetch(url, incoming / url.rpartition("/")[2], checksum=checksum)
-    from torchvision.datasets import CIFAR100  # late: it takes a second to import, and few come here
-
-    _unpack(CIFAR100, incoming, "cifar-100-python", archive)
-
-
-def flowers102(folder: Path, part: str) -> None:
-    """Oxford's files to `folder/flowers-102` (jpg/, imagelabels.mat, setid.mat), unpacked by torchvision."""
-    if (folder / "flowers-102").is_dir():
-        return
-    incoming = folder / "incoming"
-    files = [
-        fetch(FLOWERS102 + name, incoming / "flowers-102" / name, checksum=checksum)
-        for name, checksum in FLOWERS102_FILES.items()
-    ]
-    shutil.rmtree(incoming / "flowers-102" / "jpg", ignore_errors=True)  # of a run that was killed while unpacking
-    from torchvision.datasets import Flowers102
-
-    _unpack(Flowers102, incoming, "flowers-102", files[0])
-
-
-def _unpack(dataset: type, incoming: Path, name: str, archive: Path) -> None:
-    """Let torchvision's class unpack and check what was fetched, then move `incoming/name` to its place."""
-    require_space(incoming, archive.stat().st_size * 3 // 2)
-    try:
-        dataset(root=incoming, download=True)
-    except (RuntimeError, OSError, tarfile.TarError) as error:
-        raise DownloadFailed(f"torchvision could not unpack {archive}: {error}") from None
-    archive.unlink()
-    shutil.rmtree(incoming.parent / name, ignore_errors=True)
-    os.replace(incoming / name, incoming.parent / name)
+        yield
+    except DownloadFailed:
+        raise
+    except Exception as error:  # of three libraries, and of what they call
+        chain: list[BaseException] = [error]
+        while deeper := chain[-1].__cause__ or chain[-1].__context__:
+            chain.append(deeper)
+        if any(isinstance(cause, OSError) and cause.errno == errno.ENOSPC for cause in chain):
+            raise UserError(f"no disk space left for {what}; free some, or set CCTLIB_CACHE and HF_HOME") from None
+        text = " ".join(f"{type(cause).__name__} {cause}" for cause in chain)
+        reason = one_line(chain[-1])[:200]
+        if advice := [advice for pattern, advice in ADVICE.items() if re.search(pattern, text)]:
+            through = " through the proxy that HTTPS_PROXY or ALL_PROXY names" if getproxies() else ""
+            reason += f": {advice[0]}".replace("no connection", f"no connection{through}")
+        raise DownloadFailed(f"{what} could not be downloaded: {reason}") from None
+    finally:
+        socket.setdefaulttimeout(before)

@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
+from cctlib.data.images import normalise
 from cctlib.errors import UserError
 from cctlib.training.randaugment import draw_operations, rand_augment, to_device
 
@@ -190,14 +191,6 @@ def augment(
     if decisions.mix is not None:
         images, targets = mix(images, decisions.mix), mix_targets(targets, decisions.mix)
     return images, targets
-
-
-def normalise(
-    pixels: UInt8[Tensor, "image 3 height width"], mean: tuple[float, ...], std: tuple[float, ...]
-) -> Float[Tensor, "image 3 height width"]:
-    """The same numbers as `data.normalise`, which copies constants to the device and waits until they are there."""
-    channels = zip(pixels.unbind(1), mean, std, strict=True)
-    return torch.stack([channel.float().div_(255).sub_(m).div_(s) for channel, m, s in channels], dim=1)
 
 
 def shift(

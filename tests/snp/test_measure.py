@@ -224,7 +224,7 @@ def test_training_all_probes_at_once_is_training_each_alone(network, images):
 
 
 def test_no_held_out_images_is_one_line(network, images):
-    empty = dict(images, **{"held-out": images["held-out"].subset(count=1)})
+    empty = dict(images, **{"held-out": images["held-out"].subset(per_label=1)})
     object.__setattr__(empty["held-out"], "labels", torch.zeros(0, dtype=torch.int64))
     with pytest.raises(UserError, match="no held-out images"):
         trained(network, empty)

@@ -230,10 +230,6 @@ def test_mixup_and_cutmix_mix_pixels_and_targets_in_the_same_proportion(generato
     assert augment.draw_mix(Augmentation(mixup=1.0), 32, 32, generator).box is None
 
 
-def test_normalise_gives_the_very_numbers_of_the_data_module(pixels):
-    assert torch.equal(augment.normalise(pixels, **CONSTANTS), data.normalise(pixels, **CONSTANTS))
-
-
 def test_nothing_switched_on_changes_nothing(pixels, generator):
     labels = torch.arange(12) % 5
     decisions = augment.draw(Augmentation(), 12, 24, 32, generator)
