@@ -59,7 +59,8 @@ class Profile:
     test: int | None = None
     probe: ProbeSettings = field(default_factory=ProbeSettings)
     thetas: tuple[float, ...] = tuple(round(0.1 + 0.05 * step, 2) for step in range(13))
-    null_draws: int = 10
+    null_draws: int = 20  # of the labels shuffled across images
+    rotations: int = 20  # of each site into a random basis
     label_orders: int = 10
     heads: HeadSettings = field(default_factory=HeadSettings)
     pruning: PruningSettings = field(default_factory=PruningSettings)
@@ -86,7 +87,7 @@ PROFILES = {
         test=30,
         probe=ProbeSettings(least_steps=75),
         thetas=(0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7),
-        null_draws=4,
+        null_draws=10,
         label_orders=4,
         heads=HeadSettings(gap_deals=100, test=15, encoders=(1, 4, 7)),
         pruning=PruningSettings(

@@ -223,7 +223,9 @@ def measured_study(dataset: str, model: str, profile: Profile, runs: Path, devic
     measured = stage.measure_stage(
         network, probes, held_out, test, profile.probe, profile.null_draws, about, home, device
     )
-    tabled = stage.tables_stage(measured, profile.thetas, profile.label_orders, home, device)
+    tabled = stage.tables_stage(
+        measured, profile.thetas, profile.label_orders, profile.rotations, network.config.heads, home, device
+    )
     folders = {"probe": probes, "measure": measured, "tables": tabled}
     if known is None:
         folders = {"train": network.folder, **folders}

@@ -17,6 +17,7 @@ PROFILE = Profile(
     probe=ProbeSettings(epochs=2, batch=20, least_steps=1, precision="fp32"),
     thetas=(0.1, 0.3, 0.7),
     null_draws=2,
+    rotations=2,
     label_orders=2,
     heads=HeadSettings(gap_deals=25, test=3, draws=2),
     pruning=PruningSettings(

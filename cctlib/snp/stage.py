@@ -113,14 +113,26 @@ def measure_stage(
     )
 
 
-def tables_stage(measured: Path, thetas: Sequence[float], label_orders: int, home: Path, device: torch.device) -> Path:
-    """Make the tables of SNP (see `tables.py`) from the folder of the measure stage."""
+def tables_stage(
+    measured: Path,
+    thetas: Sequence[float],
+    label_orders: int,
+    rotations: int,
+    heads: int,
+    home: Path,
+    device: torch.device,
+) -> Path:
+    """Make the tables of SNP (see `tables.py`) from the folder of the measure stage; `heads` of an encoder."""
+
+    def compute(work: Path) -> None:
+        tables.compute(measure.load(measured), thetas, label_orders, rotations, heads, work, device)
+
     return stages.stage(
         home,
         "tables",
-        lambda work: tables.compute(measure.load(measured), thetas, label_orders, work, device),
+        compute,
         room="snp",
         reads={"measurement": measured},
-        settings={"thetas": thetas, "label_orders": label_orders},
+        settings={"thetas": thetas, "label_orders": label_orders, "rotations": rotations, "heads": heads},
         device=device,
     )

@@ -6,6 +6,8 @@ clusters      one row a cluster at threshold 0.3: site, node, size
 by_theta      one row a site and threshold: means over nodes, under both conventions, and every signal-to-noise ratio
 orders        the same at 0.3, with the clusters walked in random label orders; one row a site and order
 null          the same at 0.3, with the labels shuffled across images; one row a site and draw (from `measure`)
+controls      the same at 0.3: the rows of `null`, and sites in random bases (see `controls`); one row a site, control
+              and draw
 alternatives  the same at 0.3, with a choice of the method made otherwise, and the probe's accuracy (NaN where the
               alternative leaves the probe as it is); one row a site and alternative
 """
@@ -20,11 +22,11 @@ import torch
 from cctlib import bootstrap, stages
 from cctlib.errors import UserError
 from cctlib.model import sites
-from cctlib.snp import fields, measure, probe
+from cctlib.snp import controls, fields, measure, probe
 from cctlib.snp.fields import site_row
 from cctlib.snp.measure import Measurement, SiteMeasurement
 
-NAMES = ("accuracy", "nodes", "clusters", "by_theta", "orders", "alternatives")
+NAMES = ("accuracy", "nodes", "clusters", "by_theta", "orders", "controls", "alternatives")
 AS_DEFINED = "as chosen"  # the row that the alternatives are compared with
 SPLITS = {  # alternatives that leave the probe as it is, by the averages that they use
     AS_DEFINED: "test",
@@ -36,9 +38,15 @@ COUNTS = ("ones", "labels", "clusters", "signal", "noise", "column_noise", "fore
 
 
 def compute(
-    result: Measurement, thetas: Sequence[float], label_orders: int, folder: Path, device: torch.device
+    result: Measurement,
+    thetas: Sequence[float],
+    label_orders: int,
+    rotations: int,
+    heads: int,
+    folder: Path,
+    device: torch.device,
 ) -> None:
-    """Write all tables into `folder`, as Parquet. Raises `UserError` when 0.3 is not among the thresholds."""
+    """Write all tables but `null` into `folder`, as Parquet. Raises `UserError` when the thresholds lack 0.3."""
     if fields.THETA not in thetas:
         raise UserError(f"thresholds {thetas} lack {fields.THETA}, at which claims are judged; add it")
     by_theta, nodes, clusters = [], [], []
@@ -56,6 +64,7 @@ def compute(
         "clusters": pd.concat(clusters, ignore_index=True),
         "by_theta": pd.DataFrame(by_theta),
         "orders": orders_table(result, label_orders, device),
+        "controls": controls.table(result, rotations, heads),
         "alternatives": alternatives_table(result, device),
     }
     stages.write_tables(made, folder)
@@ -63,7 +72,9 @@ def compute(
 
 def load(folder: Path, measured: Path | None = None) -> dict[str, pd.DataFrame]:
     """The tables by name, `null` from the folder `measured` (default: `folder`). `UserError`: one is missing."""
-    return stages.read_tables(folder, NAMES) | stages.read_tables(measured or folder, ("null",))
+    tables = stages.read_tables(folder, NAMES) | stages.read_tables(measured or folder, ("null",))
+    shuffled = tables["null"].assign(control=controls.SHUFFLED)
+    return tables | {"controls": pd.concat([shuffled, tables["controls"]], ignore_index=True)}
 
 
 def nodes_table(site: str, statistics: fields.SiteStatistics) -> pd.DataFrame:

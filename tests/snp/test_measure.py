@@ -168,9 +168,9 @@ def test_an_unmeasured_site_is_one_line(measured):
     assert "\n" not in str(caught.value)
 
 
-def test_tables_are_those_of_snp(measured, tmp_path):
+def test_tables_are_those_of_snp(network, measured, tmp_path):
     _, result, null, _ = measured
-    tables.compute(result, (0.2, 0.3), 2, tmp_path, torch.device("cpu"))
+    tables.compute(result, (0.2, 0.3), 2, 2, network.config.heads, tmp_path, torch.device("cpu"))
     null.to_parquet(tmp_path / "null.parquet")
     made = tables.load(tmp_path)
     mu, W = result["enc2/ff"].tensors()
@@ -179,6 +179,8 @@ def test_tables_are_those_of_snp(measured, tmp_path):
     assert nodes.noise.tolist() == found.noise.tolist()
     assert (nodes.ones == nodes.signal + nodes.column_noise + nodes.foreign_noise).all()
     assert len(made["null"]) == 2 * len(result.sites) and len(made["orders"]) == 2 * len(result.sites)
+    draws = made["controls"].groupby(["kind", "control"]).size()
+    assert draws["ff"].to_dict() == {"labels shuffled": 4, "random basis": 4} and len(draws["mha"]) == 4
     accuracy = made["accuracy"].set_index("site")
     own = (result["enc2/ff"].predictions["test"] == result.labels["test"]).mean()
     assert accuracy.accuracy["enc2/ff"] == pytest.approx(own, abs=1e-6)
