@@ -14,11 +14,16 @@ BIN := $(VENV)/bin
 EXTRAS := book,lab,test,dev
 PINS := $(shell sed '/^\[tool/,$$d' pyproject.toml | cat - constraints.txt | cksum | cut -d' ' -f1)
 STAMP := $(VENV)/.pins-$(PINS)
-OPTIONS = $(if $(DATASET),--dataset $(DATASET)) $(if $(MODEL),--model $(MODEL)) $(if $(PROFILE),--profile $(PROFILE))
+QUOTED = '$(subst ','\'',$(1))'
+OPTIONS = $(if $(DATASET),--dataset $(call QUOTED,$(DATASET))) $(if $(MODEL),--model $(call QUOTED,$(MODEL))) \
+  $(if $(PROFILE),--profile $(call QUOTED,$(PROFILE)))
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
 
+# What a user's shell has set for other projects shall not reach this one.
+unexport PYTHONPATH PYTHONHOME PYTHONOPTIMIZE MPLBACKEND MATPLOTLIBRC PIP_USER PIP_TARGET PIP_PREFIX
+
 .DEFAULT_GOAL := help
-.PHONY: help install reproduce book serve lab test test-all check links bench address pins clean distclean
+.PHONY: help install reproduce book serve lab test test-all check links bench pins clean distclean
 
 help: ## this list
 	@echo "make TARGET, where TARGET is one of:"
@@ -28,8 +33,9 @@ help: ## this list
 install: $(STAMP) ## the environment alone: .venv with everything that is pinned
 
 $(STAMP):
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-	  { echo "make: $(PYTHON) is older than Python 3.11; name a newer one: make PYTHON=/path/to/python3.11" >&2; exit 2; }
+	@$(if $(PYTHON),,{ echo "make: no Python here; install Python 3.11 or 3.12, or name it: make PYTHON=/path/to/python3.11" >&2; exit 2; })
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' || \
+	  { echo "make: $(PYTHON) is not Python 3.11 or 3.12, with which the pins were tested: make PYTHON=/path/to/python3.11" >&2; exit 2; }
 	@echo "Making $(VENV) (once; a few minutes, most of it the download of torch) ..."
 	@$(PYTHON) -m venv --clear $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[$(EXTRAS)]'
@@ -55,21 +61,19 @@ test: $(STAMP) ## all tests but the slow ones; says at the end what was left out
 test-all: $(STAMP) ## all tests, the slow ones too
 	@$(PYTEST)
 
-check: $(STAMP) ## lint, types, notebooks without outputs, workflows, links inside the project
+check: $(STAMP) ## lint, format, types, notebooks without outputs, workflows, the project's own files
 	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/nbstripout --verify notebooks/*.ipynb
 	@if command -v actionlint >/dev/null; then actionlint; else echo "actionlint is not installed here: the workflows were not linted"; fi
-	@$(BIN)/pytest -q tests/test_project.py
+	@$(BIN)/pytest -q tests/test_project.py tests/test_architecture.py
 
 links: $(STAMP) ## try every link of the book that leaves it (needs the network)
 	@$(BIN)/python -m tools.book links
 
 bench: $(STAMP) ## speed, against other people's code in the same run
 	@for script in benchmarks/bench_*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
-
-address: $(STAMP) ## write the repository's address from pyproject.toml into notebooks, README and CITATION.cff
-	@$(BIN)/python -m tools.book address
 
 pins: ## resolve the newest versions in a fresh environment and write them to constraints.txt
 	@rm -rf .venv-pins && $(PYTHON) -m venv .venv-pins

@@ -220,7 +220,7 @@ def main() -> None:
     if options.out:
         about = {"source": source, "where": where, "nodes": nodes, "images": options.images}
         found = {**about, "extrapolated": ["silencing"], "seconds": times, "times faster": ratios}
-        options.out.write_text(json.dumps(found, indent=2) + "\n")
+        options.out.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

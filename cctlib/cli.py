@@ -15,10 +15,12 @@ import tyro
 from cctlib.data import images as data
 from cctlib.errors import UserError
 from cctlib.snp import measure
-from cctlib.stages import replacing
+from cctlib.stages import PACKAGE, replacing
 from cctlib.study import Missing, Study, open_study, resolve_device
 from cctlib.training import recipes
 from cctlib.training.recipes import UNCHANGED, Changes
+
+DESCRIPTION = "Measure what single nodes of a Compact Convolutional Transformer know about every label."
 
 Dataset = Annotated[
     str, tyro.conf.arg(help="cifar100, flowers102, flowers102-kaggle, demo, or folder:PATH", metavar="NAME")
@@ -29,7 +31,7 @@ ModelName = Annotated[
 ProfileArg = Annotated[
     str,
     tyro.conf.arg(
-        help="quick: a subset of images; full: all; scratch: train first; shipped: compute nothing; auto: full on a GPU",
+        help="quick: a subset of images; full: all; scratch: train first; shipped: compute nothing; auto: full on GPUs",
         metavar="NAME",
     ),
 ]
@@ -77,8 +79,7 @@ def data_command(dataset: Dataset = "cifar100") -> None:
 
 
 def probe_command(chosen: Chosen = AS_USUAL) -> None:
-    """Train a probe on every site and show the progressive accuracy (test images): per image with a 95% bootstrap interval, and
-    per label."""
+    """Train a probe on every site and show its accuracy on test images: per image with a 95% interval, and per label."""
     study = chosen.open()
     _say(study)
     table, result = study.tables["accuracy"], study.measurement
@@ -98,9 +99,8 @@ def snp_command(
     table = study.tables["by_theta"]
     found = table[(table.theta - theta).abs() < 1e-6]
     if found.empty:
-        raise UserError(
-            f"theta {theta} was not measured; measured are {', '.join(str(value) for value in sorted(table.theta.unique()))}"
-        )
+        measured = ", ".join(str(value) for value in sorted(table.theta.unique()))
+        raise UserError(f"theta {theta} was not measured; measured are {measured}")
     _say(study)
     columns = [
         "site",
@@ -239,11 +239,17 @@ def train_command(
 
 def reproduce_command(chosen: Chosen = AS_USUAL) -> None:
     """Measure, execute all notebooks and build the book; what is done already is not done again."""
+    clone = PACKAGE.parent
+    if not (clone / "tools" / "reproduce.py").is_file():
+        raise UserError(
+            "reproduce needs a clone of the repository, which holds the notebooks: "
+            "git clone https://github.com/cctlib/cctlib, then make reproduce in it"
+        )
+    sys.path.insert(0, str(clone))  # tools are not installed
     from tools.reproduce import reproduce
 
-    print(
-        f"The book is built: open {reproduce(chosen.dataset, chosen.model, chosen.profile, chosen.runs, chosen.device)}"
-    )
+    page = reproduce(chosen.dataset, chosen.model, chosen.profile, chosen.runs, chosen.device)
+    print(f"The book is built: open {page}")
 
 
 def ship_command(chosen: Chosen = StudyOptions(profile="full")) -> None:
@@ -267,8 +273,9 @@ def ship_weights_command(
 
 def _say(study: Study) -> None:
     about = study.provenance
+    network = f"{about['model']} (weights {about['weights'][:10]})"
     print(
-        f"{about['dataset']}, {about['model']} (weights {about['weights'][:10]}), profile {about['profile']}, {study.source}: "
+        f"{about['dataset']}, {network}, profile {about['profile']}, {study.source}: "
         f"{study.measurement.accuracy():.2%} of {len(study.measurement.labels['test']):,} test images"
     )
 
@@ -298,21 +305,22 @@ def main(arguments: list[str] | None = None) -> None:
         tyro.extras.subcommand_cli_from_dict(
             commands(),
             prog="cctlib",
-            description=__doc__.splitlines()[0],
+            description=DESCRIPTION,
             args=arguments,
             config=(tyro.conf.OmitSubcommandPrefixes,),
         )
     except UserError as error:
         sys.exit(_fail(str(error), 2))
     except KeyboardInterrupt:
-        sys.exit(_fail("interrupted; the same command goes on from the last checkpoint", 130))
-    except OSError as error:
         sys.exit(
             _fail(
-                f"{error.filename or 'the system'}: {error.strerror or error}; free the space or mend the path, then run again",
-                1,
+                "interrupted; what is finished is kept, and the same command goes on from there (train: with --resume)",
+                130,
             )
         )
+    except OSError as error:
+        where = error.filename or "the system"
+        sys.exit(_fail(f"{where}: {error.strerror or error}; free the space or mend the path, then run again", 1))
 
 
 def _fail(message: str, status: int) -> int:

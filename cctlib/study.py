@@ -154,7 +154,12 @@ def open_study(
     or `default`. profile: `quick`, `full`, `scratch` (train first), `shipped` (read what comes with the model), or `auto`.
     Raises `UserError` for bad names, and where neither images nor a shipped measurement can be had.
     """
-    runs, where = Path(runs), resolve_device(device)
+    runs, where = from_here(runs), resolve_device(device)
+    kind, _, path = dataset.partition(":")
+    if kind == "folder" and path:
+        dataset = f"folder:{from_here(path)}"
+    if (from_here(model) / "manifest.json").is_file():
+        model = str(from_here(model))
     chosen = resolve_profile(profile, where)
     if chosen is None:
         return shipped_study(dataset, model, where)
@@ -165,6 +170,13 @@ def open_study(
             raise
         print(f"{missing}\nGoing on from the measurement that ships with the model.", file=sys.stderr, flush=True)
         return shipped_study(dataset, model, where)
+
+
+def from_here(path: Path | str) -> Path:
+    """A path as an absolute one, without links. In a clone, notebooks/ counts as the root: JupyterLab starts there."""
+    here, root = Path.cwd(), stages.PACKAGE.parent
+    start = root if here == root / "notebooks" and (root / "pyproject.toml").is_file() else here
+    return (start / Path(path).expanduser()).resolve()
 
 
 def shipped_model(dataset: str, model: str) -> Model | None:
@@ -207,8 +219,14 @@ def provenance_of(studies: Iterable[Study]) -> dict[str, str]:
 def measured_study(dataset: str, model: str, profile: Profile, runs: Path, device: torch.device) -> Study:
     """Run the stages that are not done yet, and return the study."""
     dataset = data.describe(dataset).name  # one folder is one data set, however its path is written
-    home = runs / dataset.replace(":", "_").replace("/", "_")
+    kind, _, path = dataset.partition(":")
+    home = runs / (f"{kind}-{Path(path).name}-{stages.sha256_json(path)[:8]}" if path else dataset)
     known = None if profile.name == "scratch" else manifest.find(dataset, model)
+    if known is None and profile.name != "scratch" and dataset != "demo" and "google.colab" in sys.modules:
+        raise UserError(
+            f"no trained network of {dataset} comes with cctlib, and training one takes hours: set profile = "
+            '"scratch" to train it all the same, or give the folder of a trained one as the model'
+        )
     network = known or train_model(dataset, home, device)
     per_label = {"train": profile.train, "held-out": profile.held_out, "test": profile.test}
     train, held_out, test = (load_images(dataset, split, count, network) for split, count in per_label.items())
@@ -236,6 +254,7 @@ def measured_study(dataset: str, model: str, profile: Profile, runs: Path, devic
 def train_model(dataset: str, home: Path, device: torch.device) -> Model:
     """Train the data set's own recipe; the stage's folder is a model folder."""
     recipe = recipe_for(dataset, device)
+    print(f"training a network on {dataset} first: recipe {recipe.name}, {recipe.epochs} epochs", file=sys.stderr)
     images = {split: data.load(dataset, split, image_size=recipe.image_size) for split in ("train", "held-out", "test")}
     folder = stages.stage(
         home,

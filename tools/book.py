@@ -59,13 +59,13 @@ def assemble(executed: Sequence[Path], out: Path) -> None:
     shutil.rmtree(out, ignore_errors=True)
     shutil.copytree(ROOT / "book", out / "book", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "_toc.yml", out)
-    settings = (ROOT / "_config.yml").read_text()
+    settings = (ROOT / "_config.yml").read_text(encoding="utf-8")
     (out / "_config.yml").write_text(
         settings + f'\nrepository: {{url: "{address()}", branch: main, path_to_book: ""}}\n'
     )
     _copy_plotly(out / "book" / "_static")
     runs = {name: run_of(copies[name], notebook) for name, notebook in notebooks.items()}
-    (out / "book" / "found.json").write_text(json.dumps(glued(notebooks), indent=1))
+    (out / "book" / "found.json").write_text(json.dumps(glued(notebooks), indent=1), encoding="utf-8")
     _fill(out / "book" / "runs.md", "<!-- runs -->", _runs_table(runs))
     _fill(out / "book" / "api.md", "<!-- modules -->", _modules())
     _fill(out / "book" / "methods.md", "<!-- rules -->", _rules())
@@ -73,7 +73,7 @@ def assemble(executed: Sequence[Path], out: Path) -> None:
     (out / "notebooks").mkdir()
     for name, notebook in notebooks.items():
         written = as_page(notebook, name, runs[name])
-        (out / "notebooks" / name).write_text(json.dumps(written, indent=1, ensure_ascii=False) + "\n")
+        (out / "notebooks" / name).write_text(json.dumps(written, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def build(source: Path, html: Path) -> None:
@@ -83,13 +83,13 @@ def build(source: Path, html: Path) -> None:
     `html`, and the complaints are printed.
     """
     inputs = _hash(source)
-    if (html / ".inputs").is_file() and (html / ".inputs").read_text() == inputs:
+    if (html / ".inputs").is_file() and (html / ".inputs").read_text(encoding="utf-8") == inputs:
         return
     html.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".book-", dir=html.parent) as work:
         _jupyter_book(source, Path(work), html.with_name("book.log"))
         made = Path(work) / "_build" / "html"
-        (made / ".inputs").write_text(inputs)
+        (made / ".inputs").write_text(inputs, encoding="utf-8")
         old = html.with_name(f"{html.name}.old")
         shutil.rmtree(old, ignore_errors=True)
         if html.exists():
@@ -127,7 +127,7 @@ def _jupyter_book(source: Path, out: Path, log: Path, *options: str) -> None:
         env={**os.environ, "PYTHONPATH": paths, "NO_COLOR": "1"},
     )
     said = re.sub(r"\x1b\[[\d;]*m", "", done.stdout)  # colours
-    log.write_text(said)
+    log.write_text(said, encoding="utf-8")
     if done.returncode:
         complaints = [line for line in said.splitlines() if re.search(r"WARNING|ERROR|Error:|broken", line)]
         print("\n".join(complaints or said.splitlines()[-20:]), file=sys.stderr)
@@ -200,16 +200,16 @@ def _first_version() -> str:
 
 
 def _fill(page: Path, mark: str, text: str) -> None:
-    written = page.read_text()
+    written = page.read_text(encoding="utf-8")
     if mark not in written:
         raise UserError(f"{page.name} has lost its line {mark}, which says where the build writes; put it back")
-    page.write_text(written.replace(mark, text))
+    page.write_text(written.replace(mark, text), encoding="utf-8")
 
 
 def _copy_plotly(static: Path) -> None:
     import plotly.offline
 
-    (static / "plotly.min.js").write_text(plotly.offline.get_plotlyjs())
+    (static / "plotly.min.js").write_text(plotly.offline.get_plotlyjs(), encoding="utf-8")
 
 
 def _versions(*packages: str) -> dict[str, str]:
@@ -224,7 +224,7 @@ def _versions(*packages: str) -> dict[str, str]:
 
 def _pages(toc: Path) -> list[str]:
     """The pages that a table of contents names, in its order."""
-    return re.findall(r"^\s*(?:- )?(?:root|file):\s*(\S+)", toc.read_text(), flags=re.M)
+    return re.findall(r"^\s*(?:- )?(?:root|file):\s*(\S+)", toc.read_text(encoding="utf-8"), flags=re.M)
 
 
 # --- the repository's address ------------------------------------------------------------------------------------------
@@ -234,7 +234,7 @@ def address() -> str:
     """The address of the repository. It stands in pyproject.toml and nowhere else; everything else is written from there."""
     project = ROOT / "pyproject.toml"
     if project.is_file():
-        return tomllib.loads(project.read_text())["project"]["urls"]["Repository"]
+        return tomllib.loads(project.read_text(encoding="utf-8"))["project"]["urls"]["Repository"]
     urls = dict(line.split(", ", 1) for line in metadata.metadata("cctlib").get_all("Project-URL") or [])
     return urls["Repository"]
 
@@ -248,7 +248,7 @@ def write_address() -> list[Path]:
     stale = re.compile(r"https://github\.com/[\w.-]+/" + re.escape(here.rpartition("/")[2]) + r"(?![\w-])")
     changed = []
     for path in [ROOT / "README.md", ROOT / "CITATION.cff", *sorted((ROOT / "notebooks").glob("*.ipynb"))]:
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8")
         if stale.sub(here, text) != text:
             path.write_text(stale.sub(here, text))
             changed.append(path)

@@ -17,7 +17,7 @@ UNSEEN_TAGS = {"parameters", "injected-parameters"}  # what was set is told on t
 def read_executed(path: Path) -> dict:
     """Read an executed notebook. Raises `UserError` when papermill did not run it to its end, or a cell failed."""
     try:
-        notebook = json.loads(path.read_text())
+        notebook = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; run: make reproduce") from None
     except ValueError:
@@ -118,7 +118,7 @@ def run_of(path: Path, notebook: dict) -> dict[str, str]:
     """When, where, with what and for how long a notebook ran: from papermill, and from the record of its stage if there is one."""
     run = notebook["metadata"]["papermill"]
     record = path.with_name("provenance.json")
-    about = json.loads(record.read_text()) if record.is_file() else {}
+    about = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
     versions = ", ".join(f"{key} {about[key]}" for key in ("python", "torch", "numpy") if key in about)
     python = notebook["metadata"].get("language_info", {}).get("version", "")
     return {

@@ -28,14 +28,14 @@ def notebooks(folder: Path) -> list[Path]:
 
 def reproduce(dataset: str, model: str, profile: str, runs: Path, device: str) -> Path:
     """Measure, execute all notebooks and build the book. Returns the page to open."""
-    sources = notebooks(Path("notebooks"))
+    sources = notebooks(book.ROOT / "notebooks")
     study = open_study(dataset, model, profile, runs, device)
     later_stages(study)
     parameters = {"dataset": dataset, "model": model, "profile": profile, "runs": str(runs), "device": device}
     if study.source == "shipped":
         parameters["profile"] = "shipped"
     executed = [execute(source, parameters, study, runs) for source in tqdm(sources, desc="notebooks", unit="notebook")]
-    return book.make(executed, Path("_build"))
+    return book.make(executed, book.ROOT / "_build")
 
 
 def later_stages(study: Study) -> dict[str, Path]:

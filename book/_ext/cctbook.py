@@ -22,7 +22,7 @@ def found_role(name, rawtext, text, lineno, inliner, options=None, content=None)
     env = inliner.document.settings.env
     source = Path(env.srcdir) / "book" / "found.json"
     env.note_dependency(str(source))
-    entry = json.loads(source.read_text()).get(text)
+    entry = json.loads(source.read_text(encoding="utf-8")).get(text)
     if entry is None:
         return [nodes.emphasis(rawtext, NOT_FOUND)], []
     link = pending_xref(

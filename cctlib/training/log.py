@@ -22,7 +22,7 @@ class Log:
             return
         kept = [row for row in _rows(self.path) if row["step"] <= step]
         with stages.replacing(self.path) as temporary:
-            temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
+            temporary.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
         if tensorboard:
             self.board = _board(folder, step)
 
@@ -30,7 +30,7 @@ class Log:
         """Append a row; it is in the file when this returns."""
         if not self.writes:
             return
-        with self.path.open("a") as file:
+        with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
         if self.board is not None:
             for name, value in row.items():
@@ -61,7 +61,7 @@ def read_log(path: Path) -> pd.DataFrame:
 def _rows(path: Path) -> list[dict[str, float]]:
     """The whole rows of a log; the last line may have been cut by a kill."""
     rows = []
-    for line in path.read_text().splitlines() if path.exists() else []:
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
         try:
             rows.append(json.loads(line))
         except ValueError:
