@@ -223,11 +223,16 @@ def train_command(
 
     chosen = recipes.recipe(recipe, **{name: value for name, value in vars(changes).items() if value is not None})
     images = {split: data.load(dataset, split, image_size=chosen.image_size) for split in ("train", "held-out")}
+    try:
+        test = data.load(dataset, "test", image_size=chosen.image_size)
+    except data.DataUnavailable:
+        test = None
     weights = run.train(
         chosen,
         images["train"] if per_label is None else images["train"].subset(per_label=per_label),
         images["held-out"],
         folder,
+        test=test,
         device=resolve_device(device),
         resume=resume,
         hours=hours,
@@ -250,25 +255,6 @@ def reproduce_command(chosen: Chosen = AS_USUAL) -> None:
 
     page = reproduce(chosen.dataset, chosen.model, chosen.profile, chosen.runs, chosen.device)
     print(f"The book is built: open {page}")
-
-
-def ship_command(chosen: Chosen = StudyOptions(profile="full")) -> None:
-    """Copy a measurement into the model's folder under artifacts/ (for maintainers)."""
-    from tools.ship import ship_study
-
-    print(f"wrote {ship_study(chosen.open())}")
-
-
-def ship_weights_command(
-    folder: Annotated[Path, tyro.conf.arg(help="of a finished training", metavar="DIR")],
-    default: Annotated[bool, tyro.conf.arg(help="make it the model that the book shows for its data set")] = False,
-    device: Device = "auto",
-) -> None:
-    """Round trained weights, measure their accuracy, and put them under artifacts/ (for maintainers)."""
-    from tools.ship import ship_run
-
-    model = ship_run(folder, default=default, device=resolve_device(device))
-    print(f"wrote {model.folder}: {model.manifest['accuracy']['test']:.2%} of the test images")
 
 
 def _say(study: Study) -> None:
@@ -294,8 +280,6 @@ def commands() -> dict[str, Callable]:
         "heads": heads_command,
         "andc": andc_command,
         "reproduce": reproduce_command,
-        "ship": ship_command,
-        "ship-weights": ship_weights_command,
     }
 
 

@@ -48,7 +48,8 @@ RECORD = "stage.json"  # what went in and the hash of what came out: equal for e
 PROVENANCE = "provenance.json"  # when, where, how long: different for every run
 LOG = "log.jsonl"  # the course of a training, with its times: likewise
 RUN = "run.json"  # what a training was given, and the machine that it began on: likewise
-UNREPEATABLE = (RECORD, PROVENANCE, LOG, RUN)  # not hashed among a stage's outputs
+MANIFEST = "manifest.json"  # what trained weights are, their hash included, and how long it took: likewise
+UNREPEATABLE = (RECORD, PROVENANCE, LOG, RUN, MANIFEST)  # not hashed among a stage's outputs
 CLOCK = "checkpoint-clock.json"  # who computes a stage, since when, and for how long it was computed before
 
 
@@ -160,15 +161,18 @@ def write_json(path: Path, value: object) -> None:
 
 
 def read_json(path: Path) -> dict:
-    """Read a JSON file; a missing or broken one is a `UserError` that names it."""
+    """Read a JSON file of entries by name; a missing or broken one is a `UserError` that names it."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(
             f"{path} is missing; it should have been written beside its data, restore or remake it"
         ) from None
     except ValueError as error:
         raise UserError(f"{path} is not valid JSON ({error}); remove it and run again") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path} holds a {type(value).__name__} instead of entries by name; remove it and run again")
+    return value
 
 
 def write_tables(tables: Mapping[str, pd.DataFrame], folder: Path) -> None:

@@ -256,10 +256,14 @@ def train_model(dataset: str, home: Path, device: torch.device) -> Model:
     recipe = recipe_for(dataset, device)
     print(f"training a network on {dataset} first: recipe {recipe.name}, {recipe.epochs} epochs", file=sys.stderr)
     images = {split: data.load(dataset, split, image_size=recipe.image_size) for split in ("train", "held-out", "test")}
+
+    def compute(work: Path) -> None:
+        run.train(recipe, images["train"], images["held-out"], work, test=images["test"], device=device, resume=True)
+
     folder = stages.stage(
         home,
         "train",
-        lambda work: run.train_model(recipe, images, work, device=device),
+        compute,
         room="training",
         reads={split: part.fingerprint for split, part in images.items()},
         settings=asdict(recipe),

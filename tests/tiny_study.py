@@ -51,6 +51,5 @@ def untrained(dataset, folder):
         dataset=dataset,
         normalisation={"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)},
         labels=names,
-        training={},
     )
     return study.measured_study(dataset, str(folder), PROFILE, folder.with_name("runs"), torch.device("cpu"))

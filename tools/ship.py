@@ -1,166 +1,168 @@
-"""Make the folders under `artifacts/`: what comes with the package (a maintainer's job, `cctlib ship`).
+"""Make the folders under `artifacts/`: what comes with the package (a maintainer's job).
 
-Weights are rounded to fp16, and what the rounding costs is measured and written into the manifest. A study's measurement and
-tables are copied beside them, so that the book can be read, and drawn again, without images, weights or a GPU. The picture
-in the README is drawn from them.
+    python -m tools.ship weights FOLDER --default    weights of a finished training
+    python -m tools.ship measurement --dataset NAME  the measurement and tables of a study
+
+Weights are rounded to fp16, and what the rounding costs is measured and written into the manifest. A study's
+measurement and tables are copied beside them, so that the book can be read, and drawn again, without images, weights or
+a GPU. The picture in the README is drawn from them.
 """
 
 import io
 import shutil
-from collections.abc import Mapping
-from dataclasses import asdict
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
+import tyro
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from cctlib import figures, stages
 from cctlib.data import images as data
-from cctlib.data.images import Images, batches
 from cctlib.errors import UserError
 from cctlib.figures import nodes
-from cctlib.model import cct, checkpoints, manifest
-from cctlib.model.manifest import Model
-from cctlib.model.precision import autocast
+from cctlib.model import manifest
+from cctlib.model.manifest import Model, Unrounded
 from cctlib.snp import measure
-from cctlib.study import Study, open_study
-from cctlib.training import log, trainer
-from cctlib.training.recipes import Recipe, from_dict
+from cctlib.study import Study, open_study, resolve_device
+from cctlib.training import log, run, trainer
 from tools.reproduce import later_stages
 
 HERO = stages.PACKAGE.parent / "book" / "_static" / "hero.png"
 LARGEST = 20_000_000  # bytes of one file in git
 
 
-def ship_run(folder: Path, destination: Path | None = None, *, default: bool, device: torch.device) -> Model:
-    """`ship_weights` for what `cctlib train` left in `folder`, by default to its place under `artifacts/`.
+def ship_run(folder: Path, name: str = "", *, default: bool, device: torch.device) -> Model:
+    """Ship the weights that `cctlib train` left in `folder`, in fp16, with their log, as `artifacts/<data set>/<name>`.
 
-    The manifest says on which machine, from which commit and for how long it was trained. Raises `UserError` for a run without an
-    end, and as `ship_weights`.
+    name: that of the model, with the seed where it is not 0, if none is given. default: make it the data set's only
+    default. Where other weights shipped under that name, their measurement goes.
+    Raises `UserError` for a run that has not come to its end, and when its images are no longer what they were.
     """
-    run = stages.read_json(folder / stages.RUN)
     weights = folder / trainer.WEIGHTS
     if not weights.is_file():
         raise UserError(
             f"{folder} holds no {weights.name}; its training has not come to its end, go on with: cctlib train --resume"
         )
-    recipe, dataset = from_dict(run["recipe"]), run["data"]["dataset"]
-    minutes = round(log.read_log(folder / log.FILE).seconds.max() / 60, 1)
-    target = destination or stages.shipped() / dataset / recipe.model
-    about = {"minutes": minutes, **run["environment"]}
-    return ship_weights(weights, recipe, dataset, target, training=about, default=default, device=device)
+    record = stages.read_json(folder / stages.RUN)
+    dataset, recipe = record["data"]["dataset"], record["recipe"]
+    if dataset not in data.DATASETS:
+        raise UserError(f"{folder} was trained on {dataset}; only models of data sets with a name of their own ship")
+    judged = [data.load(dataset, split, image_size=recipe["image_size"]) for split in ("held-out", "test")]
+    if judged[0].fingerprint != record["data"]["held-out"]:
+        raise UserError(
+            f"the held-out images of {dataset} are not those of the training in {folder}; "
+            "ship from where its images are as they were"
+        )
+    original = run.write_model(weights, folder, judged, device=device)
+    name = name or (f"{recipe['model']}-seed{recipe['seed']}" if recipe["seed"] else recipe["model"])
+    destination = stages.shipped() / dataset / name
+    rounded = _ship_weights(weights, destination)
+    with stages.replacing(destination / log.FILE) as temporary:
+        shutil.copyfile(folder / log.FILE, temporary)
+    if default:
+        _no_other_default(destination)
+    assert original.manifest.accuracy is not None  # it was just measured
+    unrounded = Unrounded(original.weights_hash, original.manifest.accuracy)
+    return run.write_model(rounded, folder, judged, device=device, name=name, default=default, unrounded=unrounded)
 
 
-def ship_weights(
-    weights: Path,
-    recipe: Recipe,
-    dataset: str,
-    destination: Path,
-    *,
-    training: Mapping[str, object] | None = None,
-    default: bool,
-    device: torch.device,
-) -> Model:
-    """Round trained weights to fp16, measure them before and after, and write a model folder at `destination`.
-
-    The recipe says what the network is and at which size it reads images; it goes into the manifest with the number and the
-    fingerprint of the training images. `training`: what else there is to say of the run, as its device and its length.
-    A log beside the weights goes along. Accuracies are given per image and per label (the mean over labels that have images).
-    Raises `UserError` when the weights do not fit the recipe or the data set.
-    """
-    splits = {split: data.load(dataset, split, image_size=recipe.image_size) for split in data.SPLITS}
-    learned = splits.pop("train")
-    config = recipe.config(learned.num_labels)
-    original = checkpoints.load_weights(weights, config)
-    destination.mkdir(parents=True, exist_ok=True)
-    rounded = destination / "weights.safetensors"
+def _ship_weights(weights: Path, destination: Path) -> Path:
+    """Write the weights in fp16. Where other weights were there, their manifest and their measurement go first."""
+    rounded = destination / trainer.WEIGHTS
     with stages.replacing(rounded) as temporary:
-        save_file({name: value.half().contiguous() for name, value in original.state_dict().items()}, temporary)
-    if (weights.parent / log.FILE).is_file():
-        with stages.replacing(destination / log.FILE) as temporary:
-            shutil.copyfile(weights.parent / log.FILE, temporary)
-    about = {"recipe": asdict(recipe), "images": len(learned), "split": "train, without the held-out images"} | dict(
-        training or {}
-    )
-    model = manifest.write_manifest(
-        destination,
-        name=recipe.model,
-        config=config,
-        weights=rounded,
-        default=default,
-        dataset=dataset,
-        normalisation=trainer.constants(learned),
-        labels=learned.names,
-        training=about,
-    )
-    before = {split: network_accuracy(original.to(device), model, images, device) for split, images in splits.items()}
-    after = {split: network_accuracy(model.network(device), model, images, device) for split, images in splits.items()}
-    measured = {
-        "accuracy": {split: found[0] for split, found in after.items()},
-        "accuracy_per_label": {split: found[1] for split, found in after.items()},
-        "accuracy_before_rounding": {split: found[0] for split, found in before.items()},
-        "weights_before_rounding": stages.sha256_file(weights),
-        "data": {"train": learned.fingerprint} | {split: images.fingerprint for split, images in splits.items()},
-        "measured": stages.environment(device),
-    }
-    stages.write_json(destination / "manifest.json", model.manifest | measured)
-    return manifest.open_model(destination)
+        save_file({name: value.half().contiguous() for name, value in load_file(weights).items()}, temporary)
+        if rounded.is_file() and stages.sha256_file(rounded) != stages.sha256_file(temporary):
+            (destination / manifest.FILE).unlink(missing_ok=True)
+            _remove_measurement(destination)
+    return rounded
 
 
-@torch.no_grad()
-def network_accuracy(network: cct.CCT, model: Model, images: Images, device: torch.device) -> tuple[float, float]:
-    """Share of the images that the network gets right, and the mean of this share over the labels that have images."""
-    right = []
-    for pixels, labels in batches(images, 256, device=device):
-        with autocast(device):
-            right.append(network(model.normalise(pixels)).argmax(1) == labels)
-    correct = torch.cat(right).cpu()
-    counts = images.labels.bincount(minlength=images.num_labels)
-    found = images.labels[correct].bincount(minlength=images.num_labels)
-    present = counts > 0
-    return correct.double().mean().item(), (found[present] / counts[present].double()).mean().item()
+def _remove_measurement(folder: Path) -> None:
+    for pattern in ("measurement.*", "*.parquet", f"*.{stages.PROVENANCE}"):
+        for path in folder.glob(pattern):
+            path.unlink()
+
+
+def _no_other_default(destination: Path) -> None:
+    for path in destination.parent.glob(f"*/{manifest.FILE}"):
+        if path.parent != destination:
+            manifest.save(path.parent, replace(manifest.open_model(path.parent).manifest, default=False))
 
 
 def ship_study(study: Study) -> Path:
-    """Copy a study's measurement and tables into its model's folder; its record of images and settings goes along.
+    """Copy a study's measurement and tables to its model's folder, in place of those that shipped before.
 
-    Raises `UserError` for a study that was itself opened from shipped files, or a file too large for git.
+    Raises `UserError` for a study that was itself opened from shipped files, and for a file too large for git.
     """
+    folder = study.model.folder
     if study.source != "measured":
         raise UserError("this study was opened from the files that ship; measure one with profile quick or full")
-    folders = {stage: study.folders[stage] for stage in ("measure", "tables")} | later_stages(study)
-    for stage, folder in folders.items():
-        for path in sorted(folder.iterdir()):
-            if path.name in (stages.RECORD, measure.POOLED):
-                continue
-            name = f"{stage}.{path.name}" if path.name == stages.PROVENANCE else path.name
-            if path.stat().st_size > LARGEST:
-                raise UserError(
-                    f"{path.name} has {path.stat().st_size:,} bytes, more than the {LARGEST:,} that one file may have"
-                )
-            shutil.copyfile(path, study.model.folder / name)
-    if study.dataset == "cifar100" and study.model.manifest.get("default"):
+    made = {stage: study.folders[stage] for stage in ("measure", "tables")} | later_stages(study)
+    files = {
+        f"{stage}.{path.name}" if path.name == stages.PROVENANCE else path.name: path
+        for stage, home in made.items()
+        for path in sorted(home.iterdir())
+        if path.name not in (stages.RECORD, measure.POOLED)
+    }
+    for path in files.values():
+        if path.stat().st_size > LARGEST:
+            raise UserError(
+                f"{path} has {path.stat().st_size:,} bytes, more than the {LARGEST:,} that one file may have"
+            )
+    _remove_measurement(folder)
+    for name, path in files.items():
+        shutil.copyfile(path, folder / name)
+    if study.dataset == "cifar100" and study.model.manifest.default:
         draw_hero()
-    return study.model.folder
+    return folder
 
 
 def draw_hero(path: Path = HERO) -> Path:
-    """Draw the README's picture from the measurement that ships with CIFAR-100's default model; its hash goes into the file, for
-    a test to compare.
+    """Draw the README's picture from the measurement that ships with CIFAR-100's default model.
 
-    Its nodes are those of median noise at the first and the last encoder's `ff`: nobody picked them.
+    The measurement's hash goes into the file, for a test to compare. Its nodes are those of median noise at the first and the last encoder's `ff`: nobody picked them.
     """
     study = open_study("cifar100", profile="shipped", device="cpu")
     places = [f"enc{m}/ff" for m in (1, study.measurement.encoders)]
-    chosen = [nodes.typical(study.tables["nodes"], place) for place in places]
-    seen = [
-        nodes.look(*study.measurement[place].tensors(), place, node) for place, node in zip(places, chosen, strict=True)
-    ]
-    figure = figures.stamp(figures.overview.hero(seen[0], seen[1], study.tables["by_theta"]), study.provenance)
+    median = [nodes.typical(study.tables["nodes"], place) for place in places]
+    first, last = (
+        nodes.look(*study.measurement[place].tensors(), place, node) for place, node in zip(places, median, strict=True)
+    )
+    figure = figures.stamp(figures.overview.hero(first, last, study.tables["by_theta"]), study.provenance)
     source = PngInfo()
     source.add_text("Source", stages.sha256_file(study.model.folder / measure.FILE))
     with stages.replacing(path) as temporary:
         Image.open(io.BytesIO(figures.to_png(figure, dpi=150))).save(temporary, "PNG", optimize=True, pnginfo=source)
     return path
+
+
+def weights(folder: Path, /, name: str = "", default: bool = False, device: str = "auto") -> None:
+    """Ship the weights of a finished training.
+
+    Args:
+        folder: that `cctlib train` wrote.
+        name: under which they ship; that of the model where none is given.
+        default: make it the model that the book shows for its data set.
+        device: cpu, cuda, or auto.
+    """
+    model = ship_run(folder, name, default=default, device=resolve_device(device))
+    assert model.manifest.accuracy is not None
+    print(f"wrote {model.folder}: {model.manifest.accuracy['test']:.2%} of the test images")
+
+
+def measurement(
+    dataset: str = "cifar100", model: str = "default", profile: str = "full", runs: str = "runs", device: str = "auto"
+) -> None:
+    """Ship the measurement and the tables of a study, measuring what is not measured yet."""
+    print(f"wrote {ship_study(open_study(dataset, model, profile, runs, device))}")
+
+
+if __name__ == "__main__":
+    try:
+        tyro.extras.subcommand_cli_from_dict({"weights": weights, "measurement": measurement}, prog="tools.ship")
+    except UserError as error:
+        sys.exit(f"tools.ship: {error}")

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from cctlib.data.images import Images, batches
+from cctlib.errors import UserError
 from cctlib.model.precision import Precision, autocast
 
 
@@ -43,6 +44,30 @@ def forward(
                 logits, nodes = network(normalise(pixels), taps=taps) if taps else (network(normalise(pixels)), {})
             yield number * batch, labels, logits, nodes
             bar.update()
+
+
+def accuracies(
+    network: nn.Module,
+    normalise: Callable[[Tensor], Tensor],
+    images: Images,
+    *,
+    device: torch.device | str,
+    precision: Precision = "auto",
+    batch: int = 256,
+) -> tuple[float, float]:
+    """Shares of 1: of the images that are classified correctly, and the mean of this share over the labels.
+
+    Labels without images do not count. Raises `UserError` when there are no images at all.
+    """
+    if not len(images):
+        raise UserError(f"{images.dataset} has no {images.split} images; accuracy cannot be measured")
+    passes = forward(network, normalise, images, device=device, precision=precision, batch=batch)
+    correct = torch.cat([logits.argmax(1) == labels for _, labels, logits, _ in passes]).cpu()
+    labels = images.labels.cpu()
+    of_label = labels.bincount(minlength=images.num_labels)
+    correct_of_label = labels[correct].bincount(minlength=images.num_labels)
+    shares = (correct_of_label / of_label.double())[of_label > 0]
+    return correct.double().mean().item(), shares.mean().item()
 
 
 def on_device(images: Images, device: torch.device | str) -> Images:

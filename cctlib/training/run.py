@@ -4,28 +4,32 @@
     folder/run.json                recipe, images, and the machine that it began on
     folder/log.jsonl               a row every few steps, with held-out accuracy where an epoch ends
     folder/weights.safetensors     the result, fp32
+    folder/manifest.json           what it is (see `model/manifest.py`): every command can open the folder
 
 `recipes.py` says what is trained and how, `trainer.py` does a step, `processes.py` knows of torchrun and of signals.
 """
 
 import math
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 from tqdm.auto import tqdm
 
-from cctlib.data.images import Images
+from cctlib import stages
+from cctlib.data.images import Images, normalise
 from cctlib.errors import UserError
 from cctlib.model import checkpoints, manifest
+from cctlib.model.forward import accuracies
+from cctlib.training.log import FILE as LOG
 from cctlib.training.log import Log, read_log
 from cctlib.training.processes import Place, processes, stop_signals
-from cctlib.training.recipes import RECIPES, Recipe, recipe, recipe_for
-from cctlib.training.trainer import CHECKPOINT, Trainer, constants, evaluate, form_of_attention
-
-__all__ = ["RECIPES", "Recipe", "read_log", "recipe", "recipe_for", "train", "train_model"]
+from cctlib.training.recipes import Recipe, from_dict
+from cctlib.training.trainer import CHECKPOINT, Trainer, constants, form_of_attention
 
 LOG_STEPS = 50  # optimizer steps from one row of the log to the next
 GO_ON, SAVE, STOP = range(3)
@@ -33,10 +37,11 @@ GO_ON, SAVE, STOP = range(3)
 
 def train(
     recipe: Recipe,
-    train: Images,
+    images: Images,
     held_out: Images,
     folder: Path,
     *,
+    test: Images | None = None,
     device: torch.device | str,
     resume: bool = False,
     hours: float | None = None,
@@ -47,7 +52,8 @@ def train(
     """Train a network from nothing, or go on with the run in `folder`.
 
     Args:
-        train, held_out: the images to learn from, and those to report accuracy on.
+        images, held_out: the images to learn from, and those to report accuracy on.
+        test: where they are on this machine, the accuracy of the final weights is measured on them, too.
         device: cpu, cuda, or one of several GPUs; under torchrun each process takes its own GPU.
         resume: go on from the folder's checkpoint where there is one. Without it, a folder with a run is refused.
         hours: stop with a checkpoint after so long (an evaluation that has begun is finished). The schedule is
@@ -56,7 +62,7 @@ def train(
         checkpoint_minutes: from one checkpoint to the next. There is one at SIGTERM and SIGINT, too, and at the end.
         tensorboard: write the log for TensorBoard as well.
 
-    Returns the weights file or, when `hours` ended first, the checkpoint. Under torchrun all processes share
+    Returns the weights file, with a manifest beside it, or, when `hours` ended first, the checkpoint. Under torchrun all processes share
     the recipe's batch, and only the first one writes.
     Raises `UserError` when images, folder or checkpoint do not fit the recipe, and when the loss is no longer finite.
     """
@@ -66,8 +72,8 @@ def train(
         signals = stack.enter_context(stop_signals())
         gpus = [place.device] if place.device.type == "cuda" else []
         stack.enter_context(torch.random.fork_rng(devices=gpus))  # dropout draws from the global generator
-        _check(recipe, train, held_out, place)
-        run = Trainer(recipe, train, held_out, folder, place)
+        _check(recipe, images, held_out, place)
+        run = Trainer(recipe, images, held_out, folder, place)
         run.begin(resume)
         log = stack.enter_context(Log(folder, run.step, writes=place.first, tensorboard=tensorboard))
         bar = stack.enter_context(_bar(run, shown=progress and place.first))
@@ -89,59 +95,80 @@ def train(
                     saved = time.monotonic()
                 if order == STOP and run.step < run.steps:
                     return folder / CHECKPOINT
-        return run.export()
+        weights = run.export()
+        if place.first:
+            judged = [held_out] if test is None else [held_out, test]
+            write_model(weights, folder, judged, device=place.device)
+        place.wait()  # none may open the folder before the first process has written it
+        return weights
 
 
-def train_model(
-    recipe: Recipe, images: dict[str, Images], folder: Path, *, device: torch.device | str, progress: bool = True
+def write_model(
+    weights: Path, run: Path, images: Sequence[Images], *, device: torch.device | str, **entries: Any
 ) -> manifest.Model:
-    """Train in `folder`, or go on there, and make it a model folder: weights, log and manifest.
+    """Measure the accuracy of trained weights, and write the manifest that makes their folder one for every command.
 
-    `images` holds the splits train, held-out and test. The manifest has the final weights' accuracy on the last two.
+    run: the folder of the training that made the weights; the manifest repeats what it recorded. images: the splits
+    to measure on. entries: other fields of the manifest.
+    Raises `UserError` when the folder holds no run, or weights of another network.
     """
-    learned = images["train"]
-    weights = train(recipe, learned, images["held-out"], folder, device=device, resume=True, progress=progress)
-    config = recipe.config(learned.num_labels)
+    record, log = stages.read_json(run / stages.RUN), read_log(run / LOG)
+    recipe, learned = from_dict(record["recipe"]), record["data"]
+    config, normalisation = recipe.config(images[0].num_labels), constants(images[0])
     network = checkpoints.load_weights(weights, config, attention=form_of_attention(recipe, device)).to(device)
-    alone = Place(0, 1, torch.device(device))
-    accuracy = {
-        split: evaluate(network, images[split], constants(learned), recipe, alone)[1] for split in ("held-out", "test")
+
+    def normal(pixels: Tensor) -> Tensor:
+        return normalise(pixels, **normalisation)
+
+    shares = {
+        part.split: accuracies(network, normal, part, device=device, precision=recipe.precision) for part in images
     }
     return manifest.write_manifest(
-        folder,
-        name=recipe.model,
-        config=config,
+        weights.parent,
         weights=weights,
-        dataset=learned.dataset,
-        normalisation=constants(learned),
-        labels=learned.names,
-        training={"recipe": asdict(recipe), "images": len(learned)},
-        accuracy=accuracy,
-        data={split: part.fingerprint for split, part in images.items()},
+        config=config,
+        normalisation=normalisation,
+        labels=images[0].names,
+        dataset=learned["dataset"],
+        data={"train": learned["train"]} | {part.split: part.fingerprint for part in images},
+        seed=recipe.seed,
+        training=manifest.Training(
+            recipe=record["recipe"],
+            images=learned["images"],
+            passes=int(log.step.max()) * recipe.batch,
+            minutes=round(log.seconds.max() / 60, 1),
+            environment=record["environment"],
+            log=LOG,
+        ),
+        accuracy={split: per_image for split, (per_image, _) in shares.items()},
+        accuracy_per_label={split: per_label for split, (_, per_label) in shares.items()},
+        measured=stages.environment(device),
+        **({"name": recipe.model} | entries),
     )
 
 
-def _check(recipe: Recipe, train: Images, held_out: Images, place: Place) -> None:
+def _check(recipe: Recipe, learned: Images, held_out: Images, place: Place) -> None:
     """Raise `UserError` when recipe, images and processes do not fit together."""
-    for images in (train, held_out):
+    for images in (learned, held_out):
         height, width = images.pixels.shape[2:]
         if (height, width) != (recipe.image_size, recipe.image_size):
             raise UserError(
                 f"recipe {recipe.name} takes {recipe.image_size}x{recipe.image_size} images, those of {images.dataset} "
                 f"({images.split}) are {height}x{width}; load them with image_size={recipe.image_size}"
             )
-    if train.names != held_out.names:
+    if learned.names != held_out.names:
         raise UserError(
-            f"training images have {train.num_labels} labels, held-out ones {held_out.num_labels} or other names"
+            f"training images have {learned.num_labels} labels, held-out ones {held_out.num_labels} or other names"
         )
-    if len(train) < recipe.batch:
-        raise UserError(f"{len(train)} training images do not fill a batch of {recipe.batch}; use a smaller batch")
+    if len(learned) < recipe.batch:
+        raise UserError(f"{len(learned)} training images do not fill a batch of {recipe.batch}; use a smaller batch")
     if not len(held_out):
         raise UserError(f"{held_out.dataset} has no held-out images; accuracy could not be reported")
     together = place.world * (2 if recipe.augmentation.mixes else 1)
     if recipe.batch % together:
         raise UserError(
-            f"a batch of {recipe.batch} does not divide evenly among {place.world} processes; use a multiple of {together}"
+            f"a batch of {recipe.batch} does not divide evenly among {place.world} processes; "
+            f"use a multiple of {together}"
         )
 
 

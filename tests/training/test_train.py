@@ -13,10 +13,9 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from timm.scheduler import CosineLRScheduler
-from tiny_data import write_folder
 from torch import nn
 from torchvision.transforms import v2 as transforms
 
@@ -25,14 +24,12 @@ from cctlib.data import images as data
 from cctlib.data.datasets import describe
 from cctlib.errors import UserError
 from cctlib.model import manifest
-from cctlib.model.cct import CCT
 from cctlib.training import run as training
 from cctlib.training import trainer
 from cctlib.training.augment import Augmentation
 from cctlib.training.log import read_log
 from cctlib.training.processes import Place
 from cctlib.training.recipes import RECIPES, Recipe, from_dict, recipe, recipe_for
-from tools.ship import ship_run, ship_weights
 
 # Everything that draws random numbers is switched on.
 TINY = Recipe(
@@ -117,13 +114,17 @@ def test_torchs_own_generator_is_left_as_it_was(images, tmp_path):
 
 
 def test_a_trained_folder_is_a_model_folder(images, tmp_path):
-    model = training.train_model(TINY, images, tmp_path, device="cpu", progress=False)
-    assert manifest.open_model(tmp_path).manifest == json.loads(json.dumps(model.manifest))
-    network = model.network("cpu")
-    for split in ("held-out", "test"):
-        accuracy = trainer.evaluate(network, images[split], model.manifest["normalisation"], TINY, HERE)[1]
-        assert accuracy == model.manifest["accuracy"][split]
-    assert model.manifest["labels"] == list(images["train"].names)
+    for test, splits in ((images["test"], ["held-out", "test"]), (None, ["held-out"])):
+        run(images, tmp_path / splits[-1], test=test)
+        model = manifest.find("demo", str(tmp_path / splits[-1]))
+        written, network = model.manifest, model.network("cpu")
+        for split in splits:
+            accuracy = trainer.evaluate(network, images[split], written.normalisation, TINY, HERE)[1]
+            assert written.accuracy[split] == pytest.approx(accuracy)
+        assert list(written.accuracy) == list(written.accuracy_per_label) == splits
+        assert from_dict(written.training.recipe) == TINY and written.seed == TINY.seed
+        assert (written.training.images, written.training.passes) == (40, 3 * 40)
+        assert written.data == {split: images[split].fingerprint for split in ("train", *splits)}
 
 
 # Going on
@@ -382,7 +383,7 @@ def test_tensorboard_is_asked_for_in_one_line_where_it_is_missing(images, tmp_pa
 
 def test_tensorboard_shows_the_rows_of_the_log(images, tmp_path):
     run(images, tmp_path, tensorboard=True)
-    shown, log = EventAccumulator(str(tmp_path / "tensorboard")).Reload(), training.read_log(tmp_path / "log.jsonl")
+    shown, log = EventAccumulator(str(tmp_path / "tensorboard")).Reload(), read_log(tmp_path / "log.jsonl")
     for name in ("loss", "lr", "images_per_second", "held_out_accuracy"):
         rows = log[["step", name]].dropna()
         assert [event.step for event in shown.Scalars(name)] == rows.step.tolist()
@@ -612,76 +613,5 @@ def test_the_command_line_changes_a_recipe(tmp_path, capsys):
 @pytest.mark.slow
 def test_the_demo_recipe_passes_90_percent_on_test_images(tmp_path):
     splits = {split: data.load("demo", split) for split in ("train", "held-out", "test")}
-    model = training.train_model(RECIPES["demo"], splits, tmp_path, device="cpu", progress=False)
-    assert model.manifest["accuracy"]["test"] > 0.9
-
-
-# What ships
-
-
-@pytest.fixture
-def garden(tmp_path):
-    """An image folder with unequal label counts."""
-    counts = {"train": {"lily": 20, "rose": 30, "tulip": 40}, "test": {"lily": 7, "rose": 1, "tulip": 2}}
-    return f"folder:{write_folder(tmp_path / 'garden', counts, side=40)}"
-
-
-def test_what_ships_reads_images_at_the_size_it_was_trained_for(garden, tmp_path):
-    small = replace(TINY, name="small", image_size=24, positional="sine", ema=0.0)
-    splits = {split: data.load(garden, split, image_size=24) for split in data.SPLITS}
-    weights = run(splits, tmp_path / "run", small)
-    model = ship_weights(
-        weights, small, garden, tmp_path / "out", training={"device": "here"}, default=False, device=HERE.device
-    )
-    assert (model.config.image_size, model.config.positional, model.config.num_classes) == (24, "sine", 3)
-    training = model.manifest["training"]
-    assert (
-        training["recipe"]["image_size"] == 24
-        and training["images"] == len(splits["train"])
-        and training["device"] == "here"
-    )
-    assert model.manifest["data"] == {split: images.fingerprint for split, images in splits.items()}
-    assert (tmp_path / "out" / "log.jsonl").read_bytes() == (tmp_path / "run" / "log.jsonl").read_bytes()
-    ours, theirs = load_file(weights), load_file(tmp_path / "out" / "weights.safetensors")
-    assert all(torch.equal(theirs[name], value.half()) for name, value in ours.items())
-
-
-@pytest.mark.parametrize(("answer", "per_image", "per_label"), [(0, 0.7, 1 / 3), (1, 0.1, 1 / 3), (2, 0.2, 1 / 3)])
-def test_accuracy_is_given_per_image_and_per_label(garden, tmp_path, answer, per_image, per_label):
-    """A network that always gives one answer."""
-    fixed = replace(TINY, image_size=24, positional="sine")
-    network = CCT(fixed.config(3))
-    with torch.no_grad():
-        network.classifier.fc.weight.zero_()
-        network.classifier.fc.bias.copy_(torch.nn.functional.one_hot(torch.tensor(answer), 3))
-    save_file(network.state_dict(), tmp_path / "weights.safetensors")
-    shipped = ship_weights(
-        tmp_path / "weights.safetensors", fixed, garden, tmp_path / "out", default=True, device=HERE.device
-    )
-    assert shipped.manifest["accuracy"]["test"] == pytest.approx(per_image)
-    assert shipped.manifest["accuracy_per_label"]["test"] == pytest.approx(per_label)
-    assert shipped.manifest["accuracy_before_rounding"] == shipped.manifest["accuracy"]
-
-
-def test_a_finished_run_ships_with_what_it_says_of_itself(images, tmp_path):
-    folder = tmp_path / "run"
-    run(images, folder, hours=0.0)
-    with pytest.raises(UserError, match="has not come to its end"):
-        ship_run(folder, tmp_path / "out", default=False, device=HERE.device)
-    run(images, folder, resume=True)
-    training = ship_run(folder, tmp_path / "out", default=False, device=HERE.device).manifest["training"]
-    assert from_dict(training["recipe"]) == TINY and {"commit", "device", "torch", "minutes"} <= set(training)
-
-
-def test_weights_of_another_recipe_do_not_ship(garden, tmp_path):
-    save_file(CCT(TINY.config(3)).state_dict(), tmp_path / "weights.safetensors")
-    with pytest.raises(UserError, match="choose the configuration it was made with"):
-        ship_weights(
-            tmp_path / "weights.safetensors",
-            replace(TINY, model="cct_4_3x2"),
-            garden,
-            tmp_path / "out",
-            default=True,
-            device=HERE.device,
-        )
-    assert not (tmp_path / "out").exists()
+    run(splits, tmp_path, RECIPES["demo"], test=splits["test"])
+    assert manifest.open_model(tmp_path).manifest.accuracy["test"] > 0.9

@@ -9,6 +9,7 @@ from cctlib.data.images import load
 from cctlib.errors import UserError
 from cctlib.training import run as training
 from cctlib.training import trials
+from cctlib.training.log import read_log
 from cctlib.training.recipes import recipe
 
 
@@ -53,7 +54,7 @@ def test_a_trial_is_trained_again_by_its_command(group, tmp_path):
     cli.main([*row.command.split()[1:], "--folder", str(tmp_path), "--device", "cpu"])
     first, again = (stages.read_json(folder / "run.json") for folder in (group / "demo" / "other", tmp_path))
     assert first["recipe"] == again["recipe"] and first["data"] == again["data"]
-    assert training.read_log(tmp_path / "log.jsonl").held_out_accuracy.iloc[-1] == row.held_out_accuracy
+    assert read_log(tmp_path / "log.jsonl").held_out_accuracy.iloc[-1] == row.held_out_accuracy
 
 
 def test_what_is_no_trial_is_named(group, tmp_path):
