@@ -8,9 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cctlib.data import demo, folders
+from cctlib.data.folders import SPLITS as SPLITS
 from cctlib.errors import UserError
-
-SPLITS = ("train", "held-out", "test")
 
 _NAMES = json.loads(importlib.resources.files("cctlib.data").joinpath("labels.json").read_text(encoding="utf-8"))
 # Labels and superclasses are numbered alphabetically, as in the published data.

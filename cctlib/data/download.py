@@ -26,11 +26,11 @@ ADVICE = {
     r"CERTIFICATE_VERIFY_FAILED|certificate verify failed": "the server's certificate is not trusted here; behind a "
     "company's proxy, set SSL_CERT_FILE and REQUESTS_CA_BUNDLE to the file of certificates that it needs",
     r"(?i)socks": "a SOCKS proxy needs a package: pip install socksio pysocks, or name an HTTP proxy",
-    r"\b407\b": "the proxy wants a name and a password (407): set HTTPS_PROXY to http://NAME:PASSWORD@HOST:PORT",
+    r"407 Proxy|[Ee]rror:? '?407": "the proxy wants a name and a password (407): set HTTPS_PROXY to http://NAME:PASSWORD@HOST:PORT",
     r"[Uu]nknown scheme for proxy": "HTTPS_PROXY or ALL_PROXY names no proxy; write it as http://HOST:PORT",
     r"X-Repo-Commit": "HF_ENDPOINT names a server that is no copy of the Hugging Face hub; correct it, or unset it",
     r"(?i)time(d )?-?out": "the server went silent; run the same command again, or later",
-    r"\b(429|5\d\d)\b": "the server is busy; run the same command later",
+    r"[Ee]rror:? '?(429|5\d\d)": "the server is busy; run the same command later",
     r"Connect(ion)?Error|ConnectionRefused|ProxyError|URLError|gaierror": "there is no connection",
 }
 

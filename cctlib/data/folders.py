@@ -9,6 +9,7 @@ import functools
 import hashlib
 import logging
 import os
+import stat
 import unicodedata
 from collections import Counter
 from collections.abc import Iterator
@@ -21,7 +22,7 @@ from PIL import Image
 from cctlib.errors import UserError
 
 LAYOUT = "an image folder is laid out as <root>/<split>/<class>/<image>, with the splits train and test"
-SPLITS = ("train", "test", "held-out")
+SPLITS = ("train", "held-out", "test")
 JUNK = {"@eadir", "@recycle", "#recycle", "$recycle.bin", "__macosx", "lost+found", "thumbs.db", "desktop.ini"}
 NOT_PICTURES = {"BUFR", "GRIB", "HDF5", "MPEG", "WMF"}  # Pillow knows these files, and cannot draw them
 LEAST = 6  # a tenth of five, rounded, is no image to hold out
@@ -31,7 +32,7 @@ log = logging.getLogger(__name__)
 class Part(NamedTuple):
     """The images of one split: their files, their labels, and a digest that changes when the files do."""
 
-    files: list[Path]
+    files: list[str]
     labels: list[int]
     identity: str
 
@@ -52,11 +53,9 @@ def label_names(root: Path) -> tuple[str, ...]:
     """The labels of an image folder: the folders in `train`, in alphabetical order."""
     home = root / "train"
     if not home.is_dir():
-        classes = sorted({label for label, _ in _classes(root)})
-        advice = (
-            f" ({root} holds {_listed(classes)}: are they classes? Move them into train/ and test/)" if classes else ""
-        )
-        raise UserError(f"{home} is no folder; {LAYOUT}{advice}")
+        inside = _listed([path.name for _, path in _classes(root)])
+        advice = f"; {root} holds {inside}: rename them if they are splits, move them into train/ and test/ if classes"
+        raise UserError(f"{home} is no folder; {LAYOUT}{advice if inside else ''}")
     names = tuple(sorted({label for label, _ in _classes(home)}))
     if len(names) < 2:
         raise UserError(f"{home} holds {len(names)} class folders, expected at least 2")
@@ -75,14 +74,12 @@ def parts(root: Path, names: tuple[str, ...]) -> dict[str, Part]:
     rather than when a network is trained already.
     """
     present = [split for split in SPLITS if (root / split).is_dir()]
-    others = sorted(
-        path.name for path in root.iterdir() if path.is_dir() and _visible(path.name) and path.name not in SPLITS
-    )
-    advice = f" ({root} also holds {_listed(others)}, which nothing uses)" if others else ""
+    if others := _listed([path.name for _, path in _classes(root) if path.name not in SPLITS]):
+        others = f"{root} holds {others}, which nothing uses; images that decide belong into a folder held-out"
     if "test" not in present:
-        raise UserError(f"{root / 'test'} is no folder; {LAYOUT}{advice}")
+        raise UserError("; ".join([f"{root / 'test'} is no folder", LAYOUT, others]).rstrip("; "))
     if others:
-        _warn(f"{root} holds {_listed(others)}, which nothing uses; a folder that decides is called held-out")
+        _warn(others)
     found = {split: _part(root / split, names) for split in present}
     for split, part in found.items():
         least = LEAST if split == "train" and "held-out" not in present else 1
@@ -98,22 +95,21 @@ def parts(root: Path, names: tuple[str, ...]) -> dict[str, Part]:
 
 
 def _part(home: Path, names: tuple[str, ...]) -> Part:
-    files, labels, left_out = [], [], Counter(_suffix(path) for path in home.iterdir() if _is_loose(path))
+    beside_the_classes = (path for path in home.iterdir() if not path.is_dir() and _visible(path.name))
+    files, labels, left_out = [], [], Counter(map(_kind, beside_the_classes))
     digest = hashlib.sha256()
     for label, folder in sorted(_classes(home)):
         if label not in names:
             raise UserError(f"{folder} is a class that {home.with_name('train')} does not have (label out of range)")
-        for path in _walk(folder):
-            if not path.is_file():
-                left_out["broken link"] += 1
+        number = names.index(label)
+        for file, status in _walk(folder):
+            if status is None or not _is_image(file, status.st_size, status.st_mtime_ns):
+                left_out[_kind(Path(file))] += 1
                 continue
-            stat = path.stat()
-            if not _is_image(path, stat.st_size, stat.st_mtime_ns):
-                left_out[_suffix(path)] += 1
-                continue
-            files.append(path)
-            labels.append(names.index(label))
-            digest.update(os.fsencode(path.relative_to(home)) + f" {stat.st_size} {stat.st_mtime_ns}\n".encode())
+            files.append(file)
+            labels.append(number)
+            inside = os.fsencode(file)[len(os.fsencode(home)) :]
+            digest.update(inside + f" {status.st_size} {status.st_mtime_ns}\n".encode())
     if left_out:
         kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(left_out.items()))
         _warn(f"{home}: {left_out.total()} files are left out, being no images that can be read here: {kinds}")
@@ -125,34 +121,41 @@ def _classes(home: Path) -> list[tuple[str, Path]]:
     return [(label_name(path.name), path) for path in home.iterdir() if path.is_dir() and _visible(path.name)]
 
 
-def _walk(folder: Path) -> Iterator[Path]:
-    """All visible files below a folder. Links are followed, each folder is entered once."""
+def _walk(folder: Path) -> Iterator[tuple[str, os.stat_result | None]]:
+    """All visible files below a folder (without a stat: no file). Links are followed, each folder is entered once."""
 
     def refuse(error: OSError) -> None:
         raise UserError(f"{error.filename} cannot be read: {error.strerror}") from None
 
     entered = set()
-    for place, inside, files in os.walk(folder, onerror=refuse, followlinks=True):
-        stat = os.stat(place)
-        if (stat.st_dev, stat.st_ino) in entered:
+    for place, inside, names in os.walk(folder, onerror=refuse, followlinks=True):
+        here = os.stat(place)
+        if (here.st_dev, here.st_ino) in entered:
             inside.clear()
             continue
-        entered.add((stat.st_dev, stat.st_ino))
+        entered.add((here.st_dev, here.st_ino))
         inside[:] = sorted(filter(_visible, inside))
-        yield from (Path(place, name) for name in sorted(filter(_visible, files)))
+        for name in sorted(filter(_visible, names)):
+            file = os.path.join(place, name)
+            yield file, _stat(file)
+
+
+def _stat(file: str) -> os.stat_result | None:
+    """None for broken links, and for what is no file."""
+    try:
+        status = os.stat(file)
+    except OSError:
+        return None
+    return status if stat.S_ISREG(status.st_mode) else None
 
 
 def _visible(name: str) -> bool:
     return not name.startswith(".") and name.lower() not in JUNK
 
 
-def _is_loose(path: Path) -> bool:
-    """Whether it is a file beside the class folders, where no label is."""
-    return not path.is_dir() and _visible(path.name)
-
-
-def _suffix(path: Path) -> str:
-    return label_name(path.suffix.lower()) or "without a suffix"
+def _kind(path: Path) -> str:
+    """What a file that is left out is called."""
+    return (label_name(path.suffix.lower()) or "without a suffix") if path.exists() else "broken link"
 
 
 @functools.cache
@@ -163,12 +166,12 @@ def _suffixes() -> set[str]:
 
 
 @functools.lru_cache(100_000)
-def _is_image(path: Path, size: int, changed: int) -> bool:
+def _is_image(file: str, size: int, changed: int) -> bool:
     """Whether it is to be read as an image: by its suffix, else by its first bytes."""
-    if path.suffix.lower() in _suffixes():
+    if os.path.splitext(file)[1].lower() in _suffixes():
         return True
     try:
-        with Image.open(path) as image:
+        with Image.open(file) as image:
             return image.format not in NOT_PICTURES
     except Exception:  # Pillow raises what its many formats raise
         return False
@@ -181,5 +184,5 @@ def _warn(message: str) -> None:
 
 
 def _listed(names: list[str]) -> str:
-    shown = [label_name(name) for name in names[:4]]
+    shown = [label_name(name) for name in sorted(names)[:4]]
     return ", ".join(shown) + (f" and {len(names) - 4} more" if len(names) > 4 else "")

@@ -32,11 +32,11 @@ FLOWERS102_MD5 = {
     "imagelabels.mat": "e0620be6f572b9609742df49c70aed4d",
     "setid.mat": "a5357ecc9cb78c4bef273ce3793fc85c",
 }
-# The folders that CCTLIB_DATA may hold, each with a file that is in it.
-LAYOUTS = {
-    "cifar100": {"cifar100": "train-*.parquet", "cifar-100-python": "meta"},
-    "flowers102": {"flowers-102": "setid.mat"},
-    "flowers102-kaggle": {"flowers-102": "setid.mat"},
+# The folders that CCTLIB_DATA may hold, each with files that are in it.
+LAYOUTS: dict[str, dict[str, tuple[str, ...]]] = {
+    "cifar100": {"cifar100": ("train-*.parquet",), "cifar-100-python": ("train", "test", "meta")},
+    "flowers102": {"flowers-102": ("imagelabels.mat", "setid.mat")},
+    "flowers102-kaggle": {"flowers-102": ("imagelabels.mat", "setid.mat")},
 }
 
 
@@ -57,9 +57,8 @@ class Source:
 
 @dataclass(frozen=True)
 class Files:
-    """Files of one split that are there: where, a digest that changes when they do, and how to open them."""
+    """Files of one split that are there: a digest that changes when they do, and how to open them."""
 
-    where: Path
     identity: str
     open: Callable[[], Source]
 
@@ -68,14 +67,14 @@ def find(spec: Dataset, root: Path, part: str, size: int) -> Files | None:
     """The files of the `train` or `test` part of a published data set in the folder `root`; None when not there."""
     if spec.name == "cifar100":
         if parquet := sorted((root / "cifar100").glob(f"{part}-*.parquet")):
-            return Files(parquet[0], "", functools.partial(cifar100_parquet, parquet, spec.names))
+            return Files("", functools.partial(cifar100_parquet, parquet, spec.names))
         folder = root / "cifar-100-python"
         is_there = (folder / part).is_file()
-        return Files(folder, "", functools.partial(cifar100_python, root, part)) if is_there else None
+        return Files("", functools.partial(cifar100_python, root, part)) if is_there else None
     folder = root / "flowers-102"
     if not folder.is_dir():
         return None
-    return Files(folder, _listing(folder / "jpg"), functools.partial(flowers102, folder, spec, part, size))
+    return Files(_listing(folder / "jpg"), functools.partial(flowers102, folder, spec, part, size))
 
 
 def find_folder(spec: Dataset, part: str, size: int) -> Files:
@@ -86,10 +85,10 @@ def find_folder(spec: Dataset, part: str, size: int) -> Files:
     home = spec.root / part
 
     def read(row: int) -> UInt8[np.ndarray, "side side 3"]:
-        return decode(files[row], str(files[row]), size)
+        return decode(files[row], files[row], size)
 
     source = Source(str(home), size, np.array(labels, np.int64), read)
-    return Files(home, f"{identity} {'held-out' in parts} {'/'.join(spec.names)}", lambda: source)
+    return Files(f"{identity} {'held-out' in parts} {'/'.join(spec.names)}", lambda: source)
 
 
 def misplaced(name: str, root: Path) -> str:
@@ -99,12 +98,14 @@ def misplaced(name: str, root: Path) -> str:
     """
     expected = LAYOUTS[name]
     for folder in (root, *(path for depth in ("*", "*/*") for path in sorted(root.glob(depth)) if path.is_dir())):
-        for layout, mark in expected.items():
-            if any(folder.glob(mark)) and folder.name == layout:
+        for layout, files in expected.items():
+            if not all(any(path.is_file() for path in folder.glob(file)) for file in files):
+                continue
+            if folder.name == layout:
                 raise UserError(
                     f"CCTLIB_DATA is {root}; the data set is in {folder}: set CCTLIB_DATA to {folder.parent}"
                 )
-            if any(folder.glob(mark)):
+            if folder == root or "*" not in files[0]:  # other data sets have parquet files too
                 raise UserError(
                     f"CCTLIB_DATA is {root}; {folder} holds {_content(folder)}: rename it to {layout}, "
                     "and set CCTLIB_DATA to the folder above it"
@@ -210,7 +211,9 @@ def _listing(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def decode(file: Path | io.BytesIO, where: str, size: int, exactly: bool = False) -> UInt8[np.ndarray, "size size 3"]:
+def decode(
+    file: Path | str | io.BytesIO, where: str, size: int, exactly: bool = False
+) -> UInt8[np.ndarray, "size size 3"]:
     """One image as `uint8 [size, size, 3]`. exactly: it has to have that size. Raises `BadData` naming `where`."""
     try:
         with Image.open(file) as opened:

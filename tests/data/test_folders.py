@@ -142,8 +142,9 @@ def test_links_to_images_are_read_and_broken_ones_are_counted(root, home, caplog
     file.rename(home / "elsewhere.png")
     file.symlink_to(home / "elsewhere.png")
     (root / "train" / "cat" / "gone.png").symlink_to(home / "nowhere.png")
+    (root / "train" / "cow").symlink_to(home / "nowhere")
     assert len(load(root)) == 17
-    assert "1 files are left out, being no images that can be read here: 1 broken link" in caplog.text
+    assert "2 files are left out, being no images that can be read here: 2 broken link" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -267,11 +268,11 @@ def test_bad_layouts_are_refused(home):
     root.mkdir()
     refused(root, "train is no folder; an image folder is laid out as")
     write_folder(root.parent, {"set": {"cat": 3, "dog": 3}})
-    refused(root, f"({root} holds cat, dog: are they classes? Move them into train/ and test/)")
+    refused(root, f"{root} holds cat, dog: rename them if they are splits, move them into train/ and test/ if classes")
     write_folder(root, {"train": {"cat": 6}})
     refused(root, "holds 1 class folders, expected at least 2")
     write_folder(root, {"train": {"dog": 6}})
-    refused(root, "test is no folder", f"({root} also holds cat, dog, which nothing uses)")
+    refused(root, "test is no folder", f"{root} holds cat, dog, which nothing uses")
     write_folder(root, {"test": {"cow": 1}})
     refused(root, "cow is a class that", "does not have")
 
@@ -280,7 +281,7 @@ def test_bad_layouts_are_refused(home):
 def test_a_folder_that_is_no_split_is_not_passed_over_in_silence(root, name, caplog):
     write_folder(root, {name: {"cat": 1, "dog": 1}})
     assert len(load(root)) == 17
-    assert f"{root} holds {name}, which nothing uses; a folder that decides is called held-out" in caplog.text
+    assert f"{root} holds {name}, which nothing uses; images that decide belong into a folder held-out" in caplog.text
     (root / "test").rename(root / "other")
     refused(root, "test is no folder", name)
 

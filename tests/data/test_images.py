@@ -521,7 +521,12 @@ def test_files_in_the_original_layout_with_other_content_are_refused_unread(tiny
             "x",
             "the data set is in {root}/sub/cifar100: set CCTLIB_DATA to {root}/sub",
         ),
-        (["archive/train", "archive/meta"], "x", "{root}/archive holds meta, train: rename it to cifar-100-python"),
+        (
+            ["archive/train", "archive/test", "archive/meta"],
+            "x",
+            "{root}/archive holds meta, test, train: rename it to cifar-100-python",
+        ),
+        (["train-00000.parquet", "x"], "mine", "{root} holds train-00000.parquet, x: rename it to cifar100, and set"),
     ],
 )
 def test_data_beside_the_place_that_was_named_are_pointed_at(home, monkeypatch, layout, name, said):
@@ -541,6 +546,8 @@ def test_flowers_one_level_too_deep_are_pointed_at(flowers, monkeypatch):
 
 def test_a_data_folder_without_the_data_set_is_described(home, monkeypatch):
     (home / "made" / "imagenet").mkdir(parents=True)
+    for file in ("train-00000-of-00001.parquet", "meta"):  # of other data sets
+        (home / "made" / "imagenet" / file).write_bytes(b"")
     monkeypatch.setenv("CCTLIB_DATA", str(home / "made"))
     refused(r"CCTLIB_DATA is .*made, which holds imagenet and neither cifar100 nor cifar-100-python$", "cifar100")
 
