@@ -1,4 +1,4 @@
-"""A study of an untrained network on a few demo images: its probes know little, and all that is computed from them is computed."""
+"""A study of an untrained network on a few demo images: everything is computed, though its probes know little."""
 
 import torch
 from safetensors.torch import save_file
@@ -34,8 +34,8 @@ PROFILE = Profile(
 )
 
 
-def untrained(dataset, folder):
-    """The study; its model stands in `folder`, its stages beside it in `runs`."""
+def write_model(dataset, folder, mean=0.5):
+    """A model folder with an untrained network."""
     names = data.describe(dataset).names
     config = cct.config("cct_2_3x2", num_classes=len(names), image_size=32)
     folder.mkdir()
@@ -49,7 +49,12 @@ def untrained(dataset, folder):
         config=config,
         weights=folder / "weights.safetensors",
         dataset=dataset,
-        normalisation={"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)},
+        normalisation={"mean": (mean, mean, mean), "std": (0.5, 0.5, 0.5)},
         labels=names,
     )
+
+
+def untrained(dataset, folder):
+    """The study; its model is in `folder`, its stages beside it in `runs`."""
+    write_model(dataset, folder)
     return study.measured_study(dataset, str(folder), PROFILE, folder.with_name("runs"), torch.device("cpu"))

@@ -23,6 +23,7 @@ from cctlib.profiles import Profile, PruningSettings
 from cctlib.snp import fields, measure
 from cctlib.study import Study, load_images
 
+TIMING = ("latency_thetas", "seconds")  # settings that the sweep does not read
 PRUNING = ("pruning", "curves", "latency")
 BATCHES = (1, 128)  # images at a time, for latency
 COMPARED = ("andc", "random", "magnitude", "wanda")  # retrained, and drawn along the thresholds
@@ -91,7 +92,8 @@ def sweep_stage(study: Study, profile: Profile) -> Path:
             "measurement": study.folders["measure"],
             **{split: part.fingerprint for split, part in images.items()},
         },
-        settings=asdict(settings) | {"retraining": asdict(retraining)},
+        settings={key: value for key, value in asdict(settings).items() if key not in TIMING}
+        | {"retraining": asdict(retraining)},
         arithmetic=arithmetic(study.device, retraining.precision),
         device=study.device,
     )
