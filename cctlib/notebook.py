@@ -1,9 +1,9 @@
-"""What every notebook calls: a number named for the prose, an interactive figure shown."""
+"""What every notebook calls: a number named for the prose, a figure stamped, an interactive figure shown."""
 
 import base64
-import io
 import json
 import sys
+from collections.abc import Callable
 from typing import Any
 
 PLOTLY = "application/vnd.plotly.v1+json"
@@ -21,20 +21,29 @@ def glue(name: str, value: str) -> None:
     record(name, str(value), display=False)
 
 
-def show_plotly(figure: Any, alt: str, twin: Any = None) -> None:
-    """Show an interactive figure. `alt` says in words what it shows; `twin` is a static matplotlib figure of the same.
+def stamper(*studies: Any) -> Callable[[Any], Any]:
+    """A function that writes under a figure where it came from, for figures of these studies."""
+    from cctlib.figures import stamp
+    from cctlib.study import provenance_of
 
-    The figure is handed out as data: JupyterLab draws it, the book draws it with its own copy of plotly.js, and whoever draws
-    nothing (a viewer without scripts, paper) shows the twin. Colab gets plotly's own renderer.
+    provenance = provenance_of(studies)
+    return lambda figure: stamp(figure, provenance)
+
+
+def show_plotly(figure: Any, alt: str, twin: Any = None) -> None:
+    """Show an interactive figure. `alt` says in words what it shows; `twin` is a static figure of the same.
+
+    The figure is handed out as data: JupyterLab draws it, the book draws it with its own copy of plotly.js, and whoever
+    draws nothing (a viewer without scripts, paper) shows the twin. Colab gets plotly's own renderer.
     """
     if "google.colab" in sys.modules:
         figure.show(renderer="colab")
         return
     from IPython.display import display
 
+    from cctlib.figures import to_png
+
     bundle = {PLOTLY: json.loads(figure.to_json()), "text/plain": alt}
     if twin is not None:
-        stream = io.BytesIO()
-        twin.savefig(stream, format="png", dpi=150, metadata={"Software": None})
-        bundle["image/png"] = base64.b64encode(stream.getvalue()).decode()
+        bundle["image/png"] = base64.b64encode(to_png(twin, dpi=150)).decode()
     display(bundle, raw=True)

@@ -1,7 +1,5 @@
 """Synthetic inputs of the figures: arrays and tables as the measurements give them, with their awkward cases."""
 
-from collections.abc import Iterable
-
 import numpy as np
 import pandas as pd
 import torch
@@ -72,6 +70,13 @@ def by_theta(encoders: int = 7, kinds: tuple[str, ...] = KINDS) -> pd.DataFrame:
     return table.assign(theta=(table.theta + 1) / 10)
 
 
+def study_tables() -> dict[str, pd.DataFrame]:
+    """Draws with labels shuffled, far off, and draws of a random basis, among controls that no figure knows."""
+    null, basis = by_site("draw", 5).assign(theta=0.3), by_site("draw", 4).assign(theta=0.3, control="random basis")
+    other = basis.assign(control="another one")
+    return {"null": null.assign(noise=null.noise + 500), "controls": pd.concat([basis, other])}
+
+
 def accuracy(encoders: int = 7) -> pd.DataFrame:
     """Progressive accuracy with intervals."""
     rows = [(f"enc{m}/{kind}", m, kind, 0.4 + 0.03 * m) for kind in KINDS for m in range(1, encoders + 1)]
@@ -94,15 +99,6 @@ def nodes(encoders: int = 7, count: int = 40) -> pd.DataFrame:
                 pd.DataFrame(where | {"node": range(count), "silent": silent, "noise": noise, "labels": labels})
             )
     return pd.concat(tables, ignore_index=True)
-
-
-def confusion(labels: int) -> np.ndarray:
-    """Counts [true, read]; the last label has no image."""
-    rng = np.random.default_rng(0)
-    counts = rng.poisson(0.3, (labels, labels)) + 30 * np.eye(labels, dtype=int)
-    counts[0, 1] = counts[1, 0] = 12
-    counts[-1] = 0
-    return counts
 
 
 def heads(labels: int, number: int = 4) -> tuple[np.ndarray, np.ndarray]:
@@ -137,24 +133,20 @@ def experts(encoders: int = 7, number: int = 4) -> tuple[pd.DataFrame, pd.DataFr
     return table, sites
 
 
-def ablation(number: int = 4) -> pd.DataFrame:
-    """As `experts.ablation` of one site: the last head has no effect."""
+def ablation(number: int = 4, encoders: int = 7) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """As `experts.ablation` (sites, heads): the effect grows to the last encoder but one; the last head has none."""
     rows = []
-    for head in range(number):
-        last = head == number - 1
-        row = {
-            "site": "enc7/mha",
-            "encoder": 7,
-            "head": head,
-            "labels": 25,
-            "draws": 10,
-            "excess_low": -0.01 if last else 0.01,
-        }
-        drops = {"drop_own": 0.0 if last else 0.08, "drop_others": 0.03, "random_own": 0.03, "random_others": 0.031}
-        for name, value in drops.items():
-            row |= {name: value, f"{name}_low": value - 0.01, f"{name}_high": value + 0.01}
-        rows.append(row)
-    return pd.DataFrame(rows)
+    for encoder in range(1, encoders + 1):
+        for head in range(number):
+            own = 0.0 if head == number - 1 else 0.01 * (encoder if encoder < encoders else 1)
+            drops = {"drop_own": own, "drop_others": 0.03, "random_own": 0.03, "random_others": 0.031}
+            row = {"site": f"enc{encoder}/mha", "encoder": encoder, "head": head, "labels": 25, "draws": 10}
+            for name, value in (drops | {"excess": own}).items():
+                row |= {name: value, f"{name}_low": value - 0.01, f"{name}_high": value + 0.01}
+            rows.append(row)
+    table = pd.DataFrame(rows)
+    columns = ["excess", "excess_low", "excess_high"]
+    return table.groupby(["site", "encoder"], as_index=False)[columns].mean(), table
 
 
 def enrichment(number: int = 4) -> pd.DataFrame:
@@ -164,6 +156,7 @@ def enrichment(number: int = 4) -> pd.DataFrame:
         for name in groups(100)[1]:
             shared = int(rng.integers(0, 5))
             row = {"site": "enc3/mha", "encoder": 3, "head": head, "group_name": name, "shared": shared}
+            row |= {"group_labels": 5}
             rows.append(row | {"expected": 1.25, "fold": shared / 1.25, "p_holm": 0.03 if shared == 4 else 1.0})
     return pd.DataFrame(rows)
 
@@ -217,15 +210,15 @@ def latencies() -> pd.DataFrame:
 
 
 def verdicts() -> pd.DataFrame:
-    """As `rules.verdicts_table`: each verdict once, a long effect, one without an interval."""
+    """As `rules.verdicts_table`: a long effect, one without an interval."""
     long = "; ".join(["SNR x1.08 and noise x0.95 from the first to the last encoder at mha (Kendall's tau 0.05)"] * 4)
     statement = "The signal sharpens along the encoders: noise falls and the signal-to-noise ratio rises."
     rows = [
-        ("C1", "Accuracy progresses.", "holds", "+2.6 points an encoder", 2.4, 2.8),
-        ("C3", statement, "does not hold", long, 1.02, 1.13),
-        ("C6", "Both data sets.", "undetermined", "not measured", np.nan, np.nan),
+        ("C1", "Accuracy progresses.", "holds", "+2.6 points an encoder", 2.4, 2.8, "4 of 4 readings", "not asked"),
+        ("C3", statement, "does not hold", long, 1.02, 1.13, "7 of 8 readings", "not of nodes"),
+        ("C7", "A shared mechanism.", "not tested", "not measured", np.nan, np.nan, "not judged", "not judged"),
     ]
-    return pd.DataFrame(rows, columns=["claim", "statement", "verdict", "effect", "low", "high"])
+    return pd.DataFrame(rows, columns=["claim", "statement", "verdict", "effect", "low", "high", "robust", "nodes"])
 
 
 def claims(datasets: tuple[str, ...]) -> pd.DataFrame:
@@ -238,20 +231,3 @@ def claims(datasets: tuple[str, ...]) -> pd.DataFrame:
         for place, name in enumerate(datasets)
     ]
     return pd.DataFrame(rows, columns=["dataset", "claim", "statement", "verdict"])
-
-
-def training_log(epochs: int = 6) -> pd.DataFrame:
-    """A log with the held-out accuracy where an epoch ended, and none elsewhere."""
-    step = np.arange(1, 2 * epochs + 1)
-    value = np.where(step % 2 == 0, 0.6 - 0.5 / step, np.nan)
-    return pd.DataFrame({"step": step, "epoch": step / 2, "loss": 4.0 / step, "held_out_accuracy": value})
-
-
-def courses(trials: Iterable[str] = ("one-more", "two"), epochs: int = 4) -> pd.DataFrame:
-    """Held-out accuracy at the end of each epoch; each trial ends 10 points above the one before, the first at 50%."""
-    rows = [
-        {"trial": name, "minutes": 5.0 * epoch + place, "held_out_accuracy": (0.5 + 0.1 * place) * epoch / epochs}
-        for place, name in enumerate(trials)
-        for epoch in range(1, epochs + 1)
-    ]
-    return pd.DataFrame(rows)

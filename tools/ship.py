@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from cctlib import figures, stages
 from cctlib.data import images as data
 from cctlib.errors import UserError
-from cctlib.figures import nodes
+from cctlib.figures.node import hero, look_at, typical
 from cctlib.model import manifest
 from cctlib.model.manifest import Model, Unrounded
 from cctlib.snp import measure
@@ -128,11 +128,10 @@ def draw_hero(path: Path = HERO) -> Path:
     """
     study = open_study("cifar100", profile="shipped", device="cpu")
     places = [f"enc{m}/ff" for m in (1, study.measurement.encoders)]
-    median = [nodes.typical(study.tables["nodes"], place) for place in places]
     first, last = (
-        nodes.look(*study.measurement[place].tensors(), place, node) for place, node in zip(places, median, strict=True)
+        look_at(*study.measurement[place].tensors(), place, typical(study.tables["nodes"], place)) for place in places
     )
-    figure = figures.stamp(figures.overview.hero(first, last, study.tables["by_theta"]), study.provenance)
+    figure = figures.stamp(hero(first, last, study.tables["by_theta"]), study.provenance)
     source = PngInfo()
     source.add_text("Source", stages.sha256_file(study.model.folder / measure.FILE))
     with stages.replacing(path) as temporary:

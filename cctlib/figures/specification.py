@@ -5,13 +5,12 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from cctlib.claims.specifications import CHOICES
-from cctlib.figures.palette import INK, MUTED, RULE, SIGNAL, WARN
-from cctlib.figures.style import SMALLEST, Card, card, headline, themed
+from cctlib.figures.style import INK, MUTED, RULE, SIGNAL, SMALLEST, WARN, Card, card, headline, theme
 
 ROW = 0.17  # inches of a row of the panel of choices
 
 
-@themed
+@theme()
 def specification_curve(readings: pd.DataFrame, effect: str, neutral: float, claim: str) -> Card:
     """The readings of one quantity, each a point with its 95% interval, and below them which choices each has.
 
@@ -21,8 +20,8 @@ def specification_curve(readings: pd.DataFrame, effect: str, neutral: float, cla
     """
     table = readings.sort_values("effect", kind="stable").reset_index(drop=True)
     rows = choice_rows(table)
-    figure = card(2.1 + ROW * len(rows) + 0.2)
-    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[1.9, 0.2 + ROW * len(rows)])
+    below = 0.2 + ROW * len(rows)
+    figure, [[upper], [lower]] = card(2.1 + below, 2, 1, sharex=True, height_ratios=[1.9, below])
     colors = np.where(table.agrees, SIGNAL, WARN)
     place = np.arange(len(table))
     known = table.low.notna()

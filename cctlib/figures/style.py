@@ -1,53 +1,170 @@
-"""One look for every figure: its card, type, headline, and the line that says where it came from.
+"""One look for every figure: colours, type, a card with its message, and the line that says where it came from.
 
-A static figure is a `Card`: a matplotlib Figure outside pyplot, so that no backend and no global state are
-involved. It has an opaque off-white ground, and reads the same in a light and in a dark page. Interactive
-figures (plotly) get the same ground and ink from `interactive.plotly_card`.
+A static figure is a `Card`: a matplotlib Figure outside pyplot, so that no backend and no global state are involved,
+and no setting of the user's matplotlibrc reaches it. It has an opaque off-white ground and looks the same in a light
+and in a dark page. Interactive figures (plotly) get the same ground and ink from `plotly_card`.
 
-Sizes: a card is 7 inches wide and shown in a column of about 750 px, so type is never smaller than `SMALLEST`
-points.
+    figure, [[axes]] = card(3.7)
+    line(axes, rows, "noise", **look("ff"))
+    encoder_axis(axes, rows.encoder)
+    headline(figure, "Noise falls from 575 to 368", "Mean over the nodes of a site.")
+
+A function that draws is decorated with `@theme()`; a notebook draws `with theme():`. A card is 7 inches wide and is
+shown in a column of about 750 px, so type is never smaller than `SMALLEST` points.
 """
 
-import functools
 import io
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, TypeVar, cast
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, SupportsFloat, TypeVar, cast
 
 import matplotlib
 import numpy as np
+import pandas as pd
 import plotly.graph_objects as go
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colorbar import Colorbar
+from matplotlib.colors import LinearSegmentedColormap, to_hex, to_rgb
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.font_manager import FontProperties
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
-from matplotlib.text import Text
+from matplotlib.patches import Patch
 from matplotlib.textpath import TextToPath
 from matplotlib.transforms import ScaledTranslation
 from torch import Tensor
 
 from cctlib.errors import UserError
-from cctlib.figures.interactive import stamp_below
-from cctlib.figures.palette import GROUND, INK, KINDS, MARKERS, MUTED, RULE, SEQUENTIAL
 
 Array = np.ndarray | Tensor
 
-SMALLEST, BODY, LABEL, HEADLINE = 9.0, 9.5, 10.5, 13.5
+# --------------------------------------------------------------------------------------------------------------------
+# Colours. People with any of the common kinds of colour blindness can tell those of one group apart, and all have a
+# contrast of at least 3 with the ground (both are tested), but for those of heads 4 and 5.
+
+GROUND, INK, MUTED, RULE, PANEL = "#FBFAF6", "#1F2430", "#565D6B", "#DDD9CF", "#F3F1EA"
+NEGATIVE = "#C9701B"  # a field below 0
+SIGNAL, WARN, FOREIGN = "#0F4C81", "#CC7E1B", "#8B9099"  # ones inside blocks, column noise, foreign noise
+KINDS = {"mha": "#0072B2", "trunk": "#8B9097", "ff_hidden": "#BF8400", "ff": "#B34700", "filters": "#2F3440"}
+MARKERS = {"mha": "o", "trunk": "s", "ff_hidden": "^", "ff": "D", "filters": "P"}
+HEADS = ("#5A3FA3", "#409F8F", "#9A922E", "#7A1F3D", "#6496AF", "#CC6677")
+METHODS = {"andc": "#882255", "shuffled": "#117733", "random": "#8B9097", "magnitude": "#2F8FCB", "wanda": "#C98011"}
+SERIES = (
+    "#1F2430",
+    "#C2428A",
+    "#2F8FCB",
+    "#A19026",
+)  # data sets, trials, alternatives: in the order in which they are given
+DASHED = (0, (4, 3))
+LOOKS: tuple[dict[str, Any], ...] = tuple(
+    {"color": color, "marker": marker, "linestyle": dash}
+    for color, marker, dash in zip(
+        SERIES, "oD^s", ("-", (0, (5, 2)), (0, (1.2, 1.6)), (0, (5, 1.5, 1.2, 1.5))), strict=True
+    )
+)
+SEQUENTIAL = "cividis"
+BROWN_TO_BLUE = ["#7A3B06", "#C9701B", "#F0C48E", GROUND, "#9FC3E0", "#2F79B5", "#0B3C68"]
+DIVERGING = LinearSegmentedColormap.from_list("field", BROWN_TO_BLUE)
+COUNTS = LinearSegmentedColormap.from_list("counts", ["#EDF1F4", "#9DBBD6", "#2F79B5", "#0B2A4A"])  # few: light
+
+SMALLEST, BODY, LABEL, HEADLINE = 9.0, 9.5, 10.5, 13.5  # points
 WIDTH = 7.0  # inches
 MARGIN = 0.16  # inches, from the edge of the card to its text
 
 STAMP_KEYS = ("dataset", "model", "weights", "commit", "profile", "device")
 
+DEFAULTS = {name: value for name, value in matplotlib.rcParamsDefault.items() if not name.startswith("backend")}
+THEME: dict[Any, Any] = DEFAULTS | {
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"],
+    "font.size": BODY,
+    "text.parse_math": False,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "axes.titlesize": LABEL,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.titlepad": 6,
+    "axes.labelsize": BODY + 0.5,
+    "xtick.labelsize": BODY,
+    "ytick.labelsize": BODY,
+    "legend.fontsize": BODY,
+    "legend.frameon": False,
+    "legend.columnspacing": 1.4,
+    "legend.handletextpad": 0.5,
+    "figure.facecolor": GROUND,
+    "savefig.facecolor": GROUND,
+    "axes.facecolor": GROUND,
+    "axes.edgecolor": MUTED,
+    "axes.linewidth": 0.8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "grid.color": RULE,
+    "grid.linewidth": 0.7,
+    "axes.axisbelow": True,
+    "xtick.major.size": 3,
+    "ytick.major.size": 3,
+    "lines.linewidth": 2.0,
+    "lines.markersize": 5.5,
+    "lines.markeredgecolor": "white",
+    "lines.markeredgewidth": 0.6,
+    "lines.solid_capstyle": "round",
+    "patch.linewidth": 0.8,
+    "image.interpolation": "nearest",
+    "image.cmap": SEQUENTIAL,
+    "savefig.dpi": 200,
+}
+
+
+def theme() -> Any:
+    """The settings of matplotlib under which figures are drawn: `with theme():`, or `@theme()` before a function."""
+    return matplotlib.rc_context(THEME)
+
+
+def contrast(color: str, ground: str = GROUND) -> float:
+    """Contrast ratio of two colours (WCAG): 1 to 21; text wants 4.5, lines 3."""
+    lights = []
+    for name in (color, ground):
+        channels = np.array(to_rgb(name))
+        linear = np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
+        lights.append(float(linear @ [0.2126, 0.7152, 0.0722]) + 0.05)
+    return max(lights) / min(lights)
+
+
+def readable(color: str) -> str:
+    """`color`, darkened towards the ink until text in it can be read on a card."""
+    for share in np.linspace(0, 1, 21):
+        mixed = to_hex((1 - share) * np.array(to_rgb(color)) + share * np.array(to_rgb(INK)))
+        if contrast(mixed) >= 4.5:
+            return mixed
+    return INK
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Cards
+
 
 class Card(Figure):
-    """A matplotlib Figure that shows itself in a notebook, sharp on fine screens, without pyplot.
+    """A matplotlib Figure that shows itself in a notebook, sharp on fine screens, without pyplot and under the theme.
 
-    inner, above, below: inches of the panels, of the headline, and of the stamp.
+    inner, above, below: inches of the panels, of the headline, and of the stamp. body: the part that holds the panels.
     """
 
     inner, above, below = 0.0, 0.0, 0.0
+    body: SubFigure
+
+    def draw(self, renderer: Any) -> None:
+        with theme():
+            super().draw(renderer)
+
+    def savefig(self, *args: Any, **settings: Any) -> None:
+        with theme():
+            super().savefig(*args, **settings)
 
     def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> tuple[dict, dict]:
         width = round(self.get_figwidth() * 100)
@@ -57,124 +174,49 @@ class Card(Figure):
 Drawn = TypeVar("Drawn", Card, go.Figure)
 
 
-def theme() -> dict[Any, Any]:
-    """Settings of matplotlib shared by all figures, for `matplotlib.rc_context(theme())`."""
-    return {
-        "font.family": "sans-serif",
-        "font.sans-serif": ["DejaVu Sans"],
-        "font.size": BODY,
-        "text.parse_math": False,
-        "text.color": INK,
-        "axes.labelcolor": INK,
-        "xtick.color": MUTED,
-        "ytick.color": MUTED,
-        "xtick.labelcolor": INK,
-        "ytick.labelcolor": INK,
-        "axes.titlesize": LABEL,
-        "axes.titleweight": "bold",
-        "axes.titlelocation": "left",
-        "axes.titlepad": 6,
-        "axes.labelsize": BODY + 0.5,
-        "xtick.labelsize": BODY,
-        "ytick.labelsize": BODY,
-        "legend.fontsize": BODY,
-        "legend.frameon": False,
-        "figure.facecolor": GROUND,
-        "savefig.facecolor": GROUND,
-        "axes.facecolor": GROUND,
-        "axes.edgecolor": MUTED,
-        "axes.linewidth": 0.8,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.grid": False,
-        "grid.color": RULE,
-        "grid.linewidth": 0.7,
-        "axes.axisbelow": True,
-        "xtick.major.size": 3,
-        "ytick.major.size": 3,
-        "lines.linewidth": 2.0,
-        "lines.markersize": 5.5,
-        "lines.solid_capstyle": "round",
-        "patch.linewidth": 0.8,
-        "image.interpolation": "nearest",
-        "image.cmap": SEQUENTIAL,
-        "hatch.linewidth": 0.6,
-        "savefig.dpi": 200,
-    }
+def card(
+    height: float, rows: int = 1, columns: int = 1, width: float = WIDTH, **settings: Any
+) -> tuple[Card, np.ndarray]:
+    """A card with `rows` x `columns` panels, which are `width` x `height` inches together; headline and stamp make it
+    taller.
 
-
-def themed(draw: Callable[..., Card]) -> Callable[..., Card]:
-    """Decorate a function that draws a card: it runs under `theme()`, and leaves nothing to be styled "
-    "later."""
-
-    @functools.wraps(draw)
-    def drawn(*args: Any, **settings: Any) -> Card:
-        with matplotlib.rc_context(theme()):
-            figure = draw(*args, **settings)
-            figure.draw_without_rendering()  # ticks are made here, while the theme holds
-        return figure
-
-    return drawn
-
-
-def card(height: float, width: float = WIDTH) -> Card:
-    """An empty card, `width` x `height` inches before headline and stamp make it taller."""
+    Returns the card and the panels as an array [row, column]; with 0 rows the card has none, and its `body` can be
+    divided in other ways. `settings` are those of `Figure.subplots`.
+    """
     figure = Card(figsize=(width, height), facecolor=GROUND, edgecolor=RULE, linewidth=1.2)
     figure.set_layout_engine(ConstrainedLayoutEngine(w_pad=0.06, h_pad=0.06, wspace=0.04, hspace=0.04))
     figure.inner = height
     _reserve(figure, top=0.08, bottom=0.08)
-    return figure
-
-
-def parts(figure: Figure, heights: Sequence[float]) -> list[SubFigure]:
-    """The card between headline and stamp, divided into bands of these relative heights."""
-    return list(np.ravel(np.asarray(figure.subfigures(len(heights), 1, height_ratios=heights), dtype=object)))
-
-
-def body(figure: Figure) -> SubFigure:
-    """The card between headline and stamp as one part, for figures with a legend outside their panels."""
-    return parts(figure, [1.0])[0]
+    figure.body = cast(SubFigure, figure.subfigures(1, 1))
+    panels = figure.body.subplots(rows, columns, squeeze=False, **settings) if rows else np.empty((0, columns), object)
+    return figure, panels
 
 
 def headline(figure: Card, message: str, detail: str = "") -> None:
-    """Write the message above the panels, in bold, and below it what is shown; both wrapped to the card.
-    Panels keep their size.
-    """
-    width = figure.get_figwidth() - 2 * MARGIN
+    """Write the message above the panels, in bold, and below it how to read them; both are wrapped to the card."""
+    width = 0.97 * (figure.get_figwidth() - 2 * MARGIN)  # text on pixels is a little wider than its outlines
     message, detail = wrap(message, HEADLINE, width, bold=True), wrap(detail, BODY + 0.5, width)
     first, second = _lines_height(message, HEADLINE), _lines_height(detail, BODY + 0.5)
     _anchored(figure, message, (0, 1), (MARGIN, -MARGIN), size=HEADLINE, weight="bold", va="top", gid="headline")
+    below = {"size": BODY + 0.5, "color": MUTED, "va": "top", "gid": "detail"}
     if detail:
-        _anchored(
-            figure,
-            detail,
-            (0, 1),
-            (MARGIN, -MARGIN - first - 0.05),
-            size=BODY + 0.5,
-            color=MUTED,
-            va="top",
-            gid="detail",
-        )
+        _anchored(figure, detail, (0, 1), (MARGIN, -MARGIN - first - 0.05), **below)
     _reserve(figure, top=MARGIN + first + second + (0.05 if detail else 0) + 0.02)
 
 
 def stamp(figure: Drawn, provenance: Mapping[str, object]) -> Drawn:
-    """Write the line that says where a figure came from, on a matplotlib or plotly figure; returns the
-    figure.
+    """Write the line that says where a figure came from, on a matplotlib or plotly figure, and return the figure.
 
-    `provenance`: data set, model, weights (hash, or several with commas between), commit, profile and device, and optionally `note` (for
-    example that the shipped measurement is shown); an absent entry is written as "not recorded", so that a
-    figure never passes as better documented than it is.
+    `provenance`: dataset, model, weights (a hash, or several with commas between), commit, profile and device, and
+    optionally `note` (for example that the shipped measurement is shown). An absent entry is written as "not recorded".
     """
     recorded: dict[str, str] = {key: str(provenance.get(key) or "not recorded") for key in STAMP_KEYS}
-    recorded["weights"] = ", ".join(
-        of_model[:12] for of_model in recorded["weights"].split(", ")
-    )  # enough of a hash to find it
+    recorded["weights"] = ", ".join(digest[:12] for digest in recorded["weights"].split(", "))  # enough to find them
     phrases = [recorded["dataset"], recorded["model"], *(f"{key} {recorded[key]}" for key in STAMP_KEYS[2:])]
     if provenance.get("note"):
         phrases.append(str(provenance["note"]))
     if isinstance(figure, go.Figure):
-        return stamp_below(figure, phrases)
+        return _stamp_below(figure, phrases)
     line = wrap(phrases, SMALLEST, figure.get_figwidth() - 2 * MARGIN)
     for old in [text for text in figure.texts if text.get_gid() == "stamp"]:
         old.remove()
@@ -203,12 +245,10 @@ def _lines_height(text: str, size: float) -> float:
     return (text.count("\n") + 1) * size * 1.28 / 72 if text else 0.0
 
 
-def _anchored(figure: Figure, text: str, corner: tuple[int, int], offset: tuple[float, float], **style: Any) -> Text:
+def _anchored(figure: Card, text: str, corner: tuple[int, int], offset: tuple[float, float], **style: Any) -> None:
     """Text at a corner of the card plus an offset in inches, which stays there when the card grows."""
     place = figure.transFigure + ScaledTranslation(*offset, figure.dpi_scale_trans)
-    written = figure.text(*corner, text, transform=place, linespacing=1.25, **style)
-    written.set_in_layout(False)
-    return written
+    figure.text(*corner, text, transform=place, linespacing=1.25, **style).set_in_layout(False)
 
 
 def _reserve(figure: Card, top: float | None = None, bottom: float | None = None) -> None:
@@ -231,15 +271,48 @@ def headline_of(figure: Figure | go.Figure) -> str:
 def to_png(figure: Figure, dpi: int = 200) -> bytes:
     """The figure as the bytes of a PNG; 200 dots an inch is twice what a 750 px column shows."""
     stream = io.BytesIO()
-    figure.savefig(
-        stream, format="png", dpi=dpi, facecolor=figure.get_facecolor(), edgecolor=RULE, metadata={"Software": None}
-    )
+    colors = {"facecolor": figure.get_facecolor(), "edgecolor": RULE}
+    figure.savefig(stream, format="png", dpi=dpi, metadata={"Software": None}, **colors)
     return stream.getvalue()
 
 
-def panel_title(axes: Axes, text: str, color: str = INK) -> None:
-    """A panel's title, left-aligned and bold."""
-    axes.set_title(text, loc="left", color=color)
+# --------------------------------------------------------------------------------------------------------------------
+# Panels
+
+
+def line(axes: Axes, rows: pd.DataFrame, column: str, scale: float = 1, **settings: Any) -> None:
+    """A column of a table along the encoders; a ratio that is infinite or missing leaves a gap."""
+    rows = rows.sort_values("encoder")
+    axes.plot(rows.encoder, scale * rows[column].replace([np.inf, -np.inf], np.nan), **settings)
+
+
+def band(axes: Axes, x: Any, low: Any, high: Any, color: str = FOREIGN, **settings: Any) -> None:
+    """A band between two curves, without an outline."""
+    axes.fill_between(x, low, high, **{"color": color, "alpha": 0.35, "linewidth": 0} | settings)
+
+
+def look(kind: str) -> dict[str, Any]:
+    """Colour, marker and label of a kind of site."""
+    return {"color": KINDS[kind], "marker": MARKERS[kind], "label": kind}
+
+
+def key(label: str, **settings: Any) -> Line2D:
+    """An entry of a legend: a line or a marker."""
+    return Line2D([], [], label=label, **settings)
+
+
+def swatch(label: str, color: str = FOREIGN, alpha: float = 0.35) -> Patch:
+    """An entry of a legend: a coloured area."""
+    return Patch(facecolor=color, alpha=alpha, linewidth=0, label=label)
+
+
+def legend(figure: Card, source: Axes | Sequence[Artist], where: str = "lower left", **settings: Any) -> None:
+    """One legend for a whole card, outside of its panels: of given entries, or of what `source` draws under a label."""
+    if isinstance(source, Axes):
+        handles, labels = source.get_legend_handles_labels()
+        source = list(dict(zip(labels, handles, strict=True)).values())
+    settings = {"ncols": min(len(source), 4), "handlelength": 1.8} | settings
+    figure.body.legend(handles=list(source), loc=f"outside {where}", **settings)
 
 
 def bare(axes: Axes) -> None:
@@ -249,46 +322,119 @@ def bare(axes: Axes) -> None:
         spine.set(visible=True, color=RULE, linewidth=0.8)
 
 
-def colorbar(
-    figure: Figure | SubFigure,
-    image: ScalarMappable,
-    label: str,
-    axes: Axes | Sequence[Axes] | None = None,
-    **settings: Any,
-) -> Colorbar:
+def without_frame(axes: Axes) -> None:
+    """A panel of cells: no spines and no tick marks, only their labels."""
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+
+
+def colorbar(image: ScalarMappable, label: str, axes: Axes | Sequence[Axes], **settings: Any) -> Colorbar:
     """A slim colour bar with its quantity (and unit), beside `axes` or in the axes `cax` of `settings`."""
+    part = axes.figure if isinstance(axes, Axes) else axes[0].figure
     if "cax" not in settings:
         settings = {"ax": axes, "shrink": 0.9, "aspect": 28, "pad": 0.02, **settings}
-    bar = figure.colorbar(image, label=label, **settings)
-    bar.outline.set_visible(False)
+    bar = cast(Figure, part).colorbar(image, label=label, **settings)
+    cast(Artist, bar.outline).set_visible(False)
     return bar
 
 
-def encoder_axis(axes: Axes, encoders: Iterable[int], label: bool = True) -> None:
-    """The axis shared by most figures: encoders 1 to L, each one named."""
+def encoder_axis(axes: Axes, encoders: Iterable[int], label: bool = True, ticks: int = 5) -> None:
+    """The axes of most figures: encoders 1 to L, each one named, and lines for about `ticks` values."""
     numbers = sorted({int(encoder) for encoder in encoders})
     axes.set_xticks(numbers, [str(number) for number in numbers])
     axes.set_xlim(numbers[0] - 0.45, numbers[-1] + 0.45)
+    axes.grid(axis="y")
+    axes.locator_params(axis="y", nbins=ticks)
     if label:
         axes.set_xlabel("encoder")
 
 
 def kinds_in(kinds: Iterable[str]) -> list[str]:
-    """The kinds of site that occur, in the order in which a token meets them; unknown kinds raise
-    `UserError`.
-    """
+    """The kinds of site that occur, as a token meets them. Raises `UserError` for an unknown kind."""
     present = set(kinds)
     if unknown := present - set(KINDS):
         raise UserError(f"figures: unknown kind of site {sorted(unknown)}, expected some of {list(KINDS)}")
     return [kind for kind in KINDS if kind in present]
 
 
-def kind_legend(part: SubFigure, kinds: Sequence[str]) -> None:
-    """One legend for all panels of a card's `body`, above them: a coloured marker per kind of site."""
-    keys = [Line2D([], [], color=KINDS[kind], marker=MARKERS[kind], label=kind) for kind in kinds]
-    part.legend(handles=keys, loc="outside upper left", ncols=len(keys), columnspacing=1.8, handlelength=1.8)
-
-
 def as_array(values: Array) -> np.ndarray:
     """An array or a tensor of any device, as NumPy."""
     return values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Interactive figures: plotly, without MathJax, fonts or scripts from elsewhere
+
+PLOTLY_DIVERGING = [[step / 6, color] for step, color in enumerate(BROWN_TO_BLUE)]
+PLOTLY_FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'DejaVu Sans', sans-serif"
+PHONE = {"headline": 39, "stamp": 52}  # characters of a line on a page of 390 px
+
+
+def plotly_card(figure: go.Figure, message: str, height: int = 640, left: int = 64, above: int = 60) -> go.Figure:
+    """Give a plotly figure the look of a card. Pixels: `above` is free space between headline and panel, for a colour
+    bar or buttons. Plotly puts the headline's first line 33 px above the panel and its padding.
+    """
+    top = 18 + 21 * (plotly_headline(message).count("<br>") + 1) + above
+    title = {"font": {"size": 15.5, "color": INK}, "x": 0, "xref": "container", "pad": {"l": 14, "b": top - 63}}
+    figure.update_layout(
+        title=title | {"text": plotly_headline(message), "y": 1, "yref": "paper", "yanchor": "bottom"},
+        font={"family": PLOTLY_FONT, "size": 13, "color": INK},
+        paper_bgcolor=GROUND,
+        plot_bgcolor=GROUND,
+        height=height,
+        autosize=True,
+        margin={"l": left, "r": 20, "t": top, "b": 70},
+        hoverlabel={"font": {"size": 13}},
+    )
+    for axes in (figure.update_xaxes, figure.update_yaxes):
+        axes(linecolor=MUTED, gridcolor=RULE, zeroline=False, title={"standoff": 10})
+    return figure
+
+
+def plotly_headline(message: str) -> str:
+    """A headline in bold, broken for the narrowest page, a phone's."""
+    return "<b>" + "<br>".join(_phone_lines(message.split(), PHONE["headline"], " ")) + "</b>"
+
+
+def plotly_bar(label: str, values: Sequence[SupportsFloat], texts: Sequence[object]) -> dict:
+    """A slim horizontal colour bar above the panel, which leaves a phone its width."""
+    place = {"orientation": "h", "x": 0, "xanchor": "left", "len": 1, "y": 1.01, "yanchor": "bottom", "thickness": 9}
+    ticks = {"tickvals": list(map(float, values)), "ticktext": list(map(str, texts)), "tickfont": {"size": 12}}
+    return place | ticks | {"outlinewidth": 0, "title": {"text": label, "side": "top", "font": {"size": 12}}}
+
+
+def plotly_names(names: Sequence[str], few: bool) -> dict:
+    """Axis settings for labels: their names where they are few; else one unseen tick, which keeps the title off the
+    panel.
+    """
+    if few:
+        return {"tickvals": list(names)}
+    unseen = {"ticks": "outside", "ticklen": 8, "tickcolor": GROUND, "tickfont": {"color": GROUND}, "tickangle": 0}
+    return {"tickvals": [names[len(names) // 2]], "ticktext": ["."], **unseen}
+
+
+def _phone_lines(words: Sequence[str], width: int, separator: str) -> list[str]:
+    lines: list[str] = []
+    for word in words:
+        fits = lines and len(lines[-1]) + len(separator) + len(word) <= width
+        lines = [*lines[:-1], lines[-1] + separator + word] if fits else [*lines, word]
+    return lines
+
+
+def _stamp_below(figure: go.Figure, phrases: Sequence[str]) -> go.Figure:
+    """Write the phrases of a stamp below the panel."""
+    lines = _phone_lines(phrases, PHONE["stamp"], " · ")
+    figure.layout.annotations = [note for note in figure.layout.annotations if note.name != "stamp"]
+    bottom = 66 + 16 * len(lines)
+    figure.update_layout(height=figure.layout.height + bottom - figure.layout.margin.b, margin={"b": bottom})
+    corner = {"xref": "paper", "yref": "paper", "x": 0, "y": 0, "xanchor": "left", "yanchor": "top", "align": "left"}
+    figure.add_annotation(
+        name="stamp",
+        text="<br>".join(lines),
+        xshift=14 - figure.layout.margin.l,
+        yshift=-58,
+        showarrow=False,
+        font={"size": 12, "color": MUTED},
+        **corner,
+    )
+    return figure

@@ -1,10 +1,11 @@
-"""Every figure builds from awkward inputs, states what its data say, can be read, and fetches nothing."""
+"""Every figure builds from awkward inputs, draws what its tables say, states it, and can be read."""
 
 import io
 import itertools
 import json
 import math
 import re
+from collections import Counter
 
 import matplotlib
 import numpy as np
@@ -15,153 +16,65 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.axes import Axes
-from matplotlib.colors import to_rgb
+from matplotlib.collections import PathCollection
+from matplotlib.colors import to_hex, to_rgb
 from matplotlib.text import Text
 from PIL import Image
 
+from cctlib.claims import rules
 from cctlib.errors import UserError
-from cctlib.figures import (
-    andc,
-    browse,
-    confusions,
-    datasets,
-    experts,
-    heads,
-    model,
-    network,
-    nodes,
-    null,
-    overview,
-    palette,
-    snp,
-    snr,
-    style,
-    theta,
-    to_html,
-    to_png,
-    training,
-    wording,
-)
-from cctlib.figures.style import Card, headline_of, stamp
+from cctlib.figures import along, andc, headline_of, heads, network, node, stamp, style, tables, to_png, wording
+from cctlib.figures.style import Card
 from cctlib.model.cct import config
 
-RNG = np.random.default_rng(0)
 SIZES = (10, 102)
 
 
-def seen(labels: int, index: int, site: str = "enc3/mha") -> nodes.Node:
+def a_node(labels: int, index: int, site: str = "enc3/mha") -> node.Node:
     """A node of the synthetic site: 0 is silent, 1 has no label on its diagonal, the others are usual."""
-    return nodes.look(*tiny.site(labels), site, index)
-
-
-def pictures(count: int) -> np.ndarray:
-    """Random images."""
-    return RNG.integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
-
-
-def token_maps(*shape: int) -> np.ndarray:
-    """Positive maps of tokens."""
-    return RNG.random(shape).astype(np.float32)
-
-
-def journey(labels: int, encoders: int = 7) -> Card:
-    """An image on its way through a network of so many encoders."""
-    chances = RNG.dirichlet(np.ones(labels)).astype(np.float32)
-    pooling = RNG.dirichlet(np.ones(64)).reshape(8, 8).astype(np.float32)
-    return model.journey(pictures(1)[0], token_maps(encoders, 8, 8), pooling, chances, tiny.names(labels), label=1)
-
-
-def by_label(labels: int, grouped: bool) -> Card:
-    """Accuracy by label, one without images."""
-    accuracy = RNG.random(labels)
-    accuracy[2] = np.nan
-    return model.accuracy_by_label(accuracy, tiny.names(labels), *(tiny.groups(labels) if grouped else ()))
+    return node.look_at(*tiny.site(labels), site, index)
 
 
 def gallery(labels: int) -> Card:
     """One node a site; a site is missing, one node is silent, one is off the diagonal."""
     sites = [f"enc{m}/{kind}" for m in range(1, 8) for kind in tiny.KINDS]
-    return snp.gallery([seen(labels, place % 12, site) for place, site in enumerate(sites[:-1])])
-
-
-def liked(images: bool) -> Card:
-    """Most and least liked images, or only the names of their labels."""
-    most, least = tiny.names(8), tiny.names(8)[:5]
-    pixels = (pictures(8), pictures(5)) if images else (None, None)
-    return snp.liked(*pixels, ["prince of wales feathers"] * 3 + most[3:], least, "enc3/mha", 5)
-
-
-def outer(labels: int) -> Card:
-    """The outer product of a node."""
-    mu, W = tiny.site(labels)
-    return snp.outer_product(mu[:, 5], W[:, 5], "enc3/mha", 5)
-
-
-def attention(number: int) -> Card:
-    """Attention maps of so many heads on an own, an other and a nobody's image."""
-    owners = [0, number - 1, -1]
-    return experts.attention_maps(pictures(3), token_maps(3, number, 8, 8), tiny.names(3), owners, "enc7/mha")
-
-
-def hero(labels: int) -> Card:
-    """The story in one picture."""
-    return overview.hero(seen(labels, 5, "enc1/ff"), seen(labels, 6, "enc7/ff"), tiny.by_theta())
-
-
-def across() -> Card:
-    """A transformer and a convolutional network on one figure."""
-    return overview.across_networks(
-        {"CCT-7": tiny.by_theta(7, ("mha", "ff")), "VGG-16": tiny.by_theta(13, ("filters",))}
-    )
+    return node.gallery([a_node(labels, place % 12, site) for place, site in enumerate(sites[:-1])])
 
 
 def side_by_side(number: int) -> Card:
     """So many data sets on the same axes."""
-    names = ("CIFAR-100", "Flowers-102 (official split)", "Flowers-102 (split kaggle-6552)", "demo shapes")[:number]
-    found = datasets.Measured(tiny.accuracy(), tiny.by_theta(), 0.633)
-    return datasets.side_by_side({name: found._replace(network=0.5 + 0.1 * place) for place, name in enumerate(names)})
+    titles = ("CIFAR-100", "Flowers-102 (official split)", "Flowers-102 (split kaggle-6552)", "demo shapes")[:number]
+    measured = [along.Measured(tiny.accuracy(), tiny.by_theta(), 0.5 + 0.1 * place) for place in range(number)]
+    return along.side_by_side(dict(zip(titles, measured, strict=True)))
+
+
+def with_controls() -> Card:
+    """Nodes before two controls, with the accuracy of the probes."""
+    return along.beside_controls(tiny.by_theta(), along.controls_of(tiny.study_tables()), accuracy=tiny.accuracy())
 
 
 STATIC = {
     "network 3x2": lambda: network.network(config("cct_7_3x2")),
     "network 7x2, 14 encoders": lambda: network.network(config("cct_14_7x2", image_size=224, num_classes=102)),
-    "journey": lambda: journey(100),
-    "journey, 14 encoders": lambda: journey(10, 14),
-    "training, a full log": lambda: training.curves(
-        tiny.training_log().assign(accuracy=0.4, held_out_loss=1.0, lr=1e-3, images_per_second=80.0)
-    ),
-    "training": lambda: training.curves(tiny.training_log()),
-    "trials": lambda: training.race(tiny.courses()),
-    "trials, as many as fit": lambda: training.race(tiny.courses("abcd")),
-    "accuracy by superclass": lambda: by_label(100, grouped=True),
-    **{f"accuracy of {labels} labels": (lambda labels=labels: by_label(labels, grouped=False)) for labels in SIZES},
-    **{
-        f"pairs, {labels}": (
-            lambda labels=labels: confusions.confused_pairs(tiny.confusion(labels), tiny.names(labels))
-        )
-        for labels in SIZES
-    },
     **{
         f"node {index} of {labels} labels": (
-            lambda labels=labels, index=index: snp.node(seen(labels, index), tiny.names(labels))
+            lambda labels=labels, index=index: node.node(a_node(labels, index), tiny.names(labels))
         )
         for labels in SIZES
         for index in (0, 1, 5)
     },
     **{f"gallery, {labels}": (lambda labels=labels: gallery(labels)) for labels in SIZES},
-    "liked": lambda: liked(images=True),
-    "liked without images": lambda: liked(images=False),
-    **{f"outer product, {labels}": (lambda labels=labels: outer(labels)) for labels in SIZES},
-    "progressive": lambda: snr.progressive(tiny.accuracy(), 0.633),
-    "progressive, 14 encoders": lambda: snr.progressive(tiny.accuracy(14)),
-    "along the encoders": lambda: snr.along_encoders(tiny.by_theta()),
-    "distributions": lambda: snr.distributions(tiny.nodes()),
-    "theta trend": lambda: theta.theta_trend(tiny.by_theta()),
-    "theta lines": lambda: theta.theta_lines(tiny.by_theta()),
-    "null": lambda: null.null_comparison(tiny.by_theta(), tiny.by_site("draw", 5)),
-    "label orders": lambda: null.order_spread(tiny.by_theta(), tiny.by_site("order", 5)),
-    "alternatives": lambda: null.alternatives(tiny.alternatives()),
-    "alternatives without accuracy": lambda: null.alternatives(tiny.by_site("alternative", 3)),
+    "hero": lambda: node.hero(a_node(100, 5, "enc1/ff"), a_node(100, 6, "enc7/ff"), tiny.by_theta()),
+    "progressive": lambda: along.progressive(tiny.accuracy(), 0.633),
+    "progressive, 14 encoders": lambda: along.progressive(tiny.accuracy(14)),
+    "beside controls": with_controls,
+    "null": lambda: along.null_comparison(tiny.by_theta(), tiny.by_site("draw", 5)),
+    "site means": lambda: along.site_means(tiny.by_theta()),
+    "distributions": lambda: along.distributions(tiny.nodes()),
+    "theta trend": lambda: along.theta_trend(tiny.by_theta()),
+    "alternatives": lambda: along.alternatives(tiny.alternatives()),
+    "alternatives without accuracy": lambda: along.alternatives(tiny.by_site("alternative", 3)),
+    **{f"{number} data sets": (lambda number=number: side_by_side(number)) for number in (1, 3, 4)},
     **{
         f"labels by {number} heads": (
             lambda number=number: heads.labels_by_heads(*tiny.heads(102, number), tiny.names(102), "enc3/mha")
@@ -171,51 +84,24 @@ STATIC = {
     "concentration": lambda: heads.concentration(tiny.symmetry()),
     "enrichment": lambda: heads.enrichment(tiny.enrichment()),
     "semantics": lambda: heads.semantics(tiny.semantics()),
-    "expert gap": lambda: experts.expert_gap(*tiny.experts()),
-    "expert gap, 6 heads": lambda: experts.expert_gap(*tiny.experts(number=6)),
-    "attention": lambda: attention(4),
-    "attention, 6 heads": lambda: attention(6),
-    "ablation": lambda: experts.ablation(tiny.ablation()),
+    "expert gap": lambda: heads.expert_gap(*tiny.experts()),
+    "expert gap, 6 heads": lambda: heads.expert_gap(*tiny.experts(number=6)),
+    "ablation": lambda: heads.ablation(*tiny.ablation()),
     "accuracy and density": lambda: andc.accuracy_density(tiny.pruned()),
     "retraining": lambda: andc.retraining(tiny.pruned()),
     "latency": lambda: andc.latency(tiny.latencies()),
-    "hero": lambda: hero(100),
-    "across networks": across,
-    "data sets": lambda: side_by_side(3),
-    "one data set": lambda: side_by_side(1),
-    "four data sets": lambda: side_by_side(4),
-    "claims on four": lambda: datasets.claims(
-        tiny.claims(("CIFAR-100", "Flowers-102 (official split)", "Flowers-102 (kaggle)", "demo"))
-    ),
-    "claims on data sets": lambda: datasets.claims(tiny.claims(("CIFAR-100", "Flowers-102 (official split)"))),
-    "claims on one": lambda: datasets.claims(tiny.claims(("demo shapes",))),
-    "verdicts": lambda: overview.verdicts(tiny.verdicts()),
 }
 BROWSERS = {
-    **{
-        f"confusion matrix, {labels}": (
-            lambda labels=labels: confusions.confusion_matrix(
-                tiny.confusion(labels), tiny.names(labels), tiny.groups(labels)[0]
-            )
-        )
-        for labels in SIZES
-    },
-    **{
-        f"node, {labels}": (lambda labels=labels: browse.node_heatmap(seen(labels, 5), tiny.names(labels)))
-        for labels in SIZES
-    },
-    **{
-        f"browser, {labels}": (
-            lambda labels=labels: browse.node_browser([seen(labels, n) for n in (5, 0, 1, 6)], tiny.names(labels))
-        )
-        for labels in SIZES
-    },
+    f"browser, {labels}": (
+        lambda labels=labels: node.browser([a_node(labels, n) for n in (5, 0, 1, 6)], tiny.names(labels))
+    )
+    for labels in SIZES
 }
-WITHOUT_AXES = ("network", "verdicts", "claims")  # drawings: there is nothing to name
+WITHOUT_AXES = ("network",)  # drawings: there is nothing to name
 
 
 def written(figure: Card) -> list[Text]:
-    """All text of a figure that is drawn: not that of hidden panels, of axes that are off, and of ticks out of sight."""
+    """All text of a figure that is drawn: not that of hidden panels, of axes that are off, of ticks out of sight."""
     hidden: set[Text] = set()
     for axes in figure.findobj(Axes):
         if not axes.get_visible():
@@ -234,7 +120,7 @@ def written(figure: Card) -> list[Text]:
 
 @pytest.mark.parametrize("name", STATIC)
 def test_a_static_figure_can_be_read_and_says_what_it_shows(name):
-    """No text is smaller than the smallest size, runs out of the card, or covers other text; a message, named axes, a stamp."""
+    """No text is too small, leaves the card or covers other text; there are a message, named axes, a stamp."""
     figure = stamp(STATIC[name](), tiny.PROVENANCE)
     figure.draw_without_rendering()
     texts = written(figure)
@@ -260,26 +146,30 @@ def test_a_static_figure_can_be_read_and_says_what_it_shows(name):
         assert any(labels), "no axis is named"
 
 
-def test_figures_leave_pyplot_and_its_settings_alone():
+def test_no_setting_of_the_user_reaches_a_figure():
+    """Neither while it is drawn nor while it is saved; and what was set is as it was."""
+    usual = to_png(STATIC["progressive"]())
+    hostile = {"savefig.bbox": "tight", "image.origin": "lower", "font.weight": "bold", "axes.labelpad": 30}
+    hostile |= {"text.usetex": True, "axes.grid": True, "lines.linestyle": ":", "savefig.pad_inches": 2}
+    with matplotlib.rc_context(hostile):
+        before = dict(matplotlib.rcParams)
+        assert to_png(STATIC["progressive"]()) == usual
+        assert dict(matplotlib.rcParams) == before
+
+
+def test_a_card_leaves_pyplot_alone_and_shows_itself():
     import matplotlib.pyplot as plt
 
-    before = dict(matplotlib.rcParams)
-    snr.progressive(tiny.accuracy())
-    assert plt.get_fignums() == [] and dict(matplotlib.rcParams) == before
-
-
-def test_a_card_shows_itself_and_is_the_same_every_time():
     data, metadata = STATIC["progressive"]()._repr_mimebundle_()
+    assert plt.get_fignums() == []
     with Image.open(io.BytesIO(data["image/png"])) as image:
         assert image.width == 2 * metadata["image/png"]["width"] == 1400
         corner = image.convert("RGBA").getpixel((20, 20))
-    assert corner == (*(round(255 * channel) for channel in to_rgb(palette.GROUND)), 255), "the ground is opaque"
-    once, again = (to_png(stamp(STATIC["progressive"](), tiny.PROVENANCE)) for _ in range(2))
-    assert once == again
+    assert corner == (*(round(255 * channel) for channel in to_rgb(style.GROUND)), 255), "the ground is opaque"
 
 
 def test_a_stamp_is_written_once_and_says_what_is_missing():
-    figure = snr.progressive(tiny.accuracy())
+    figure = STATIC["progressive"]()
     stamp(figure, tiny.PROVENANCE)
     tall = figure.get_figheight()
     stamp(figure, {"dataset": "demo", "note": "shipped measurement"})
@@ -288,19 +178,210 @@ def test_a_stamp_is_written_once_and_says_what_is_missing():
     assert figure.get_figheight() <= tall
 
 
-def test_alternatives_show_accuracy_where_a_probe_has_one():
-    with_accuracy, without = STATIC["alternatives"](), STATIC["alternatives without accuracy"]()
-    titles = [{axes.get_title(loc="left") for axes in figure.axes} for figure in (with_accuracy, without)]
-    assert titles[0] - titles[1] == {"accuracy of the probe"}
-    lines = [np.isfinite(line.get_ydata(orig=True)).any() for line in with_accuracy.axes[0].lines]
-    assert lines == [True, True, False, False], "two alternatives leave the probe as it is"
+# What is drawn
+
+
+def curve(axes: Axes, color: str) -> np.ndarray:
+    """The heights of the line of this colour with markers."""
+    [line] = [line for line in axes.lines if to_hex(line.get_color()) == color.lower() and line.get_marker() != "None"]
+    return np.asarray(line.get_ydata(orig=True), float)
+
+
+def bars(axes: Axes, color: str) -> np.ndarray:
+    """The ends [bar, low and high] of the vertical lines of this colour."""
+    lines = [entry for entry in axes.collections if hasattr(entry, "get_segments") and len(entry.get_colors())]
+    mine = [entry.get_segments() for entry in lines if to_hex(entry.get_colors()[0]) == color.lower()]
+    return np.array([segment[:, 1] for segments in mine for segment in segments])
+
+
+def areas(axes: Axes) -> list[np.ndarray]:
+    """The corners of each band."""
+    found = [entry for entry in axes.collections if not hasattr(entry, "get_segments")]
+    return [entry.get_paths()[0].vertices for entry in found if not isinstance(entry, PathCollection)]
+
+
+def test_accuracy_is_drawn_with_its_interval():
+    table = tiny.accuracy()
+    [axes] = along.progressive(table, 0.633).axes
+    ff = table[table.kind == "ff"]
+    assert np.allclose(curve(axes, style.KINDS["ff"]), 100 * ff.accuracy)
+    ends = [(corners[:, 1].min(), corners[:, 1].max()) for corners in areas(axes)]
+    assert (100 * ff.low.min(), 100 * ff.high.max()) == pytest.approx(ends[-1])
+    assert any(np.allclose(line.get_ydata(), 63.3) for line in axes.lines)
+
+
+def test_nodes_and_their_controls_are_drawn_at_their_values():
+    tables = tiny.study_tables()
+    axes = np.reshape(with_controls().axes, (3, 2))  # accuracy, noise, SNR; mha, ff
+    nodes = tiny.by_theta().query("kind == 'ff' and abs(theta - 0.3) < 1e-6")
+    assert np.allclose(curve(axes[0, 1], style.KINDS["ff"]), 100 * tiny.accuracy().query("kind == 'ff'").accuracy)
+    assert np.allclose(curve(axes[1, 1], style.KINDS["ff"]), nodes.noise)
+    assert np.allclose(curve(axes[2, 1], style.KINDS["ff"]), nodes.snr)
+    drawn = [(corners[:, 1].min(), corners[:, 1].max()) for corners in areas(axes[1, 1])]
+    controls = (tables["null"], tables["controls"])
+    expected = [table.query("kind == 'ff'").noise.agg(["min", "max"]).tolist() for table in controls]
+    assert np.allclose(drawn, expected), "labels shuffled, then random basis"
+
+
+def test_the_null_counts_the_sites_beyond_all_draws():
+    null, table = tiny.by_site("draw", 5), along.at_theta(tiny.by_theta())
+    far = null.assign(noise=null.noise + 1000, clusters=null.clusters - 1)
+    title = headline_of(along.null_comparison(tiny.by_theta(), far))
+    assert f"noise per node is below all draws at {len(table)} of {len(table)} sites" in title
+    assert f"Clusters per node is above all draws at {len(table)} of {len(table)} sites" in title
+
+
+def test_trends_are_counted_where_they_are_significant():
+    """A slope of the right sign is not enough: the order of the encoders decides, as in the rule."""
+    table = tiny.by_theta(7, ("mha",)).replace([np.inf], np.nan)
+    order = {m: value for m, value in enumerate([7.0, 1.0, 6.0, 2.0, 5.0, 3.0, 4.0], start=1)}  # slopes down, tau -1/7
+    table = table.assign(noise=table.encoder.map(order), snr=table.encoder.astype(float))
+    trends = along.trend_table(table, ["noise", "snr"])
+    noise, snr = trends[trends.quantity == "noise"], trends[trends.quantity == "snr"]
+    assert (noise.change < 0).all() and not noise.falls.any()
+    assert snr.rises.all() and rules.trend(np.arange(1.0, 8.0))[1]
+    assert "noise falls at 0 of 7 thresholds" in headline_of(along.theta_trend(table))
+    slope = np.polyfit(range(1, 8), list(order.values()), 1)[0]
+    assert np.allclose(noise.change, 100 * slope / 4)
+
+
+def test_cells_of_the_trend_have_its_values_and_marks():
+    table = tiny.by_theta()
+    figure = along.theta_trend(table)
+    panel = next(axes for axes in figure.axes if axes.get_title("left") == "ff")
+    trends = along.trend_table(table).query("kind == 'ff'")
+    noise, *_, fields = (mesh.get_array().ravel() for mesh in panel.collections)
+    assert np.allclose(noise, trends[trends.quantity == "noise"].sort_values("theta").change)
+    assert len(fields) == 1, "the ratio of fields needs no threshold"
+    marks = panel.lines[0].get_xdata()
+    assert len(marks) == (trends.quantity.eq("noise") & (trends.rises | trends.falls)).sum()
+
+
+def test_alternatives_name_what_turns_round():
+    table = tiny.alternatives()
+    assert headline_of(along.alternatives(table)).startswith("Every alternative") or "→" in headline_of(
+        along.alternatives(table)
+    )
+    rising = 100.0 * table.encoder
+    turned = table.assign(noise=np.where((table.alternative == 2) & (table.kind == "ff"), rising, -rising))
+    turned = turned.assign(cluster_size=1.0 + turned.encoder, snr=1.0 + turned.encoder)
+    assert headline_of(along.alternatives(turned)) == "The direction changes with “2”: noise 100 → 700 at ff"
+    same = turned.assign(noise=-rising)
+    assert headline_of(along.alternatives(same)).startswith("Every alternative moves in the direction")
+    first = along.alternatives(same).axes[0]
+    assert len(first.lines) == 2, "two alternatives leave the probe as it is"
+
+
+def test_data_sets_are_drawn_side_by_side():
+    axes = np.reshape(side_by_side(3).axes, (5, 2))
+    rows = along.at_theta(tiny.by_theta()).query("kind == 'mha'")
+    for look in style.LOOKS[:3]:
+        assert np.allclose(curve(axes[3, 0], look["color"]), rows.noise)
+
+
+def test_labels_are_sorted_by_their_nodes_and_weak_owners_are_grey():
+    counts, owner = tiny.heads(102, 4)
+    figure = heads.labels_by_heads(counts, owner, tiny.names(102), "enc3/mha")
+    for head, panel in enumerate(figure.axes[:4]):
+        labels = [tick for tick in panel.get_yticklabels() if tick.get_text()]
+        nodes = [int(tick.get_text().split()[-1]) for tick in labels]
+        assert nodes == sorted((int(counts[head, label]) for label in np.flatnonzero(owner == head)), reverse=True)
+        grey = [to_hex(tick.get_color()) == style.MUTED.lower() for tick in labels]
+        assert grey == [number < heads.FEW for number in nodes]
+
+
+def test_concentration_lies_over_the_band_of_chance():
+    table = tiny.symmetry()
+    left, right = heads.concentration(table).axes
+    assert np.allclose(curve(left, style.KINDS["mha"]), table.concentration)
+    assert np.allclose(curve(right, style.KINDS["mha"]), 100 * table.broken)
+    [corners] = areas(left)
+    assert (corners[:, 1].min(), corners[:, 1].max()) == pytest.approx((0.35, 0.36))
+    assert [note.xy[0] for note in left.texts] == table.encoder[table.p_holm < 0.05].tolist()
+
+
+def test_experts_are_drawn_with_their_own_labels_filled():
+    table, sites = tiny.experts()
+    upper, lower = heads.expert_gap(table, sites).axes
+    filled, hollow = (
+        [line for line in upper.lines if (line.get_markerfacecolor() == style.GROUND) == is_hollow]
+        for is_hollow in (False, True)
+    )
+    for head in range(4):
+        rows = table[table["head"] == head]
+        assert np.allclose(filled[head].get_ydata(), 100 * rows.own, equal_nan=True)
+        assert np.allclose(hollow[head].get_ydata(), 100 * rows.others, equal_nan=True)
+    assert np.allclose(curve(lower, style.KINDS["mha"]), 100 * sites.gap)
+    assert np.allclose(bars(lower, style.KINDS["mha"]), 100 * sites[["gap_low", "gap_high"]])
+
+
+def test_ablation_is_told_over_all_encoders_and_drawn_where_it_is_largest():
+    sites, table = tiny.ablation()
+    figure = heads.ablation(sites, table)
+    upper, lower = figure.axes
+    assert np.allclose(curve(upper, style.KINDS["mha"]), 100 * sites.excess)
+    assert np.allclose(bars(upper, style.KINDS["mha"]), 100 * sites[["excess_low", "excess_high"]])
+    best = table[table.encoder == sites.encoder[sites.excess.idxmax()]]
+    own = bars(lower, heads.head_color(0))
+    assert np.allclose(own[0], 100 * best[["drop_own_low", "drop_own_high"]].iloc[0])
+    assert np.allclose(own[1], 100 * best[["drop_others_low", "drop_others_high"]].iloc[0])
+    sure = int((sites.excess_low > 0).sum())
+    assert f"at {sure} of {len(sites)} encoders; at {best.site.iloc[0]} for 3 of 4 heads" in headline_of(figure)
+
+
+def test_superclasses_that_one_head_owns_whole_are_named():
+    table = tiny.enrichment()
+    whole = table.assign(group_labels=np.where((table["head"] == 2) & (table.index % 7 == 0), table.shared, 99))
+    named = whole[(whole.shared == whole.group_labels) & (whole.shared > 1)].group_name
+    title = headline_of(heads.enrichment(whole))
+    assert len(named) and all(name in title for name in named) and "head 2 owns all labels of" in title
+    nobody = headline_of(heads.enrichment(table.assign(group_labels=99)))
+    assert "no superclass has all its labels with one head" in nobody
+
+
+def test_an_image_of_each_head_is_one_of_its_strongest_label():
+    counts, owner = np.array([[1, 5, 0], [0, 0, 0], [0, 0, 2]]), np.array([0, 0, 2])
+    labels, correct = np.array([0, 1, 1, 2, 2]), np.array([True, False, True, False, False])
+    assert heads.image_of_each_head(counts, owner, labels, correct) == [2]
+    assert heads.image_of_each_head(torch.tensor(counts), owner, labels, correct | True) == [1, 3]
+
+
+def test_pruned_networks_are_drawn_with_the_envelope_of_their_seeds():
+    runs = tiny.pruned()
+    table = andc.over_seeds(runs).query("target == 'fc' and method == 'random' and epochs == 3")
+    rows = runs.query("target == 'fc' and method == 'random' and epochs == 3")
+    assert np.allclose(table.low, 100 * rows.groupby("density").low.min())
+    assert np.allclose(table.accuracy, 100 * rows.groupby("density").accuracy.mean())
+    panel = next(axes for axes in andc.accuracy_density(runs).axes if axes.get_title("left") == "fc")
+    assert np.allclose(curve(panel, style.METHODS["random"]), table.accuracy)
+    assert np.allclose(bars(panel, style.METHODS["random"]), table[["low", "high"]])
+
+
+def test_retraining_is_told_of_what_was_retrained():
+    runs = tiny.pruned()
+    figure = andc.retraining(runs[(runs.epochs == 0) | runs.target.isin(["fc", "all"])])
+    assert "in 2 of 2 retrained targets" in headline_of(figure) and "3 targets were not" in headline_of(figure)
+    before, after = figure.axes
+    assert Counter(text.get_text() for text in after.texts) == {"not retrained": 3} and not before.texts
+    drawn = [line.get_xdata()[0] for line in after.lines if to_hex(line.get_color()) == style.METHODS["andc"].lower()]
+    table = andc.over_seeds(runs).query("method == 'andc' and epochs == 3 and level == 0.35").set_index("target")
+    assert drawn == pytest.approx(table.accuracy[["fc", "all"]].tolist())
+
+
+def test_latencies_are_drawn_by_form_and_batch():
+    table = tiny.latencies()
+    left, _ = andc.latency(table).axes
+    rows = table[(table.batch == 1) & (table.form == "nodes removed")]
+    assert np.allclose(curve(left, andc.SHADES[0]), rows.ratio)
+    assert np.allclose(bars(left, andc.SHADES[0]), rows[["low", "high"]])
+
+
+# Interactive
 
 
 @pytest.mark.parametrize("name", BROWSERS)
-def test_an_interactive_figure_fetches_nothing_and_carries_its_provenance(name):
+def test_an_interactive_figure_carries_its_provenance_and_fits_a_phone(name):
     figure = stamp(stamp(BROWSERS[name](), tiny.PROVENANCE), tiny.PROVENANCE)
-    html = to_html(figure)
-    assert not re.search(r"(src|href)\s*=|https?://|MathJax|@import", html.replace("http://www.w3.org", ""))
     stamps = [note.text for note in figure.layout.annotations if note.name == "stamp"]
     assert len(stamps) == 1
     for key, value in tiny.PROVENANCE.items():
@@ -318,62 +399,66 @@ def test_the_browser_shows_one_node_at_a_time_in_its_own_order():
     choices = figure.layout.updatemenus[0].buttons
     assert [sum(choice.args[0]["visible"]) for choice in choices] == [1] * 4
     assert "silent" in choices[1].args[1]["title.text"]
-    node = seen(102, 5)
-    order = nodes.clusters_first(node)
-    np.testing.assert_allclose(figure.data[0].z, node.scaled[np.ix_(order, order)], rtol=1e-6)
-    assert list(figure.data[0].x) == [wording.short(tiny.names(102)[label], 40) for label in order]
+    shown = a_node(102, 5)
+    np.testing.assert_allclose(figure.data[0].z, shown.scaled[np.ix_(shown.order, shown.order)], rtol=1e-6)
+    assert list(figure.data[0].x) == [wording.short(tiny.names(102)[label], 40) for label in shown.order]
 
 
 def test_labels_cut_to_the_same_name_stay_apart():
     long = ["a very long name of a label that goes on and on, " + end for end in "abcdefghij"]
-    figure = browse.node_heatmap(seen(10, 5), long)
-    assert len(set(figure.data[0].x)) == 10
+    assert len(set(node.browser([a_node(10, 5)], long).data[0].x)) == 10
 
 
-# What nodes.py computes
+# Nodes
 
 
 @pytest.mark.parametrize("index", range(12))
 def test_entries_and_order_against_plain_loops(index):
-    node = seen(10, index)
-    kinds, order = nodes.entry_kinds(node), nodes.clusters_first(node)
-    assert sorted(order) == list(range(10))
+    shown = a_node(10, index)
+    assert sorted(shown.order) == list(range(10))
     for i, j in itertools.product(range(10), repeat=2):
-        together = node.clusters[i] >= 0 and node.clusters[i] == node.clusters[j]
-        expected = 0 if not node.boolean[i, j] else 1 if together else 2 if node.clusters[j] >= 0 else 3
-        assert kinds[i, j] == expected
-    sorted_clusters = [cluster for cluster in node.clusters[order] if cluster >= 0]
-    runs = [len(list(run)) for _, run in itertools.groupby(sorted_clusters)]
-    assert runs == sorted(runs, reverse=True) and len(runs) == len(set(sorted_clusters))
-    assert (node.clusters[order][len(sorted_clusters) :] == -1).all()
+        together = shown.clusters[i] >= 0 and shown.clusters[i] == shown.clusters[j]
+        expected = 0 if not shown.boolean[i, j] else 1 if together else 2 if shown.clusters[j] >= 0 else 3
+        assert shown.entries[i, j] == expected
+    in_order = [cluster for cluster in shown.clusters[shown.order] if cluster >= 0]
+    runs = [len(list(run)) for _, run in itertools.groupby(in_order)]
+    assert runs == sorted(runs, reverse=True) and len(runs) == len(set(in_order))
+    assert (shown.clusters[shown.order][len(in_order) :] == -1).all()
 
 
 @pytest.mark.parametrize("labels", SIZES)
 @pytest.mark.parametrize("index", range(12))
 def test_beyond_the_extent_there_are_no_ones(labels, index):
-    node = seen(labels, index)
-    order, extent = nodes.clusters_first(node), nodes.extent(node, least=0)
-    ordered = node.boolean[np.ix_(order, order)]
-    assert ordered[:extent, :extent].sum() == node.boolean.sum()
+    shown = a_node(labels, index)
+    extent, ordered = shown.extent(least=0), shown.boolean[np.ix_(shown.order, shown.order)]
+    assert ordered[:extent, :extent].sum() == shown.boolean.sum()
     assert extent == 0 or ordered[extent - 1].any() or ordered[:, extent - 1].any()
 
 
+def test_the_matrix_of_a_node_is_drawn_clusters_first():
+    shown = a_node(102, 5)
+    first = node.node(shown, tiny.names(102)).axes[2]
+    order = shown.order[: shown.extent()]
+    assert (np.asarray(first.images[0].get_array()) == shown.entries[np.ix_(order, order)]).all()
+
+
 def test_messages_of_a_silent_node_one_off_the_diagonal_and_a_usual_one():
-    assert nodes.message(seen(10, 0)) == "Node 0 of enc3/mha is silent: no entry of its field is positive"
-    assert "has no label on its diagonal, and 25 ones elsewhere" in nodes.message(seen(10, 1))
-    node = seen(102, 5)
-    labels, noise = (node.clusters >= 0).sum(), (nodes.entry_kinds(node) >= 2).sum()
-    expected = f"recognises {labels} labels in {node.clusters.max() + 1} clusters, and has {noise} noisy entries"
-    assert nodes.message(node) == f"Node 5 of enc3/mha {expected}"
+    assert a_node(10, 0).message == "Node 0 of enc3/mha is silent: no entry of its field is positive"
+    assert "has no label on its diagonal, and 25 ones elsewhere" in a_node(10, 1).message
+    shown = a_node(102, 5)
+    labels, noise = (shown.clusters >= 0).sum(), (shown.entries >= 2).sum()
+    expected = f"recognises {labels} labels in {shown.clusters.max() + 1} clusters, and has {noise} noisy entries"
+    assert shown.message == f"Node 5 of enc3/mha {expected}"
 
 
 def test_the_typical_node_has_the_median_noise():
     table = pd.DataFrame(
-        {"site": "enc1/ff", "node": range(5), "silent": [True, *[False] * 4], "noise": [0, 9, 1, 4, 6]}
+        {"site": "enc1/ff", "node": range(5), "silent": [True] + [False] * 4, "noise": [0, 9, 1, 4, 6]}
     )
-    assert nodes.typical(table, "enc1/ff") in (3, 4)
+    table = table.assign(encoder=1, kind="ff")
+    assert node.typical(table, "enc1/ff") in (3, 4)
     with pytest.raises(UserError, match="no node that is not silent"):
-        nodes.typical(table.assign(silent=True), "enc1/ff")
+        node.typical(table.assign(silent=True), "enc1/ff")
 
 
 # Words
@@ -416,38 +501,28 @@ def test_a_missing_value_is_said_to_be_missing():
     assert [wording.count(n, "cluster") for n in (0, 1, 2)] == ["no clusters", "1 cluster", "2 clusters"]
 
 
-def along(noise: list[float]) -> str:
-    """Headline of `along_encoders` for noise along the encoders of mha."""
+def course(noise: list[float]) -> str:
+    """Headline of `beside_controls` for noise along the encoders of mha."""
     table = tiny.by_theta(len(noise), ("mha",))
-    return headline_of(snr.along_encoders(table.assign(noise=[noise[m - 1] for m in table.encoder])))
+    table = table.assign(noise=[noise[m - 1] for m in table.encoder])
+    return headline_of(along.beside_controls(table, {"labels shuffled": tiny.by_site("draw", 3)}))
 
 
 def test_headlines_follow_their_data():
-    assert along([371, 360, 352]).startswith("Noise falls from 371 to 352 at mha")
-    assert along([352, 360, 371]).startswith("Noise rises from 352 to 371 at mha")
-    assert along([400, 399, 401]).startswith("Noise stays near 401 at mha")
-    assert along([400, 300, 401]).startswith("Noise dips to 300 and returns to 401 at mha")
-    assert along([400, 500, 401]).startswith("Noise peaks at 500 and returns to 401 at mha")
+    assert course([371, 360, 352]).startswith("Noise falls from 371 to 352 at mha")
+    assert course([352, 360, 371]).startswith("Noise rises from 352 to 371 at mha")
+    assert course([400, 399, 401]).startswith("Noise stays near 401 at mha")
+    assert course([400, 300, 401]).startswith("Noise dips to 300 and returns to 401 at mha")
+    assert course([400, 500, 401]).startswith("Noise peaks at 500 and returns to 401 at mha")
     table = tiny.accuracy()
-    assert "rises from 43.0% to 61.0% at mha" in headline_of(snr.progressive(table))
-    wide = table.assign(low=0.0, high=1.0)
-    assert "intervals overlap" in headline_of(snr.progressive(wide))
-    slow = tiny.latencies().assign(ratio=2.0)
-    assert "no form is faster than dense" in headline_of(andc.latency(slow))
-    assert "at batch 1, nodes removed: 0." in headline_of(andc.latency(tiny.latencies())).replace("At", "at")
+    assert "rises from 43.0% to 61.0% at mha" in headline_of(along.progressive(table))
+    assert "intervals overlap" in headline_of(along.progressive(table.assign(low=0.0, high=1.0)))
+    assert "no form is faster than dense" in headline_of(andc.latency(tiny.latencies().assign(ratio=2.0)))
+    assert "At batch 1, nodes removed: 0." in headline_of(andc.latency(tiny.latencies()))
     worse = tiny.pruned()
     worse.loc[worse.method == "andc", "accuracy"] = 0.1
     assert "within 0.5 points in 0 of 15 cases; it beats" in headline_of(andc.accuracy_density(worse))
     assert "random mask in 0 of 15" in headline_of(andc.accuracy_density(worse))
-    assert headline_of(training.race(tiny.courses())) == "“Two” ends at 60.0%, 10.0 points ahead of “one more”"
-
-
-def test_trends_against_polyfit():
-    table = theta.trend_table(tiny.by_theta(), ["noise"])
-    rows = tiny.by_theta().query("kind == 'ff' and theta == 0.2")
-    slope = np.polyfit(rows.encoder, rows.noise, 1)[0]
-    found = table.query("kind == 'ff' and theta == 0.2").change.item()
-    assert found == pytest.approx(100 * slope / rows.noise.mean())
 
 
 # Bad input
@@ -456,33 +531,65 @@ def test_trends_against_polyfit():
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (lambda: snr.along_encoders(tiny.by_theta(), theta=0.9), "no row with theta 0.9"),
+        (lambda: along.site_means(tiny.by_theta(), theta=0.9), "no row with theta 0.9"),
         (lambda: style.kinds_in(["mha", "conv"]), "unknown kind of site"),
-        (lambda: training.curves(pd.DataFrame({"epoch": [1], "loss": [2.0]})), "no held_out_accuracy"),
-        (lambda: training.race(tiny.courses("a")), "1 trials: a figure compares 2 to 4"),
-        (lambda: training.race(tiny.courses("abcde")), "5 trials: a figure compares 2 to 4"),
-        (lambda: model.accuracy_by_label(np.full(3, np.nan), ["a", "b", "c"]), "no label has an accuracy"),
-        (lambda: snp.gallery([]), "no nodes given"),
-        (lambda: browse.node_browser([], []), "no nodes given"),
-        (lambda: snp.liked(None, None, [], [], "enc1/ff", 0), "no images of node 0"),
-        (lambda: nodes.look(*tiny.site(10), "enc1/ff", 12), "nodes 0 to 11, not 12"),
-        (
-            lambda: heads.enrichment(pd.concat([tiny.enrichment(), tiny.enrichment().assign(site="enc1/mha")])),
-            "2 sites",
-        ),
-        (lambda: experts.ablation(tiny.ablation(), "enc1/mha"), "0 sites to draw"),
+        (lambda: node.gallery([]), "no nodes given"),
+        (lambda: node.browser([], []), "no nodes given"),
+        (lambda: node.look_at(*tiny.site(10), "enc1/ff", 12), "nodes 0 to 11, not 12"),
+        (lambda: heads.enrichment(tiny.enrichment().assign(site=lambda t: t["head"].astype(str))), "4 sites"),
+        (lambda: along.alternatives(tiny.by_site("alternative", 5)), "5 to draw, at most 4"),
         (lambda: andc.accuracy_density(tiny.pruned().assign(method="obs")), "unknown pruning method"),
         (lambda: andc.accuracy_density(tiny.pruned(), epochs=9), "9 epochs of retraining"),
-        (lambda: overview.verdicts(tiny.verdicts().assign(verdict="true")), "unknown verdict"),
-        (lambda: overview.across_networks({}), "0 networks"),
-        (lambda: datasets.side_by_side({}), "0 data sets"),
-        (lambda: datasets.claims(tiny.claims(("here",)).assign(verdict="true")), "unknown verdict"),
+        (lambda: along.side_by_side({}), "0 data sets"),
+        (lambda: tables.verdicts(tiny.verdicts().assign(verdict="true")), "unknown verdict"),
+        (lambda: tables.verdicts_by_dataset(tiny.claims(("here",)).assign(verdict="true")), "unknown verdict"),
     ],
 )
 def test_bad_input_gets_one_clear_line(call, words):
     with pytest.raises(UserError, match=words) as caught:
         call()
     assert "\n" not in str(caught.value)
+
+
+# Tables
+
+
+def read(table: tables.Table) -> pd.DataFrame:
+    """A table as a browser would show it."""
+    [shown] = pd.read_html(io.StringIO(table.to_html()), displayed_only=False)
+    return shown
+
+
+def test_a_table_is_formatted_its_best_value_bold_and_its_heads_have_a_scope():
+    table = pd.DataFrame({"method": ["andc", "random"], "accuracy": [0.631, np.nan], "MACs": [12_000, 9_000]})
+    styled = tables.styled(table, {"accuracy": "{:.1%}", "MACs": "{:,}"}, "Pruned networks.", {"MACs": "min"})
+    html = styled._repr_html_()
+    for text in ("63.1%", "–", "12,000", "Pruned networks.", "font-weight: 700"):
+        assert text in html
+    assert html.count("<th ") == html.count('<th scope="col" ') == 3
+    assert not re.search(r"(background|color): #", html), "a table sets no colour: it is read in both themes"
+
+
+def test_verdicts_are_whole_and_have_three_answers():
+    table = tiny.verdicts()
+    html = tables.verdicts(table).to_html()
+    assert all(effect.replace("'", "&#x27;") in html for effect in table.effect), "no effect is cut"
+    for row in table.itertuples():
+        assert tables.verdict_cell(row.verdict) in html and row.robust in html and row.nodes in html
+    assert html.count("(95%: ") == table.low.notna().sum()
+
+
+def test_verdicts_by_data_set_are_one_column_each():
+    table = tiny.claims(("CIFAR-100", "Flowers-102"))
+    shown = tables.verdicts_by_dataset(table).data.set_index("claim")
+    assert list(shown) == ["CIFAR-100", "Flowers-102"]
+    for row in table.itertuples():
+        assert shown.loc[f"{row.claim} {row.statement}", row.dataset].endswith(row.verdict)
+
+
+def test_what_the_split_explains():
+    assert tables.explained_by_split(0.5, 0.8, 0.9) == pytest.approx((30, 0.75))
+    assert math.isnan(tables.explained_by_split(0.5, 0.8, 0.5)[1])
 
 
 # Colours
@@ -509,11 +616,11 @@ def lab(color: str, cones: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize(
     "colors",
     [
-        palette.KINDS.values(),
-        palette.METHODS.values(),
-        palette.HEADS[:4],
-        palette.DATASETS,
-        (palette.SIGNAL, palette.WARN, palette.FOREIGN),
+        style.KINDS.values(),
+        style.METHODS.values(),
+        style.HEADS[:4],
+        style.SERIES,
+        (style.SIGNAL, style.WARN, style.FOREIGN),
     ],
     ids=["kinds", "methods", "heads", "data sets", "entries"],
 )
@@ -524,25 +631,14 @@ def test_colours_can_be_told_apart_by_every_eye(colors, eye):
 
 
 def test_text_can_be_read_on_the_ground():
-    assert palette.contrast("white", "black") == pytest.approx(21)
-    for color in (
-        palette.INK,
-        palette.MUTED,
-        *(palette.readable(c) for c in (*palette.KINDS.values(), *palette.HEADS)),
-    ):
-        assert palette.contrast(color) >= 4.5
+    assert style.contrast("white", "black") == pytest.approx(21)
+    for color in (style.INK, style.MUTED, *(style.readable(c) for c in (*style.KINDS.values(), *style.HEADS))):
+        assert style.contrast(color) >= 4.5
 
 
-def test_a_table_is_formatted_and_its_best_value_bold():
-    table = pd.DataFrame({"method": ["andc", "random"], "accuracy": [0.631, np.nan], "MACs": [12_000, 9_000]})
-    html = andc.styled(table, {"accuracy": "{:.1%}", "MACs": "{:,}"}, "Pruned networks.", {"MACs": "min"}).to_html()
-    assert (
-        "63.1%" in html
-        and "–" in html
-        and "12,000" in html
-        and "Pruned networks." in html
-        and "font-weight: 700" in html
-    )
+def test_lines_can_be_seen_on_the_ground():
+    lines = [*style.KINDS.values(), *style.METHODS.values(), *style.HEADS, *style.SERIES, style.WARN, style.FOREIGN]
+    assert min(map(style.contrast, lines)) >= 3
 
 
 def test_tensors_and_arrays_are_taken_alike():

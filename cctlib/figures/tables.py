@@ -1,0 +1,100 @@
+"""Tables for a page: one style for all of them, and the claims with their verdicts."""
+
+import html
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from pandas.io.formats.style import Styler
+
+from cctlib.errors import UserError
+from cctlib.figures.wording import number
+
+STYLES = [
+    {"selector": "th, td", "props": "padding: 0.25em 0.6em; text-align: right; border: 0; font-size: 0.92em"},
+    {"selector": "th", "props": "font-weight: 600; border-bottom: 1px solid currentColor"},
+    {"selector": "th:first-child, td:first-child", "props": "text-align: left"},
+    {"selector": "caption", "props": "caption-side: bottom; text-align: left; padding-top: 0.5em; color: inherit"},
+]
+WORDS: Any = [{"selector": "", "props": "text-align: left; min-width: 8em; white-space: normal"}]
+SIGNS = {"holds": "✓", "holds in part": "~", "does not hold": "✗", "not tested": "?"}
+
+
+class Table(Styler):
+    """A pandas Styler whose header cells say that they head a column, for those who hear a table read."""
+
+    def to_html(self, *args: Any, **settings: Any) -> str:
+        return (super().to_html(*args, **settings) or "").replace("<th ", '<th scope="col" ')
+
+    def _repr_html_(self) -> str:
+        return self.to_html()
+
+
+def styled(
+    table: pd.DataFrame,
+    formats: Mapping[str, str] | None = None,
+    caption: str = "",
+    best: Mapping[str, str] | None = None,
+    prose: Sequence[str] = (),
+) -> Table:
+    """A table for a page: numbers formatted (`formats`: column -> format, e.g. "{:.1%}"), missing ones as a dash, in
+    the columns of `best` ("max" or "min") the best value bold, and those of `prose` set as text. It sets no colour, so
+    it fits light and dark pages.
+    """
+    style = Table(table).format(dict(formats or {}), na_rep="–").hide(axis="index").set_table_styles(STYLES)
+    for column, end in (best or {}).items():
+        highlight = style.highlight_max if end == "max" else style.highlight_min
+        style = highlight(subset=[column], props="font-weight: 700")
+    style = style.set_table_styles(dict.fromkeys(prose, WORDS), overwrite=False)
+    return style.set_caption(caption) if caption else style
+
+
+def verdict_cell(verdict: str) -> str:
+    """A verdict with its sign. Raises `UserError` for a verdict that has none."""
+    if verdict not in SIGNS:
+        raise UserError(f"figures: unknown verdict {verdict!r}, expected one of {list(SIGNS)}")
+    return f"{SIGNS[verdict]} {verdict}"
+
+
+def verdicts(table: pd.DataFrame) -> Table:
+    """The claims with their three answers: as stated with the effect and its interval, how robust, is it about nodes.
+
+    table: claim, statement, verdict, effect, low, high, robust, nodes (`rules.verdicts_table`).
+    """
+    effects = [
+        f"{html.escape(row.effect)} (95%: {number(row.low)} to {number(row.high)})"
+        if np.isfinite([row.low, row.high]).all()
+        else html.escape(row.effect)
+        for row in table.itertuples()
+    ]
+    shown = {
+        "claim": "<b>" + table.claim + "</b> " + table.statement.map(html.escape),
+        "as stated": "<b>" + table.verdict.map(verdict_cell) + "</b>",
+        "effect": effects,
+        "how robust": table.robust.map(html.escape),
+        "about nodes?": table.nodes.map(html.escape),
+    }
+    caption = "Each verdict follows from a rule that is code; the interval is that of the effect's first number."
+    return styled(pd.DataFrame(shown), caption=caption, prose=list(shown))
+
+
+def verdicts_by_dataset(table: pd.DataFrame) -> Table:
+    """Which claim holds on which data set: a row a claim, a column a data set.
+
+    table: dataset, claim, statement, verdict, one row a claim and data set.
+    """
+    cells = table.assign(cell=table.verdict.map(verdict_cell), claim=table.claim + " " + table.statement)
+    wide = cells.pivot(index="claim", columns="dataset", values="cell")[list(dict.fromkeys(table.dataset))]
+    agree = int((table.groupby("claim").verdict.nunique() == 1).sum())
+    caption = f"All data sets have the same verdict for {agree} of {len(wide)} claims." if len(wide.columns) > 1 else ""
+    return styled(wide.reset_index(), caption=caption, prose=["claim", *wide.columns])
+
+
+def explained_by_split(official: float, larger: float, published: float) -> tuple[float, float]:
+    """Of the points between an accuracy on the official split and a published one on a larger training split: how many
+    the split alone explains, by a network of the same recipe on the larger split, and their share. Accuracies are
+    shares of 1.
+    """
+    points, gap = 100 * (larger - official), 100 * (published - official)
+    return points, points / gap if gap else float("nan")
