@@ -6,6 +6,7 @@ import hashlib
 import http.server
 import io
 import re
+import shutil
 import ssl
 import subprocess
 import tarfile
@@ -98,9 +99,8 @@ def server():
 
 @pytest.fixture(autouse=True)
 def home(tmp_path, monkeypatch):
-    names = (
-        "CCTLIB_DATA CCTLIB_OFFLINE HF_HUB_OFFLINE HF_ENDPOINT HTTP_PROXY HTTPS_PROXY ALL_PROXY NO_PROXY SSL_CERT_FILE"
-    )
+    names = "CCTLIB_DATA CCTLIB_OFFLINE HF_HUB_OFFLINE HF_ENDPOINT HTTP_PROXY HTTPS_PROXY ALL_PROXY NO_PROXY"
+    names += " SSL_CERT_FILE REQUESTS_CA_BUNDLE"
     for name in names.split():
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.lower(), raising=False)
@@ -210,15 +210,21 @@ def test_no_network(monkeypatch):
     unavailable("there is no connection", "Set CCTLIB_DATA to a folder that holds cifar100 or cifar-100-python")
 
 
-def test_a_certificate_that_is_not_trusted(server, home, monkeypatch):
-    command = "openssl req -x509 -newkey rsa:2048 -nodes -keyout key.pem -out cert.pem -days 1 -subj /CN=localhost"
-    subprocess.run(command.split(), cwd=home, check=True, capture_output=True)
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="no openssl, which makes the certificate")
+def test_a_certificate_that_is_not_trusted_and_how_to_trust_it(server, home, cifar, monkeypatch):
+    request = "openssl req -x509 -newkey rsa:2048 -nodes -keyout key.pem -out cert.pem -days 1 -subj /CN=localhost"
+    command = [*request.split(), "-addext", "subjectAltName=DNS:localhost"]
+    subprocess.run(command, cwd=home, check=True, capture_output=True)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(home / "cert.pem", home / "key.pem")
     server.http.socket = context.wrap_socket(server.http.socket, server_side=True)
     monkeypatch.setenv("HF_ENDPOINT", server.url.replace("http://127.0.0.1", "https://localhost"))
     hub_fails("certificate is not trusted here", "set SSL_CERT_FILE and REQUESTS_CA_BUNDLE")
     assert server.requests == []
+    monkeypatch.setenv("SSL_CERT_FILE", str(home / "cert.pem"))
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(home / "cert.pem"))
+    huggingface_hub.close_session()
+    assert data.load("cifar100", "test").fingerprint == cifar["test"]
 
 
 def test_a_proxy_that_wants_a_password(server, monkeypatch):
