@@ -11,7 +11,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,6 +24,7 @@ from jaxtyping import Int64, UInt8
 from tqdm.auto import tqdm
 
 from cctlib.data import order
+from cctlib.data.datasets import Dataset
 from cctlib.data.sources import BadData, Files, Source
 from cctlib.errors import UserError
 
@@ -42,9 +43,8 @@ class Arrays(NamedTuple):
 
 def cache_folder(given: Path | None) -> Path:
     """Where arrays and downloads are kept: what the caller says, else CCTLIB_CACHE, else the user's cache folder."""
-    return (
-        Path(given or os.environ.get("CCTLIB_CACHE") or platformdirs.user_cache_path("cctlib")).expanduser().absolute()
-    )
+    place = given or os.environ.get("CCTLIB_CACHE") or platformdirs.user_cache_path("cctlib")
+    return Path(place).expanduser().absolute()
 
 
 def read(entry: Path, split: str, identity: str | None, expected: str | None, report: bool = False) -> Arrays | None:
@@ -101,10 +101,9 @@ def locked(entry: Path) -> Iterator[None]:
         holder.release()
 
 
-def write(entry: Path, files: Files, part: str, fingerprints: Mapping[str, str], cut: bool) -> None:
-    """Decode the files of a part into an entry.
+def write(entry: Path, files: Files, part: str, spec: Dataset) -> None:
+    """Decode the files of a part of a data set into an entry; from `train`, held-out rows are taken if need be.
 
-    fingerprints: those that the splits are known to have; cut: whether held-out rows are taken from the part.
     Raises `BadData` when the files are not what they should be, `UserError` when the disk is full. The entry is then
     as before.
     """
@@ -114,12 +113,12 @@ def write(entry: Path, files: Files, part: str, fingerprints: Mapping[str, str],
     try:
         work.mkdir(parents=True)
         splits = {}
-        for split, labels in _decode(source, work, part, cut).items():
+        for split, labels in _decode(source, work, part, part == "train" and not spec.has_held_out).items():
             content = order.fingerprint(np.load(work / f"{split}.npy", mmap_mode="r"), labels)
-            if content != fingerprints.get(split, content):
+            if content != (expected := spec.fingerprints.get(split, content)):
                 raise BadData(
                     f"{source.where} does not hold the published images: fingerprint of {split} "
-                    f"{content[:16]}, expected {fingerprints[split][:16]}; remove it and download it again"
+                    f"{content[:16]}, expected {expected[:16]}; remove it and download it again"
                 )
             splits[split] = {"images": len(labels), "fingerprint": content}
         manifest = {"format": FORMAT, "source": source.where, "identity": files.identity, "splits": splits}

@@ -44,6 +44,11 @@ class Dataset:
         """K."""
         return len(self.names)
 
+    @property
+    def has_held_out(self) -> bool:
+        """Whether the files have held-out images of their own; else a tenth of the training images is held out."""
+        return self.root is not None and (self.root / "held-out").is_dir()
+
 
 FLOWERS = Dataset(
     name="flowers102",

@@ -80,8 +80,8 @@ def parts(root: Path, names: tuple[str, ...]) -> dict[str, Part]:
         raise UserError("; ".join([f"{root / 'test'} is no folder", LAYOUT, others]).rstrip("; "))
     if others:
         _warn(others)
-    found = {split: _part(root / split, names) for split in present}
-    for split, part in found.items():
+    by_split = {split: _part(root / split, names) for split in present}
+    for split, part in by_split.items():
         least = LEAST if split == "train" and "held-out" not in present else 1
         counts = np.bincount(np.array(part.labels, np.int64), minlength=len(names))
         if (few := np.flatnonzero(counts < least)).size:
@@ -91,7 +91,7 @@ def parts(root: Path, names: tuple[str, ...]) -> dict[str, Part]:
                 f"{root / split} has {counts[few[0]]} images of class {names[few[0]]!r}, needed are at least {least}"
                 f"{held_out}{more}; add images, or remove the class from every split"
             )
-    return found
+    return by_split
 
 
 def _part(home: Path, names: tuple[str, ...]) -> Part:

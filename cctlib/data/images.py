@@ -30,7 +30,7 @@ from cctlib.data import cache as entries
 from cctlib.data import demo, download, order, sources
 from cctlib.data.cache import Arrays
 from cctlib.data.datasets import DATASETS, SPLITS, Dataset, describe
-from cctlib.data.sources import BadData, Files
+from cctlib.data.sources import BadData
 from cctlib.errors import UserError
 
 __all__ = ["DATASETS", "SPLITS", "DataUnavailable", "Dataset", "Images", "batches", "describe", "load", "normalise"]
@@ -106,9 +106,10 @@ def load(
         raise UserError(f"image size {size} is not possible for {spec.name}: expected {allowed}")
     if spec.name == "demo":
         return _images(spec, split, _demo(split))
-    home, part = entries.cache_folder(cache), _part(spec, split)
+    home, root = entries.cache_folder(cache), spec.root or _data_folder()
+    part = "train" if split == "held-out" and not spec.has_held_out else split  # whose files the split comes from
     entry = _entry(home, spec, part, size)
-    given = _given(spec, part, size)
+    given = sources.find(spec, root, part, size) if root else None
     wanted = (entry, split, given.identity if given else None, spec.fingerprints.get(split))
     arrays = entries.read(*wanted)
     if arrays is None:
@@ -116,7 +117,7 @@ def load(
             arrays = entries.read(*wanted, report=True)
             if arrays is None:
                 if given:
-                    _keep(given, entry, spec, part)
+                    entries.write(entry, given, part, spec)
                 else:
                     _download(entry, spec, part, size, home / "downloads", download)
                 arrays = entries.read(entry, split, None, None)
@@ -187,23 +188,6 @@ def _entry(home: Path, spec: Dataset, part: str, size: int) -> Path:
     return home / f"{key}-{size}-{part}"
 
 
-def _part(spec: Dataset, split: str) -> str:
-    """Whose files a split comes from: held-out rows are training rows, unless an image folder has its own."""
-    return split if split != "held-out" or _has_held_out(spec) else "train"
-
-
-def _has_held_out(spec: Dataset) -> bool:
-    return spec.root is not None and (spec.root / "held-out").is_dir()
-
-
-def _given(spec: Dataset, part: str, size: int) -> Files | None:
-    """The files of a part in the folder that the user named, not opened; None when they are not there."""
-    if spec.root is not None:
-        return sources.find_folder(spec, part, size)
-    root = _data_folder()
-    return sources.find(spec, root, part, size) if root else None
-
-
 def _data_folder() -> Path | None:
     """The folder that CCTLIB_DATA names. Raises `UserError` when it is none."""
     given = os.environ.get("CCTLIB_DATA")
@@ -225,15 +209,10 @@ def _download(entry: Path, spec: Dataset, part: str, size: int, downloads: Path,
             with entries.locked(downloads):
                 files = sources.find(spec, fetch(downloads, online), part, size)
             assert files is not None
-            return _keep(files, entry, spec, part)
+            return entries.write(entry, files, part, spec)
         except (download.DownloadFailed, BadData) as failure:
             reasons.append(str(failure))
     raise DataUnavailable(
         f"{spec.title} is not on this machine, and it cannot be downloaded: {'; '.join(dict.fromkeys(reasons))}. "
         f"{place or 'Set CCTLIB_DATA to a folder that holds ' + ' or '.join(sources.LAYOUTS[spec.name])}"
     )
-
-
-def _keep(files: Files, entry: Path, spec: Dataset, part: str) -> None:
-    """Decode files into a cache entry. Raises `BadData` when they are not what they should be."""
-    entries.write(entry, files, part, spec.fingerprints, cut=part == "train" and not _has_held_out(spec))

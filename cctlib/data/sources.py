@@ -64,7 +64,16 @@ class Files:
 
 
 def find(spec: Dataset, root: Path, part: str, size: int) -> Files | None:
-    """The files of the `train` or `test` part of a published data set in the folder `root`; None when not there."""
+    """The files of a split in the folder `root`, that of an image folder or one in a public layout; None: not there.
+
+    Raises `UserError` for image folders that `folders.parts` refuses.
+    """
+    if spec.root is not None:
+        listed = folders.parts(root, spec.names)[part]
+        return Files(
+            f"{listed.identity} {spec.has_held_out} {'/'.join(spec.names)}",
+            functools.partial(image_folder, root / part, listed.files, listed.labels, size),
+        )
     if spec.name == "cifar100":
         if parquet := sorted((root / "cifar100").glob(f"{part}-*.parquet")):
             return Files("", functools.partial(cifar100_parquet, parquet, spec.names))
@@ -75,20 +84,6 @@ def find(spec: Dataset, root: Path, part: str, size: int) -> Files | None:
     if not folder.is_dir():
         return None
     return Files(_listing(folder / "jpg"), functools.partial(flowers102, folder, spec, part, size))
-
-
-def find_folder(spec: Dataset, part: str, size: int) -> Files:
-    """The images of one split of an image folder. Raises `UserError` for what `folders.parts` refuses."""
-    assert spec.root is not None
-    parts = folders.parts(spec.root, spec.names)
-    files, labels, identity = parts[part]
-    home = spec.root / part
-
-    def read(row: int) -> UInt8[np.ndarray, "side side 3"]:
-        return decode(files[row], files[row], size)
-
-    source = Source(str(home), size, np.array(labels, np.int64), read)
-    return Files(f"{identity} {'held-out' in parts} {'/'.join(spec.names)}", lambda: source)
 
 
 def misplaced(name: str, root: Path) -> str:
@@ -116,6 +111,15 @@ def misplaced(name: str, root: Path) -> str:
 def _content(folder: Path) -> str:
     names = sorted(path.name for path in folder.iterdir())
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "") if names else "nothing"
+
+
+def image_folder(home: Path, files: Sequence[str], labels: Sequence[int], size: int) -> Source:
+    """Images of one's own."""
+
+    def read(row: int) -> UInt8[np.ndarray, "side side 3"]:
+        return decode(files[row], files[row], size)
+
+    return Source(str(home), size, np.array(labels, np.int64), read)
 
 
 def cifar100_parquet(files: Sequence[Path], names: Sequence[str]) -> Source:
