@@ -79,7 +79,7 @@ def data_command(dataset: Dataset = "cifar100") -> None:
 
 
 def probe_command(chosen: Chosen = AS_USUAL) -> None:
-    """Train a probe on every site and show its accuracy on test images: per image with a 95% interval, and per label."""
+    """Train a probe on every site and show its accuracy on test images, per image and per label."""
     study = chosen.open()
     _say(study)
     table, result = study.tables["accuracy"], study.measurement

@@ -27,8 +27,8 @@ class PruningSettings:
     """The study of pruning: all methods at theta 0.3 with retraining, and without it along the thresholds.
 
     test, curve_test: images that judge the networks pruned at theta 0.3, and those along `thetas`.
-    train: images that retraining draws from; epochs: passes over these, 0 for none, over sets smaller than `least_images` as many
-    more as make up for it. retrained: the targets that are.
+    train: images that retraining draws from; epochs: passes over these, 0 for none, over sets smaller than
+    `least_images` as many more as make up for it. retrained: the targets that are.
     """
 
     test: int | None = None
@@ -73,8 +73,8 @@ class Profile:
 
 
 FULL = Profile("full")
-# Two cores pass some 400 images a second through a CCT-7/3x2, and retrain 150: a tenth of a pass over CIFAR-100 instead of three,
-# judged by a third of the test images.
+# Two cores pass some 400 images a second through a CCT-7/3x2, and retrain 150: a tenth of a pass over CIFAR-100 instead
+# of three, judged by a third of the test images.
 ON_PROCESSOR = replace(
     FULL, reduced=True, heads=HeadSettings(test=30), pruning=PruningSettings(test=30, curve_test=10, epochs=(0.0, 0.1))
 )
@@ -109,7 +109,10 @@ PROFILES = {
 
 
 def resolve_profile(name: str, device: torch.device) -> Profile | None:
-    """The named profile; `auto` is full on a GPU and quick without. None for `shipped`. Raises `UserError` for another name."""
+    """The profile of a name; None for `shipped`. `auto` is full on a GPU and quick without.
+
+    Raises `UserError` for another name.
+    """
     if name == "auto":
         name = "full" if device.type == "cuda" else "quick"
     if name == "shipped":

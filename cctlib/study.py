@@ -3,8 +3,9 @@
     data -> (train) -> probes -> measurement -> tables
 
 Each arrow is a stage (`stages.stage`): skipped when its result is whole, resumed when it was killed. Notebooks call
-`open_study` and draw; the command line calls the same functions. Where the data set can neither be found nor downloaded,
-the study is opened from the measurement that ships with the model, and says so wherever its numbers are shown.
+`open_study` and draw; the command line calls the same functions. Where the data set can neither be found nor
+downloaded, the study is opened from the measurement that ships with the model, and says so wherever its numbers are
+shown.
 """
 
 import sys
@@ -75,9 +76,10 @@ class Study:
 
     @property
     def provenance(self) -> dict[str, str]:
-        """What the line under each figure says: read from the records of the measurement and of each stage, never typed.
+        """What the line under each figure says: read from the records of measurement and stages, never typed.
 
-        Commit, device, precision and attention are those of all stages; where stages differ, each is named with its own.
+        Commit, device, precision and attention are those of all stages; where stages differ, each is named with its
+        own.
         """
         about = dict(self.measurement.about)
         if self.source == "shipped":
@@ -99,7 +101,7 @@ class Study:
         return {name: path for name, path in files.items() if path.is_file()}
 
     def images(self, split: str = "test") -> Images | None:
-        """The images that the measurement of a split was made from, in its order; None where they are not on this machine."""
+        """The images that the measurement of a split was made from, in its order; None where they are not here."""
         count = self.measurement.about["per_label"][split]
         try:
             return load_images(self.dataset, split, count, self.model, download=False)
@@ -150,9 +152,10 @@ def open_study(
 ) -> Study:
     """Measure (or find measured) a model on a data set.
 
-    dataset: `cifar100`, `flowers102`, `flowers102-kaggle`, `demo`, or `folder:PATH`. model: a shipped name, a folder with a manifest.json,
-    or `default`. profile: `quick`, `full`, `scratch` (train first), `shipped` (read what comes with the model), or `auto`.
-    Raises `UserError` for bad names, and where neither images nor a shipped measurement can be had.
+    dataset: `cifar100`, `flowers102`, `flowers102-kaggle`, `demo`, or `folder:PATH`. model: a shipped name, a folder
+    with a manifest.json, or `default`. profile: `quick`, `full`, `scratch` (train first), `shipped` (read what comes
+    with the model), or `auto`. Raises `UserError` for bad names, and where neither images nor a shipped measurement can
+    be had.
     """
     runs, where = from_here(runs), resolve_device(device)
     kind, _, path = dataset.partition(":")
@@ -196,7 +199,7 @@ def shipped_study(dataset: str, model: str, device: torch.device) -> Study:
 
 
 def beside(study: Study) -> dict[str, Study]:
-    """The study, and what ships of the other data sets with a shipped default model; by title, in the order of `data.DATASETS`."""
+    """The study, and those that ship with default models of other data sets, by title in the order of `DATASETS`."""
     found = {}
     for dataset in dict.fromkeys([*data.DATASETS, study.dataset]):
         other = study if dataset == study.dataset else None

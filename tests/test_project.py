@@ -1,9 +1,9 @@
 """The project's own files: pins held together, notebooks clean, pages there, one address."""
 
+import ast
 import hashlib
 import json
 import re
-import shutil
 import subprocess
 import tomllib
 from pathlib import Path
@@ -14,13 +14,13 @@ from packaging.requirements import Requirement
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
-PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 PROJECT = PYPROJECT["project"]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 
 def pins():
-    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
     return {
         Requirement(line).name.lower().replace("_", "-"): Requirement(line)
         for line in lines
@@ -41,16 +41,18 @@ def test_every_direct_dependency_is_pinned_within_its_bounds():
 
 
 def test_conda_takes_the_same_pins():
-    listed = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
+    listed = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))["dependencies"]
     by_pip = next(entry["pip"] for entry in listed if isinstance(entry, dict))
     assert "--constraint constraints.txt" in by_pip
     extras = re.search(r"--editable \.\[(.+)\]", " ".join(by_pip))[1].split(",")
     assert set(extras) == set(PROJECT["optional-dependencies"])
-    assert set(extras) == set(re.search(r"^EXTRAS := (.+)$", (ROOT / "Makefile").read_text(), re.M)[1].split(","))
+    assert set(extras) == set(
+        re.search(r"^EXTRAS := (.+)$", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M)[1].split(",")
+    )
 
 
 def test_every_page_of_the_book_is_there():
-    pages = re.findall(r"(?:root|file):\s*(\S+)", (ROOT / "_toc.yml").read_text())
+    pages = re.findall(r"(?:root|file):\s*(\S+)", (ROOT / "_toc.yml").read_text(encoding="utf-8"))
     assert len(pages) > 5
     for page in pages:
         assert any((ROOT / f"{page}{suffix}").is_file() for suffix in (".md", ".ipynb")), page
@@ -58,34 +60,41 @@ def test_every_page_of_the_book_is_there():
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_notebook_is_stored_as_source(path):
-    cells = json.loads(path.read_text())["cells"]
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
     code = [cell for cell in cells if cell["cell_type"] == "code"]
     assert not any(cell["outputs"] or cell["execution_count"] for cell in code)
     assert [cell for cell in code if "parameters" in cell["metadata"].get("tags", [])] == [code[1]]
-    install = f'if "google.colab" in sys.modules and find_spec("cctlib") is None:\n    %pip install -q git+{PROJECT["urls"]["Repository"]}'
+    condition = 'if "google.colab" in sys.modules and find_spec("cctlib") is None:'
+    install = f"{condition}\n    %pip install -q git+{PROJECT['urls']['Repository']}"
     assert "".join(code[0]["source"]).endswith(install)
     assert all(len("".join(cell["source"]).splitlines()) <= 30 for cell in code)
 
 
 def test_the_address_of_the_repository_is_the_same_everywhere():
     address = PROJECT["urls"]["Repository"]
-    for name in ("README.md", "CITATION.cff", *(str(path.relative_to(ROOT)) for path in NOTEBOOKS)):
-        found = set(re.findall(r"https://github\.com/[\w.-]+/cctlib\b", (ROOT / name).read_text()))
+    for name in (
+        "README.md",
+        "CITATION.cff",
+        "tools/book.py",
+        "cctlib/cli.py",
+        *(str(path.relative_to(ROOT)) for path in NOTEBOOKS),
+    ):
+        found = set(re.findall(r"https://github\.com/[\w.-]+/cctlib\b", (ROOT / name).read_text(encoding="utf-8")))
         assert found == {address}, f"{name}: {found}"
 
 
 def test_the_readme_opens_with_the_two_commands():
-    opening = (ROOT / "README.md").read_text()[:400]
+    opening = (ROOT / "README.md").read_text(encoding="utf-8")[:400]
     assert "make reproduce" in opening and "make test" in opening
 
 
 def test_the_picture_in_the_readme_is_drawn_from_what_ships():
-    found = re.search(r"!\[([^]]{80,})\]\((\S+\.png)\)", (ROOT / "README.md").read_text())
+    found = re.search(r"!\[([^]]{80,})\]\((\S+\.png)\)", (ROOT / "README.md").read_text(encoding="utf-8"))
     assert found, "the README shows no picture with words for those who don't see it"
     picture = ROOT / found[2]
     assert picture.stat().st_size < 300_000
     manifests = (ROOT / "artifacts" / "cifar100").glob("*/manifest.json")
-    [default] = [path.parent for path in manifests if json.loads(path.read_text())["default"]]
+    [default] = [path.parent for path in manifests if json.loads(path.read_text(encoding="utf-8"))["default"]]
     drawn = hashlib.sha256((default / "measurement.npz").read_bytes()).hexdigest()
     with Image.open(picture) as opened:
         assert opened.info["Source"] == drawn, 'run: python -c "from tools.ship import draw_hero; draw_hero()"'
@@ -97,41 +106,24 @@ def test_no_file_in_git_is_too_large():
     assert sum(path.stat().st_size for path in files) < 150_000_000
 
 
-def test_the_address_can_be_changed_in_one_place(tmp_path, monkeypatch):
-    from tools import book
-
-    for name in ("README.md", "CITATION.cff", "pyproject.toml"):
-        shutil.copy(ROOT / name, tmp_path)
-    shutil.copytree(ROOT / "notebooks", tmp_path / "notebooks", ignore=shutil.ignore_patterns(".*"))
-    monkeypatch.setattr(book, "ROOT", tmp_path)
-    assert book.write_address() == []
-    project = tmp_path / "pyproject.toml"
-    project.write_text(
-        project.read_text().replace(PROJECT["urls"]["Repository"], "https://github.com/someone-else/cctlib")
-    )
-    assert len(book.write_address()) == 2 + len(NOTEBOOKS)
-    assert "someone-else/cctlib" in (tmp_path / "README.md").read_text()
-    assert json.loads((tmp_path / "notebooks" / NOTEBOOKS[0].name).read_text())
-
-
 @pytest.mark.parametrize(
     "path", [ROOT / "README.md", *sorted((ROOT / "book").glob("*.md"))], ids=lambda path: path.stem
 )
 def test_links_inside_the_project_lead_somewhere(path):
-    for target in re.findall(r"\]\(([^)#\s]+)\)", path.read_text()):
+    for target in re.findall(r"\]\(([^)#\s]+)\)", path.read_text(encoding="utf-8")):
         if "://" not in target and target != "choices":  # the latter is a label
             assert (path.parent / target).is_file(), target
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / ".github" / "workflows").glob("*.yml")), ids=lambda path: path.stem)
 def test_a_workflow_pins_its_actions_and_is_given_no_more_than_it_needs(path):
-    workflow = yaml.safe_load(path.read_text())
+    workflow = yaml.safe_load(path.read_text(encoding="utf-8"))
     assert workflow["permissions"] == {"contents": "read"}
     for job in workflow["jobs"].values():
         for step in job["steps"]:
             assert re.search(r"@[0-9a-f]{40}$|^docker://\S+:[\d.]+$", step.get("uses", "@" + "0" * 40)), step
-    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
-    assert set(re.findall(r"make ([a-z-]+)", path.read_text())) <= targets
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M))
+    assert set(re.findall(r"make ([a-z-]+)", path.read_text(encoding="utf-8"))) <= targets
 
 
 def test_everything_is_installed():
@@ -142,7 +134,7 @@ def test_everything_is_installed():
 
 def test_make_alone_lists_every_target():
     listed = subprocess.run(["make", "-C", str(ROOT)], capture_output=True, text=True, check=True).stdout
-    phony = re.search(r"^\.PHONY: (.+)$", (ROOT / "Makefile").read_text(), re.M)[1].split()
+    phony = re.search(r"^\.PHONY: (.+)$", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M)[1].split()
     assert all(re.search(rf"^  {target} +\S", listed, re.M) for target in phony)
 
 
@@ -153,3 +145,27 @@ def test_mathjax_is_the_published_file():
         == "a4354ff94fd868aea0cc6eaaa79a57fda0588646fc46ee3700a349ee0a11cbe6"
     )
     assert (script.parent / "LICENSE").is_file()
+
+
+def test_text_is_read_and_written_as_utf8_whatever_the_locale():
+    """`open`, `read_text` and `write_text` say their encoding, or handle bytes."""
+    for path in sorted(path for folder in ("cctlib", "tools", "book/_ext") for path in (ROOT / folder).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            name = getattr(node.func, "attr", getattr(node.func, "id", "")) if isinstance(node, ast.Call) else ""
+            if name in ("read_text", "write_text"):
+                said = any(keyword.arg == "encoding" for keyword in node.keywords) or _is_metadata(node)
+            elif name == "open" and isinstance(node.func, ast.Attribute) and _mode(node) is not None:
+                said = "b" in _mode(node) or any(keyword.arg == "encoding" for keyword in node.keywords)
+            else:
+                continue
+            assert said, f"{path}, line {node.lineno}: name the encoding"
+
+
+def _is_metadata(node):
+    """`Distribution.read_text` takes no encoding."""
+    return bool(node.args) and isinstance(node.args[0], ast.Constant) and node.args[0].value == "direct_url.json"
+
+
+def _mode(node):
+    modes = [argument.value for argument in node.args if isinstance(argument, ast.Constant)]
+    return modes[0] if modes and isinstance(modes[0], str) and set(modes[0]) <= set("rwabx+t") else None

@@ -143,7 +143,7 @@ def hashes(runs):
 
 @pytest.mark.slow
 def test_killed_anywhere_the_study_ends_with_the_same_files(tmp_path):
-    """The demo set trained, probed, measured and tabled; killed again and again; hash for hash as one that was left alone."""
+    """The demo set trained, probed, measured and tabled, killed again and again: hash for hash as one left alone."""
     environment = {**os.environ, "CCTLIB_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
     command = [
         sys.executable,

@@ -1,8 +1,8 @@
 """The book: executed notebooks and prose, put together, checked, and built so that it asks the network for nothing.
 
 `make book` calls `make`:
-`assemble` lays everything out under `_build/source`, with the paths of the repository (so that links to Colab and to the
-source are right), and `build` runs Jupyter Book on it.
+`assemble` lays everything out under `_build/source`, with the paths of the repository (so that links to Colab and to
+the source are right), and `build` runs Jupyter Book on it.
 """
 
 import hashlib
@@ -13,7 +13,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -22,17 +21,19 @@ from cctlib.errors import UserError
 from tools.executed import as_page, glued, read_executed, run_of
 
 ROOT = Path(__file__).resolve().parent.parent
+ADDRESS = "https://github.com/cctlib/cctlib"  # as in pyproject.toml, README and the notebooks: a test compares
+RECORD = "stage.json"  # of an executed notebook, as of any stage
 ROOMS = ("data", "model", "training", "snp", "heads", "andc", "claims", "figures")  # in the order of the method
 
 
-# --- the book ----------------------------------------------------------------------------------------------------------
+# --- the book ---
 
 
 def make(executed: Sequence[Path], destination: Path) -> Path:
     """Assemble the book under `destination`/source, build it in `destination`/html, and return the page to open.
 
-    executed: one executed copy for every notebook that `_toc.yml` names, by file name. Raises `UserError` when one is missing, was
-    not executed, or holds an error, and when Jupyter Book finds anything to complain of.
+    executed: one executed copy for every notebook that `_toc.yml` names, by file name. Raises `UserError` when one is
+    missing, was not executed, or holds an error, and when Jupyter Book finds anything to complain of.
     """
     assemble(executed, destination / "source")
     build(destination / "source", destination / "html")
@@ -42,12 +43,12 @@ def make(executed: Sequence[Path], destination: Path) -> Path:
 def assemble(executed: Sequence[Path], out: Path) -> None:
     """Lay out under `out` everything that Jupyter Book reads: settings, prose, static files and executed notebooks.
 
-    Raises `UserError` for a notebook that is missing, was not executed by papermill, holds an error output, or shows a figure
-    that no words describe. Whatever stood in `out` before is replaced.
+    Raises `UserError` for a notebook that is missing, was not executed by papermill, holds an error output, or shows a
+    figure that no words describe. Whatever stood in `out` before is replaced.
     """
     if not (ROOT / "_toc.yml").is_file():
         raise UserError(
-            f"{ROOT} holds no _toc.yml; the book can only be built from a clone of the repository: {address()}"
+            f"{ROOT} holds no _toc.yml; the book can only be built from a clone of the repository: {ADDRESS}"
         )
     copies = {path.name: path for path in executed}
     wanted = [ROOT / f"{page}.ipynb" for page in _pages(ROOT / "_toc.yml") if page.startswith("notebooks/")]
@@ -60,9 +61,8 @@ def assemble(executed: Sequence[Path], out: Path) -> None:
     shutil.copytree(ROOT / "book", out / "book", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "_toc.yml", out)
     settings = (ROOT / "_config.yml").read_text(encoding="utf-8")
-    (out / "_config.yml").write_text(
-        settings + f'\nrepository: {{url: "{address()}", branch: main, path_to_book: ""}}\n'
-    )
+    repository = f'\nrepository: {{url: "{ADDRESS}", branch: main, path_to_book: ""}}\n'
+    (out / "_config.yml").write_text(settings + repository, encoding="utf-8")
     _copy_plotly(out / "book" / "_static")
     runs = {name: run_of(copies[name], notebook) for name, notebook in notebooks.items()}
     (out / "book" / "found.json").write_text(json.dumps(glued(notebooks), indent=1), encoding="utf-8")
@@ -73,14 +73,16 @@ def assemble(executed: Sequence[Path], out: Path) -> None:
     (out / "notebooks").mkdir()
     for name, notebook in notebooks.items():
         written = as_page(notebook, name, runs[name])
-        (out / "notebooks" / name).write_text(json.dumps(written, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        (out / "notebooks" / name).write_text(
+            json.dumps(written, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
+        )
 
 
 def build(source: Path, html: Path) -> None:
     """Run Jupyter Book on `source`; any warning is an error. The finished pages replace the folder `html` in one step.
 
-    Nothing is done when `html` was built from the same inputs. Raises `UserError`; the whole output is then in `book.log` beside
-    `html`, and the complaints are printed.
+    Nothing is done when `html` was built from the same inputs. Raises `UserError`; the whole output is then in
+    `book.log` beside `html`, and the complaints are printed.
     """
     inputs = _hash(source)
     if (html / ".inputs").is_file() and (html / ".inputs").read_text(encoding="utf-8") == inputs:
@@ -147,7 +149,7 @@ def _hash(source: Path) -> str:
     return digest.hexdigest()
 
 
-# --- pages that are written by the build -------------------------------------------------------------------------------
+# --- pages that are written by the build ---
 
 
 def _runs_table(runs: Mapping[str, Mapping[str, str]]) -> str:
@@ -170,12 +172,13 @@ def _runs_table(runs: Mapping[str, Mapping[str, str]]) -> str:
 
 
 def _modules() -> str:
-    """Markdown: a section for every public module, in the order in which data flows, filled from docstrings by autodoc."""
+    """Markdown: a section for every public module, in the order of the rooms, filled from docstrings by autodoc."""
     package = ROOT / "cctlib"
     door = sorted(path.stem for path in package.glob("[a-z]*.py"))
     rooms = [f"{room}.{path.stem}" for room in ROOMS for path in sorted((package / room).glob("[a-z]*.py"))]
     names = [*door, *rooms]
-    section = "## `cctlib.{0}`\n\n```{{eval-rst}}\n.. automodule:: cctlib.{0}\n   :members:\n   :member-order: bysource\n```\n"
+    options = "   :members:\n   :member-order: bysource\n"
+    section = "## `cctlib.{0}`\n\n```{{eval-rst}}\n.. automodule:: cctlib.{0}\n" + options + "```\n"
     return "\n".join(section.format(name) for name in names)
 
 
@@ -227,32 +230,7 @@ def _pages(toc: Path) -> list[str]:
     return re.findall(r"^\s*(?:- )?(?:root|file):\s*(\S+)", toc.read_text(encoding="utf-8"), flags=re.M)
 
 
-# --- the repository's address ------------------------------------------------------------------------------------------
-
-
-def address() -> str:
-    """The address of the repository. It stands in pyproject.toml and nowhere else; everything else is written from there."""
-    project = ROOT / "pyproject.toml"
-    if project.is_file():
-        return tomllib.loads(project.read_text(encoding="utf-8"))["project"]["urls"]["Repository"]
-    urls = dict(line.split(", ", 1) for line in metadata.metadata("cctlib").get_all("Project-URL") or [])
-    return urls["Repository"]
-
-
-def write_address() -> list[Path]:
-    """Write the address into the files that must spell it out: notebooks (Colab's first cell), README, CITATION.cff.
-
-    Any `https://github.com/<owner>/<name of this repository>` in them is replaced. Returns the files that changed.
-    """
-    here = address()
-    stale = re.compile(r"https://github\.com/[\w.-]+/" + re.escape(here.rpartition("/")[2]) + r"(?![\w-])")
-    changed = []
-    for path in [ROOT / "README.md", ROOT / "CITATION.cff", *sorted((ROOT / "notebooks").glob("*.ipynb"))]:
-        text = path.read_text(encoding="utf-8")
-        if stale.sub(here, text) != text:
-            path.write_text(stale.sub(here, text))
-            changed.append(path)
-    return changed
+# --- the jobs of the Makefile ---
 
 
 def check_links() -> None:
@@ -265,15 +243,25 @@ def check_links() -> None:
 
 
 def make_again() -> None:
-    """Build the book from the copies that were executed last, whatever has changed since. Raises `UserError` where there are none."""
-    copies = sorted((ROOT / "runs" / "notebooks").glob("*/provenance.json"), key=lambda record: record.stat().st_mtime)
-    latest = {copy.name: copy for record in copies for copy in record.parent.glob("*.ipynb")}
-    print(f"The book is built: open {make(list(latest.values()), ROOT / '_build')}")
+    """Build the book from the copies that were executed last, whatever has changed since.
+
+    Only copies with equal parameters make one book. Raises `UserError` where there are none.
+    """
+    runs: dict[str, list[Path]] = {}
+    for record in (ROOT / "runs" / "notebooks").glob(f"*/{RECORD}"):
+        parameters = json.dumps(json.loads(record.read_text(encoding="utf-8"))["inputs"]["settings"])
+        runs.setdefault(parameters, []).append(record)
+    if not runs:
+        raise UserError("no notebook was executed yet; run: make reproduce")
+    latest = max(runs.values(), key=lambda records: max(record.stat().st_mtime for record in records))
+    by_age = sorted(latest, key=lambda record: record.stat().st_mtime)
+    copies = {copy.name: copy for record in by_age for copy in record.parent.glob("*.ipynb")}
+    print(f"The book is built: open {make(list(copies.values()), ROOT / '_build')}")
 
 
 def main() -> None:
-    """`python -m cctlib.book make|address|links`, called by the Makefile."""
-    jobs: dict[str, Callable] = {"make": make_again, "address": write_address, "links": check_links}
+    """`python -m tools.book make|links`, called by the Makefile."""
+    jobs: dict[str, Callable] = {"make": make_again, "links": check_links}
     try:
         jobs[sys.argv[1]]()
     except UserError as error:

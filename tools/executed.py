@@ -1,4 +1,4 @@
-"""Executed notebooks as pages: accepted only when whole, their figures drawn and described, their glued texts collected."""
+"""Executed notebooks as pages: whole ones only, with figures drawn and described, and glued texts collected."""
 
 import ast
 import html as markup
@@ -31,7 +31,7 @@ def read_executed(path: Path) -> dict:
         for output in cell["outputs"]:
             if output["output_type"] == "error":
                 raise UserError(
-                    f"{path}, cell {number} ends in {output['ename']}: {output['evalue']}; mend it and run: make reproduce"
+                    f"{path}, cell {number} ends in {output['ename']}: {output['evalue']}; mend it, then: make reproduce"
                 )
         if _text(cell["source"]).strip() and cell["execution_count"] is None:
             raise UserError(f"{path}, cell {number} was not executed; run: make reproduce")
@@ -39,7 +39,7 @@ def read_executed(path: Path) -> dict:
 
 
 def as_page(notebook: dict, name: str, run: Mapping) -> dict:
-    """The notebook as a page: settings unseen, figures drawn and described, and a last cell that says how it was made."""
+    """The notebook as a page: without its settings, with figures described, and a last cell on how it was made."""
     cells = []
     for number, cell in enumerate(notebook["cells"], start=1):
         tags = set(cell["metadata"].get("tags", []))
@@ -50,7 +50,8 @@ def as_page(notebook: dict, name: str, run: Mapping) -> dict:
         cells.append(cell)
     made = (
         "```{admonition} How this page was made\n:class: dropdown run-note\n"
-        f"Run on {run['made']} in {run['seconds']} s on {run['device']}, with {run['versions']}, commit {run['commit']}. "
+        f"Run on {run['made']} in {run['seconds']} s on {run['device']}, with {run['versions']}, "
+        f"commit {run['commit']}. "
         "[All runs and versions](../book/runs.md).\n```"
     )
     cells.append({"cell_type": "markdown", "metadata": {}, "source": made, "id": "how-made"})
@@ -58,9 +59,12 @@ def as_page(notebook: dict, name: str, run: Mapping) -> dict:
 
 
 def _describe(cell: dict, where: str) -> None:
-    """Give the figures of a cell their words, and turn plotly data into HTML. Raises `UserError` for a figure without words.
+    """Give the figures of a cell their words, and turn plotly data into HTML.
 
-    The alt text of an image is the cell's own (`mystnb.image.alt` in its metadata), else the text that came with the image.
+    Raises `UserError` for a figure without words.
+
+    The alt text of an image is the cell's own (`mystnb.image.alt` in its metadata), else the text that came with the
+    image.
     """
     own = cell["metadata"].get("mystnb", {}).get("image", {}).get("alt")
     for position, output in enumerate(cell["outputs"]):
@@ -115,7 +119,7 @@ def glued(notebooks: Mapping[str, dict]) -> dict[str, dict[str, str]]:
 
 
 def run_of(path: Path, notebook: dict) -> dict[str, str]:
-    """When, where, with what and for how long a notebook ran: from papermill, and from the record of its stage if there is one."""
+    """When, where, with what and for how long a notebook ran: from papermill and from the record of its stage."""
     run = notebook["metadata"]["papermill"]
     record = path.with_name("provenance.json")
     about = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}

@@ -1,7 +1,7 @@
 """`make reproduce`: the study, then the notebooks by papermill, then the book.
 
-Papermill is the only executor. An executed copy is a stage like any other: keyed by the notebook's source, its parameters,
-the stages that it reads and the code that it calls, so that a second run executes only what changed.
+Papermill is the only executor. An executed copy is a stage like any other: keyed by the notebook's source, its
+parameters, the stages that it reads and the code that it calls, so that a second run executes only what changed.
 """
 
 from pathlib import Path
@@ -39,7 +39,7 @@ def reproduce(dataset: str, model: str, profile: str, runs: Path, device: str) -
 
 
 def later_stages(study: Study) -> dict[str, Path]:
-    """Folders of the stages that read the measurement, computed where they are not there yet; none for a shipped study."""
+    """Folders of the stages that read the measurement, computed now if need be; none for a shipped study."""
     if study.profile is None:
         return {}
     return {
