@@ -26,8 +26,7 @@ def stamper(*studies: Any) -> Callable[[Any], Any]:
     from cctlib.figures import stamp
     from cctlib.study import provenance_of
 
-    provenance = provenance_of(studies)
-    return lambda figure: stamp(figure, provenance)
+    return lambda figure: stamp(figure, provenance_of(studies))  # asked late: stages may be read until then
 
 
 def show_plotly(figure: Any, alt: str, twin: Any = None) -> None:
