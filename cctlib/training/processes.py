@@ -54,44 +54,51 @@ class Place:
 
 @contextmanager
 def processes(device: torch.device | str) -> Iterator[Place]:
-    """Join the processes that torchrun started, each on its own GPU; without torchrun, be alone."""
+    """Join the processes that torchrun started, each on its own GPU; without torchrun, be alone.
+
+    Inside, cuDNN tries which of its convolutions is the fastest for each shape.
+    """
     device = torch.device(device)
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    if world == 1:
-        yield Place(0, 1, device)
-        return
-    if device.type == "cuda":
+    world = int(os.environ["WORLD_SIZE"]) if "TORCHELASTIC_RUN_ID" in os.environ else 1
+    if world > 1 and device.type == "cuda":
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
-    joins = not distributed.is_initialized()
+    joins = world > 1 and not distributed.is_initialized()
     if joins:
         distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    before, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, True
     try:
-        yield Place(distributed.get_rank(), world, device)
+        yield Place(distributed.get_rank() if world > 1 else 0, world, device)
     finally:
+        torch.backends.cudnn.benchmark = before
         if joins:
             distributed.destroy_process_group()
 
 
 @contextmanager
 def stop_signals() -> Iterator[list[int]]:
-    """Note SIGTERM and SIGINT in the list handed out, instead of dying of them in the middle of a step.
+    """Note a SIGTERM or SIGINT in the list handed out, instead of dying of it in the middle of a step.
 
-    Once the block has ended, the signal is raised again and has its usual effect. Outside the main thread, where Python
-    lets nobody handle signals, nothing is changed.
+    Once the block has ended, the signal is raised again and has its usual effect. A second signal has it at once.
+    Outside the main thread, where Python lets nobody handle signals, nothing is changed.
     """
     noted: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield noted
         return
-    before = {
-        number: signal.signal(number, lambda received, _: noted.append(received))
-        for number in (signal.SIGTERM, signal.SIGINT)
-    }
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    def note(number: int, _: object) -> None:
+        noted.append(number)
+        restore()
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield noted
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        restore()
     if noted:
         signal.raise_signal(noted[0])
