@@ -3,12 +3,11 @@
     python benchmarks/bench_train.py [--recipe cpu] [--model cct_7_3x2] [--batch 128] [--seconds 90] [--device cpu]
 
 The usual pipeline is torchvision's transforms on PIL images in the workers of a DataLoader, and torch.optim.AdamW.
-Model, batch, precision, optimizer and kinds of augmentation are the same for all rows, all images have the recipe's full
-size, and they are random. A third row
-trains vit-pytorch's network on one batch that is there already, which tells the network's share from the pipeline's.
-The rows take turns, so that other load falls on all alike. Printed are images per second at the median turn, and the
-median over turns of the ratio to the usual pipeline; and, for our step, the share of the speed that this device has in a
-single matrix product of the network's shapes, timed in the same turns.
+Model, batch, precision, optimizer and kinds of augmentation are the same for all rows, all images have the recipe's
+full size, and they are random. A third row trains vit-pytorch's network on one batch that is there already, which tells
+the network's share from the pipeline's. The rows take turns, so that other load falls on all alike. Printed are images
+per second at the median turn, and the median over turns of the ratio to the usual pipeline; and, for our step, the
+share of the speed that this device has in a single matrix product of the network's shapes, timed in the same turns.
 """
 
 import argparse
@@ -126,7 +125,7 @@ def theirs(source: Iterator[tuple[Tensor, Tensor]], chosen: Recipe, device: torc
 
 
 def product(chosen: Recipe, device: torch.device) -> Callable[[], None]:
-    """A function that multiplies a batch of tokens by the weights of queries, keys and values, in the recipe's precision."""
+    """A function that multiplies a batch of tokens by weights of queries, keys, values, in the recipe's precision."""
     config = chosen.config(SPEC.num_labels)
     kind = torch.bfloat16 if chosen.precision == "bf16" else torch.float32
     tokens = torch.randn(chosen.batch * config.tokens, config.width, device=device, dtype=kind)
@@ -140,7 +139,7 @@ def product(chosen: Recipe, device: torch.device) -> Callable[[], None]:
 
 
 def share_of_product(chosen: Recipe, turns: dict[str, list[float]]) -> float:
-    """Multiplications a second of our step over those of the single product. A step counts three times its forward pass."""
+    """Multiplications a second of our step over those of the single product. A step counts as three forward passes."""
     config = chosen.config(SPEC.num_labels)
     with torch.device("meta"):
         step = 3 * chosen.batch * compact.count(cct.CCT(config), {}).macs
@@ -205,7 +204,7 @@ def main() -> None:
         model=options.model or chosen.model,
         batch=options.batch or chosen.batch,
         optimizer="adamw",
-        small_epochs=0,
+        sizes=(),
         precision=precision.resolve(device, options.precision),
     )
     turns = compare(chosen, options.workers, options.seconds, device)

@@ -3,6 +3,8 @@
 `cctlib --help` lists the commands. A user's mistake is one line on standard error and exit status 2.
 """
 
+import argparse
+import functools
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,7 +20,6 @@ from cctlib.snp import measure
 from cctlib.stages import PACKAGE, replacing
 from cctlib.study import Missing, Study, open_study, resolve_device
 from cctlib.training import recipes
-from cctlib.training.recipes import UNCHANGED, Changes
 
 DESCRIPTION = "Measure what single nodes of a Compact Convolutional Transformer know about every label."
 
@@ -216,19 +217,18 @@ def train_command(
     checkpoint_minutes: Annotated[float, tyro.conf.arg(help="from one checkpoint to the next")] = 10.0,
     tensorboard: Annotated[bool, tyro.conf.arg(help="write the log for TensorBoard as well")] = False,
     device: Device = "auto",
-    changes: tyro.conf.OmitArgPrefixes[Changes] = UNCHANGED,  # type: ignore[valid-type]  # a class made at run time
+    settings: tyro.conf.FlagConversionOff[tyro.conf.OmitArgPrefixes[recipes.Recipe]] = recipes.RECIPES["cpu"],
 ) -> None:
     """Train a network with a named recipe; under torchrun, on several processes."""
     from cctlib.training import run, trainer
 
-    chosen = recipes.recipe(recipe, **{name: value for name, value in vars(changes).items() if value is not None})
-    images = {split: data.load(dataset, split, image_size=chosen.image_size) for split in ("train", "held-out")}
+    images = {split: data.load(dataset, split, image_size=settings.image_size) for split in ("train", "held-out")}
     try:
-        test = data.load(dataset, "test", image_size=chosen.image_size)
+        test = data.load(dataset, "test", image_size=settings.image_size)
     except data.DataUnavailable:
         test = None
     weights = run.train(
-        chosen,
+        settings,
         images["train"] if per_label is None else images["train"].subset(per_label=per_label),
         images["held-out"],
         folder,
@@ -270,11 +270,11 @@ def _show(table: pd.DataFrame, title: str = "") -> None:
     print((f"\n{title}\n" if title else "") + table.to_string(index=False))
 
 
-def commands() -> dict[str, Callable]:
-    """The sub-commands by name."""
+def commands(recipe: str = "cpu") -> dict[str, Callable]:
+    """The sub-commands by name; the settings that `train` offers start from those of the `recipe`."""
     return {
         "data": data_command,
-        "train": train_command,
+        "train": functools.partial(train_command, settings=recipes.recipe(recipe)),
         "probe": probe_command,
         "snp": snp_command,
         "heads": heads_command,
@@ -285,9 +285,11 @@ def commands() -> dict[str, Callable]:
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of `cctlib` and `python -m cctlib`."""
+    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    early.add_argument("--recipe", default="cpu")
     try:
         tyro.extras.subcommand_cli_from_dict(
-            commands(),
+            commands(early.parse_known_args(arguments)[0].recipe),
             prog="cctlib",
             description=DESCRIPTION,
             args=arguments,

@@ -31,7 +31,7 @@ from cctlib.snp import measure, stage, tables
 from cctlib.snp.measure import Measurement
 from cctlib.snp.probe import Probes
 from cctlib.training import run
-from cctlib.training.recipes import recipe_for
+from cctlib.training.recipes import fitted, recipe_for
 
 
 def resolve_device(name: str = "auto") -> torch.device:
@@ -257,8 +257,10 @@ def measured_study(dataset: str, model: str, profile: Profile, runs: Path, devic
 def train_model(dataset: str, home: Path, device: torch.device) -> Model:
     """Train the data set's own recipe; the stage's folder is a model folder."""
     recipe = recipe_for(dataset, device)
-    print(f"training a network on {dataset} first: recipe {recipe.name}, {recipe.epochs} epochs", file=sys.stderr)
     images = {split: data.load(dataset, split, image_size=recipe.image_size) for split in ("train", "held-out", "test")}
+    recipe = fitted(recipe, len(images["train"]))
+    length = f"{recipe.epochs} epochs of {len(images['train']):,} images in batches of {recipe.batch}"
+    print(f"training a network on {dataset} first: recipe {recipe.name}, {length}", file=sys.stderr)
 
     def compute(work: Path) -> None:
         run.train(recipe, images["train"], images["held-out"], work, test=images["test"], device=device, resume=True)

@@ -2,8 +2,15 @@
 
 import jaxtyping
 import pytest
+import torch
 
 jaxtyping.install_import_hook("cctlib", "typechecker.checked")
+
+
+def pytest_runtest_setup(item):
+    """Tests marked `cuda` say that they were left out where there is no GPU."""
+    if item.get_closest_marker("cuda") and not torch.cuda.is_available():
+        pytest.skip("there is no GPU here")
 
 
 @pytest.fixture(scope="session")

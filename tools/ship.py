@@ -28,7 +28,7 @@ from cctlib.model import manifest
 from cctlib.model.manifest import Model, Unrounded
 from cctlib.snp import measure
 from cctlib.study import Study, open_study, resolve_device
-from cctlib.training import log, run, trainer
+from cctlib.training import run, trainer
 from tools.reproduce import later_stages
 
 HERO = stages.PACKAGE.parent / "book" / "_static" / "hero.png"
@@ -61,8 +61,8 @@ def ship_run(folder: Path, name: str = "", *, default: bool, device: torch.devic
     name = name or (f"{recipe['model']}-seed{recipe['seed']}" if recipe["seed"] else recipe["model"])
     destination = stages.shipped() / dataset / name
     rounded = _ship_weights(weights, destination)
-    with stages.replacing(destination / log.FILE) as temporary:
-        shutil.copyfile(folder / log.FILE, temporary)
+    with stages.replacing(destination / stages.LOG) as temporary:
+        shutil.copyfile(folder / stages.LOG, temporary)
     if default:
         _no_other_default(destination)
     assert original.manifest.accuracy is not None  # it was just measured

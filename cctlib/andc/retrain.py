@@ -25,13 +25,13 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from cctlib import stages
 from cctlib.andc.masks import Masks, weights_of
 from cctlib.data.images import Images
 from cctlib.errors import UserError
 from cctlib.model.cct import CCT
 from cctlib.model.forward import forward, on_device
 from cctlib.model.precision import Precision, autocast, resolve
-from cctlib.training.log import FILE as LOG
 from cctlib.training.log import Log, read_log
 from cctlib.training.processes import Place
 from cctlib.training.recipes import Recipe
@@ -242,11 +242,11 @@ def retraining_recipe(recipe: Recipe, epochs: int, seed: int = 0) -> Recipe:
     return replace(
         recipe,
         epochs=epochs,
-        small_epochs=0,
+        sizes=(),
+        ema=0.0,  # an average of weights would not keep the zeros
         lr=LOW_RATE * recipe.lr,
         schedule="linear",
         warmup_epochs=0.0,
-        warmup_lr=0.0,
         min_lr=0.0,
         seed=seed,
     )
@@ -285,7 +285,7 @@ def retrain_whole(
                     log.write(run.row() | run.evaluate())
                     run.save()
     network.load_state_dict(run.network.state_dict())
-    return torch.from_numpy(read_log(folder / LOG).held_out_accuracy.to_numpy())
+    return torch.from_numpy(read_log(folder / stages.LOG).held_out_accuracy.to_numpy())
 
 
 def gain_of_last_quarter(accuracies: Sequence[float] | Float[Tensor, "epoch"]) -> float:

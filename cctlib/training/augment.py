@@ -8,9 +8,11 @@ The order is that of timm, with which the CCT authors train: crop, flip, RandAug
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
@@ -41,17 +43,21 @@ class Augmentation:
         return self.mixup > 0 or self.cutmix > 0
 
     def __post_init__(self) -> None:
-        for name, least, most in (
-            ("shift", 0, math.inf),
-            ("crop_scale", 0.01, 1),
-            ("randaugment", 0, 10),
-            ("erasing", 0, 1),
-            ("mixup", 0, math.inf),
-            ("cutmix", 0, math.inf),
-            ("switch", 0, 1),
-        ):
-            if not least <= getattr(self, name) <= most:
-                raise UserError(f"augmentation: {name} is {getattr(self, name)}; it must be {least} to {most}")
+        limits = {
+            "shift": (0, 1_000),
+            "crop_scale": (0.01, 1),
+            "randaugment": (0, 10),
+            "mixup": (0, 100),
+            "cutmix": (0, 100),
+        }
+        check_limits("augmentation", self, limits | {"erasing": (0, 1), "switch": (0, 1)})
+
+
+def check_limits(title: str, settings: object, limits: Mapping[str, tuple[float, float]]) -> None:
+    """Raise `UserError` for the first setting that is outside of its limits, or not a number."""
+    for name, (least, most) in limits.items():
+        if not least <= getattr(settings, name) <= most:
+            raise UserError(f"{title}: {name} is {getattr(settings, name)}; it must be {least:g} to {most:g}")
 
 
 @dataclass(frozen=True)
@@ -85,8 +91,9 @@ class Draw:
         return replace(self, **part)
 
 
-def draw(settings: Augmentation, count: int, height: int, width: int, generator: torch.Generator) -> Draw:
-    """Draw the decisions for `count` images from a generator of the host."""
+def draw(settings: Augmentation, count: int, height: int, width: int, seed: int) -> Draw:
+    """Draw the decisions for `count` images; equal seeds give equal decisions."""
+    generator = torch.Generator().manual_seed(seed)
     decided: dict[str, Tensor] = {}
     if settings.shift:
         decided["offsets"] = torch.randint(-settings.shift, settings.shift + 1, (count, 2), generator=generator)
@@ -96,12 +103,11 @@ def draw(settings: Augmentation, count: int, height: int, width: int, generator:
     if settings.flip:
         decided["flipped"] = torch.rand(count, generator=generator) < 0.5
     if settings.randaugment:
-        decided["operations"], decided["amounts"] = draw_operations(
-            settings.randaugment, count, height, width, generator
-        )
+        drawn = draw_operations(settings.randaugment, count, height, width, generator)
+        decided["operations"], decided["amounts"] = drawn
     if settings.erasing:
         decided["erased"] = draw_erasing(settings.erasing, count, height, width, generator)
-    return Draw(**decided, mix=draw_mix(settings, height, width, generator))
+    return Draw(**decided, mix=draw_mix(settings, height, width, np.random.default_rng(seed)))
 
 
 def draw_boxes(
@@ -134,15 +140,14 @@ def draw_erasing(
     return boxes * (chosen & smaller)[:, None]
 
 
-def draw_mix(settings: Augmentation, height: int, width: int, generator: torch.Generator) -> Mix | None:
+def draw_mix(settings: Augmentation, height: int, width: int, generator: np.random.Generator) -> Mix | None:
     """One share, and for CutMix one box, for the whole batch; None where mixing is off."""
     if not settings.mixes:
         return None
-    chance = torch.rand((), generator=generator).item()
+    chance, down, right = generator.random(3)
     if not settings.cutmix or (settings.mixup and chance >= settings.switch):
-        return Mix(draw_beta(settings.mixup, generator))
-    side = math.sqrt(1 - draw_beta(settings.cutmix, generator))
-    down, right = torch.rand(2, generator=generator, dtype=torch.float64).tolist()
+        return Mix(generator.beta(settings.mixup, settings.mixup))
+    side = math.sqrt(1 - generator.beta(settings.cutmix, settings.cutmix))
     top, bottom = _span(int(down * height), int(side * height), height)
     left, right = _span(int(right * width), int(side * width), width)
     return Mix(1 - (bottom - top) * (right - left) / (height * width), (top, bottom, left, right))
@@ -150,14 +155,6 @@ def draw_mix(settings: Augmentation, height: int, width: int, generator: torch.G
 
 def _span(middle: int, length: int, limit: int) -> tuple[int, int]:
     return max(0, middle - length // 2), min(limit, middle + length // 2)
-
-
-def draw_beta(parameter: float, generator: torch.Generator) -> float:
-    """A number from Beta(parameter, parameter) by Jöhnk's rejection; torch's own sampler takes no generator."""
-    while True:
-        first, second = (torch.rand(2, generator=generator, dtype=torch.float64) ** (1 / parameter)).tolist()
-        if 0 < first + second <= 1:
-            return first / (first + second)
 
 
 def augment(

@@ -10,14 +10,12 @@ import pandas as pd
 from cctlib import stages
 from cctlib.errors import UserError
 
-FILE = "log.jsonl"
-
 
 class Log:
     """Appends rows to `folder/log.jsonl`; rows after `step`, of a process that was killed, are taken out first."""
 
     def __init__(self, folder: Path, step: int, *, writes: bool, tensorboard: bool = False):
-        self.path, self.writes, self.board = folder / FILE, writes, None
+        self.path, self.writes, self.board = folder / stages.LOG, writes, None
         if not writes:
             return
         kept = [row for row in _rows(self.path) if row["step"] <= step]

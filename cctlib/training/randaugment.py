@@ -92,8 +92,9 @@ def rand_augment(
 
 
 def to_device(values: Tensor, device: torch.device) -> Tensor:
-    """Copy a few numbers from the host without waiting for the device."""
-    return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values.to(device)
+    """Copy what is on the host without waiting for the device; what is on the device stays as it is."""
+    pinned = device.type == "cuda" and values.device.type == "cpu"
+    return values.pin_memory().to(device, non_blocking=True) if pinned else values.to(device)
 
 
 def _apply(

@@ -4,17 +4,21 @@ A recipe is all that determines the weights, apart from the images and the hardw
 `recipe("cpu", epochs=40)`, or on the command line with `--epochs 40`.
 """
 
+import difflib
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, make_dataclass, replace
-from typing import Any, Literal, Optional
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Annotated, Any, Literal
 
 import torch
+from tyro.conf import Fixed, Suppress
 
 from cctlib.errors import UserError
 from cctlib.model import cct
 from cctlib.model.precision import Precision
-from cctlib.training.augment import Augmentation
+from cctlib.training.augment import Augmentation, check_limits
+
+WARMUP_LR = 1e-6  # where the warm-up begins
 
 
 @dataclass(frozen=True)
@@ -24,7 +28,7 @@ class Recipe:
     Raises `UserError` for values that cannot train.
     """
 
-    name: str = "cpu"
+    name: Annotated[str, Fixed, Suppress] = "cpu"  # not an option of the command line
     model: str = "cct_7_3x2"
     image_size: int = 32  # pixels, square
     positional: Literal["learnable", "sine", "none"] = "learnable"
@@ -32,15 +36,13 @@ class Recipe:
     attention_dropout: float = 0.1
 
     epochs: int = 20
-    small_epochs: int = 0  # the first ones see images of `small_size`: fewer tokens, and so less to compute
-    small_size: int = 24  # pixels, square
+    sizes: tuple[tuple[int, int], ...] = ()  # (epochs, pixels) of the first epochs, which see smaller images
     batch: int = 128
     optimizer: Literal["adamw", "muon"] = "adamw"  # muon: for the weight matrices of the encoders, AdamW for the rest
     lr: float = 1.2e-3  # the largest, after the warm-up
     schedule: Literal["cosine", "linear"] = "linear"  # how it falls to min_lr
-    warmup_epochs: float = 2.0  # it rises linearly from warmup_lr
-    warmup_lr: float = 1e-6
-    min_lr: float = 0.0
+    warmup_epochs: float = 2.0  # it rises linearly from almost nothing
+    min_lr: float = 0.0  # the last
     weight_decay: float = 0.06  # none for biases, norms and position embeddings
     clip: float = 1.0  # largest norm of the gradient; 0 is no clipping
     label_smoothing: float = 0.1
@@ -48,31 +50,34 @@ class Recipe:
     augmentation: Augmentation = field(default_factory=Augmentation)
 
     precision: Precision = "auto"  # bf16 autocast where the device has it
-    attention: Literal["auto", "explicit", "fused"] = "auto"
     compile: bool = False  # torch.compile for the training step
     seed: int = 0
 
     def __post_init__(self) -> None:
-        least = {"epochs": 1, "batch": 1, "image_size": 1, "lr": 1e-12}
-        for entry in fields(self):
-            value = getattr(self, entry.name)
-            if isinstance(value, int | float) and not least.get(entry.name, 0) <= value < math.inf:
-                raise UserError(
-                    f"recipe {self.name}: {entry.name} is {value}; it must be at least {least.get(entry.name, 0)}"
-                )
+        title = f"recipe {self.name}"
+        numbers = [entry.name for entry in fields(self) if isinstance(getattr(self, entry.name), int | float)]
+        limits = {name: (0.0, 1e12) for name in numbers} | {
+            name: (1, 1e12) for name in ("epochs", "batch", "image_size")
+        }
+        shares = ("stochastic_depth", "attention_dropout", "label_smoothing", "ema")
+        check_limits(title, self, limits | {"lr": (1e-12, 1e30)} | dict.fromkeys(shares, (0, 0.99999)))
         if self.batch % 2 and self.augmentation.mixes:
-            raise UserError(f"recipe {self.name}: images are mixed in pairs, so batch must be even; it is {self.batch}")
+            raise UserError(f"{title}: images are mixed in pairs, so batch must be even; it is {self.batch}")
         if self.warmup_epochs >= self.epochs:
             raise UserError(
-                f"recipe {self.name}: a warm-up of {self.warmup_epochs} epochs leaves nothing of {self.epochs}; shorten it"
+                f"{title}: a warm-up of {self.warmup_epochs} epochs leaves nothing of {self.epochs}; shorten it"
             )
-        if self.small_epochs and not (self.small_epochs < self.epochs and self.small_size < self.image_size):
+        if self.augmentation.shift >= self.image_size:
             raise UserError(
-                f"recipe {self.name}: {self.small_epochs} epochs at {self.small_size} pixels do not fit {self.epochs} epochs "
-                f"that end at {self.image_size}; choose fewer epochs or smaller images"
+                f"{title}: a shift of {self.augmentation.shift} leaves {self.image_size} pixels; shorten it"
             )
-        if self.ema >= 1:
-            raise UserError(f"recipe {self.name}: ema is {self.ema}; a decay is below 1")
+        fit = all(epochs > 0 and 0 < pixels < self.image_size for epochs, pixels in self.sizes)
+        if not fit or sum(epochs for epochs, _ in self.sizes) >= self.epochs:
+            steps = ", ".join(f"{epochs} epochs at {pixels} pixels" for epochs, pixels in self.sizes)
+            raise UserError(
+                f"{title}: {steps} do not fit {self.epochs} epochs that end at {self.image_size} pixels; "
+                "choose fewer epochs or smaller images"
+            )
 
     def config(self, num_labels: int) -> cct.CCTConfig:
         """Configuration of the network for so many labels."""
@@ -85,19 +90,21 @@ class Recipe:
             attention_dropout=self.attention_dropout,
         )
 
-    def image_passes(self, images: int) -> int:
-        """How often an image is learned from in a whole run; what fills no batch at the end of an epoch is left out."""
-        return sum(self.passes_by_size(images).values())
-
     def passes_by_size(self, images: int) -> dict[int, int]:
-        """The image passes of a whole run by the size (pixels) of the images, for what they cost."""
-        epoch, small = images // self.batch * self.batch, self.small_epochs
-        passes = {self.small_size: small * epoch, self.image_size: (self.epochs - small) * epoch}
-        return {size: number for size, number in passes.items() if number}
+        """The image passes of a whole run by the size (pixels) of the images, for what they cost.
+
+        What fills no batch at the end of an epoch is left out.
+        """
+        sizes = [self.size(epoch) for epoch in range(self.epochs)]
+        return {size: sizes.count(size) * (images // self.batch * self.batch) for size in dict.fromkeys(sizes)}
 
     def size(self, epoch: int) -> int:
         """Pixels along one side of the images that an epoch (counted from 0) sees."""
-        return self.small_size if epoch < self.small_epochs else self.image_size
+        for epochs, pixels in self.sizes:
+            if epoch < epochs:
+                return pixels
+            epoch -= epochs
+        return self.image_size
 
     def learning_rate(self, epoch: float) -> float:
         """The learning rate after so many epochs, a fraction included.
@@ -105,7 +112,7 @@ class Recipe:
         The cosine is counted from the start of training, as in timm; the line from the end of the warm-up.
         """
         if epoch < self.warmup_epochs:
-            return self.warmup_lr + (self.lr - self.warmup_lr) * epoch / self.warmup_epochs
+            return WARMUP_LR + (self.lr - WARMUP_LR) * epoch / self.warmup_epochs
         if self.schedule == "linear":
             left = (self.epochs - epoch) / (self.epochs - self.warmup_epochs)
         else:
@@ -126,7 +133,6 @@ PAPER = Recipe(
     lr=6e-4,
     schedule="cosine",
     warmup_epochs=10,
-    warmup_lr=1e-6,
     min_lr=1e-5,
     weight_decay=6e-2,
     clip=0.0,
@@ -149,16 +155,15 @@ DEMO = Recipe(
 
 FLOWERS = replace(PAPER, name="flowers", model="cct_7_7x2", image_size=224, positional="sine", batch=96, lr=5e-4)
 
-# For a processor: a third of the tokens, in two thirds of the epochs a fifth, and few epochs, in which Muon gets much further
-# than AdamW. Wide crops, erasing and some mixing fit a run of this length; RandAugment and mixing every batch, as published,
-# are for long ones.
+# For a processor: images of 128 pixels have a third of the published tokens, those of the first epochs a fifth. There
+# are few epochs, in which Muon gets much further than AdamW. Wide crops, erasing and some mixing fit a run of this
+# length; RandAugment and mixing every batch, as published, are for long ones.
 FLOWERS_CPU = replace(
     FLOWERS,
     name="flowers-cpu",
     image_size=128,
     epochs=84,
-    small_epochs=56,
-    small_size=96,
+    sizes=((56, 96),),
     batch=64,
     optimizer="muon",
     lr=2e-3,
@@ -179,15 +184,14 @@ RECIPES: dict[str, Recipe] = {
     "flowers": FLOWERS,
     "flowers-cpu": FLOWERS_CPU,
     # As many image passes over three times as many images.
-    "flowers-kaggle-cpu": replace(FLOWERS_CPU, name="flowers-kaggle-cpu", epochs=26, small_epochs=17),
-    # Short training: a quarter of the tokens of 3x1, for the first epochs an eighth, a rate that falls to zero. Half of the batches
-    # are mixed by CutMix, and hardly any by mixup. Without dropout of attention, whose random numbers a processor draws one after
-    # the other.
+    "flowers-kaggle-cpu": replace(FLOWERS_CPU, name="flowers-kaggle-cpu", epochs=26, sizes=((17, 96),)),
+    # Short training: a quarter of the tokens of 3x1, for the first epochs an eighth, a rate that falls to zero. Half of
+    # the batches are mixed by CutMix, and the others hardly by mixup. There is no dropout of attention: a processor
+    # draws its random numbers one after the other.
     "cpu": Recipe(
         name="cpu",
         epochs=28,
-        small_epochs=19,
-        small_size=24,
+        sizes=((19, 24),),
         optimizer="muon",
         lr=2e-3,
         warmup_epochs=0.5,
@@ -204,7 +208,7 @@ RECIPES: dict[str, Recipe] = {
 
 @dataclass(frozen=True)
 class Published:
-    """An accuracy on test images (a share of 1) that the CCT authors publish for training from scratch: theirs, not ours."""
+    """An accuracy on test images (a share of 1) that the CCT authors publish for training from scratch."""
 
     dataset: str  # with its split, a name in `data.DATASETS`
     model: str
@@ -220,38 +224,52 @@ AUTHORS = (
 )
 
 
-# Every setting of a recipe and of its augmentation, by name; None leaves it as the recipe has it. The command line offers these.
-SETTINGS = [entry for entry in (*fields(Recipe), *fields(Augmentation)) if entry.name not in ("name", "augmentation")]
-Changes = make_dataclass("Changes", [(entry.name, Optional[entry.type], None) for entry in SETTINGS], frozen=True)  # noqa: UP045
-Changes.__doc__ = "Settings of the recipe to change, by the names in `Recipe` and `Augmentation`."
-UNCHANGED = Changes()
+def recipe(name: str, /, **changes: Any) -> Recipe:
+    """The recipe of that name, with settings of `Recipe` and `Augmentation` changed.
 
-
-def recipe(name: str, **changes: Any) -> Recipe:
-    """The recipe of that name, with settings changed. Raises `UserError` when there is none, or when it could not train."""
+    Raises `UserError` for a name or a setting that does not exist, and for values that cannot train.
+    """
     if name not in RECIPES:
         raise UserError(f"recipe {name!r} is not known; there are: {', '.join(RECIPES)}")
-    chosen = RECIPES[name]
-    augmentation = {key: changes.pop(key) for key in list(changes) if hasattr(chosen.augmentation, key)}
-    return replace(chosen, **changes, augmentation=replace(chosen.augmentation, **augmentation))
+    base = RECIPES[name]
+    settings = flat(base)
+    for setting in changes:
+        if setting not in settings or setting == "name":
+            nearest = difflib.get_close_matches(setting, settings, n=3, cutoff=0.0)
+            raise UserError(f"recipe {name}: {setting!r} is not a setting; the nearest are {', '.join(nearest)}")
+    of_images = {setting: changes.pop(setting) for setting in asdict(base.augmentation).keys() & changes}
+    return replace(base, **changes, augmentation=replace(base.augmentation, **of_images))
 
 
-def flat(chosen: Recipe) -> dict[str, Any]:
+def flat(recipe: Recipe) -> dict[str, Any]:
     """Settings of a recipe with those of its augmentation beside the others."""
-    settings = asdict(chosen)
+    settings = asdict(recipe)
     augmentation = settings.pop("augmentation")
     return settings | augmentation
 
 
-def changed(chosen: Recipe) -> dict[str, Any]:
-    """The settings in which a recipe differs from the one that has its name here, as `recipe` takes them."""
-    usual = flat(recipe(chosen.name))
-    return {name: value for name, value in flat(chosen).items() if value != usual[name]}
+def changed(recipe: Recipe) -> dict[str, Any]:
+    """The settings in which a recipe differs from the one in `RECIPES` that has its name."""
+    usual = flat(RECIPES[recipe.name])
+    return {name: value for name, value in flat(recipe).items() if value != usual[name]}
 
 
 def from_dict(settings: Mapping[str, Any]) -> Recipe:
-    """The recipe that `dataclasses.asdict` made the settings of, as they stand in logs and manifests."""
-    return Recipe(**{**settings, "augmentation": Augmentation(**settings["augmentation"])})
+    """The recipe whose settings a log or a manifest records, as `dataclasses.asdict` writes them.
+
+    Records made before `sizes` have one step, `small_epochs` at `small_size`, and settings that no recipe used.
+    """
+    known = {entry.name: settings[entry.name] for entry in fields(Recipe) if entry.name in settings}
+    if settings.get("small_epochs"):
+        known["sizes"] = ((settings["small_epochs"], settings["small_size"]),)
+    known["sizes"] = tuple(tuple(step) for step in known.get("sizes", ()))
+    return Recipe(**known | {"augmentation": Augmentation(**settings["augmentation"])})
+
+
+def fitted(recipe: Recipe, images: int) -> Recipe:
+    """The recipe with a batch of at most a tenth of the images, so that an epoch has ten steps at least."""
+    batch = max(2, images // 20 * 2)  # even, for mixing
+    return recipe if recipe.batch <= batch else replace(recipe, batch=batch)
 
 
 def recipe_for(dataset: str, device: torch.device | str) -> Recipe:

@@ -10,6 +10,7 @@
 """
 
 import math
+import sys
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -23,13 +24,12 @@ from tqdm.auto import tqdm
 from cctlib import stages
 from cctlib.data.images import Images, normalise
 from cctlib.errors import UserError
-from cctlib.model import checkpoints, manifest
+from cctlib.model import checkpoints, manifest, precision
 from cctlib.model.forward import accuracies
-from cctlib.training.log import FILE as LOG
 from cctlib.training.log import Log, read_log
 from cctlib.training.processes import Place, processes, stop_signals
-from cctlib.training.recipes import Recipe, from_dict
-from cctlib.training.trainer import CHECKPOINT, Trainer, constants, form_of_attention
+from cctlib.training.recipes import Recipe, fitted, from_dict
+from cctlib.training.trainer import CHECKPOINT, Trainer, constants
 
 LOG_STEPS = 50  # optimizer steps from one row of the log to the next
 GO_ON, SAVE, STOP = range(3)
@@ -72,6 +72,8 @@ def train(
         signals = stack.enter_context(stop_signals())
         gpus = [place.device] if place.device.type == "cuda" else []
         stack.enter_context(torch.random.fork_rng(devices=gpus))  # dropout draws from the global generator
+        if len(images) < recipe.batch:
+            recipe = _fit(recipe, images, says=place.first)
         _check(recipe, images, held_out, place)
         run = Trainer(recipe, images, held_out, folder, place)
         run.begin(resume)
@@ -112,10 +114,10 @@ def write_model(
     to measure on. entries: other fields of the manifest.
     Raises `UserError` when the folder holds no run, or weights of another network.
     """
-    record, log = stages.read_json(run / stages.RUN), read_log(run / LOG)
+    record, log = stages.read_json(run / stages.RUN), read_log(run / stages.LOG)
     recipe, learned = from_dict(record["recipe"]), record["data"]
     config, normalisation = recipe.config(images[0].num_labels), constants(images[0])
-    network = checkpoints.load_weights(weights, config, attention=form_of_attention(recipe, device)).to(device)
+    network = checkpoints.load_weights(weights, config, attention=precision.attention(device)).to(device)
 
     def normal(pixels: Tensor) -> Tensor:
         return normalise(pixels, **normalisation)
@@ -138,13 +140,23 @@ def write_model(
             passes=int(log.step.max()) * recipe.batch,
             minutes=round(log.seconds.max() / 60, 1),
             environment=record["environment"],
-            log=LOG,
+            log=stages.LOG,
         ),
         accuracy={split: per_image for split, (per_image, _) in shares.items()},
         accuracy_per_label={split: per_label for split, (_, per_label) in shares.items()},
         measured=stages.environment(device),
         **({"name": recipe.model} | entries),
     )
+
+
+def _fit(recipe: Recipe, learned: Images, says: bool) -> Recipe:
+    """The recipe, with a smaller batch where the images are few; a line says so."""
+    fit = fitted(recipe, len(learned))
+    if fit != recipe and says:
+        print(
+            f"{len(learned)} training images: the batch is {fit.batch}, not {recipe.batch}", file=sys.stderr, flush=True
+        )
+    return fit
 
 
 def _check(recipe: Recipe, learned: Images, held_out: Images, place: Place) -> None:
@@ -161,7 +173,7 @@ def _check(recipe: Recipe, learned: Images, held_out: Images, place: Place) -> N
             f"training images have {learned.num_labels} labels, held-out ones {held_out.num_labels} or other names"
         )
     if len(learned) < recipe.batch:
-        raise UserError(f"{len(learned)} training images do not fill a batch of {recipe.batch}; use a smaller batch")
+        raise UserError(f"{len(learned)} training images do not fill a batch of {recipe.batch}; give it more images")
     if not len(held_out):
         raise UserError(f"{held_out.dataset} has no held-out images; accuracy could not be reported")
     together = place.world * (2 if recipe.augmentation.mixes else 1)

@@ -1,41 +1,53 @@
 """The state of a training run, and one step of it.
 
 The images stay on the device as bytes and are augmented there, a batch at a time; there are no worker processes, and
-the device is waited for only where a row of the log or a checkpoint is written. Batches, augmentation and learning rate
-depend on nothing but the recipe's seed and the step, and all generators are in the checkpoint, so a run that was killed goes
-on to the very same weights.
+the device is waited for only where a row of the log or a checkpoint is written.
+
+Everything random is drawn from the recipe's seed and the number of the step, so a checkpoint holds no generators. On a
+processor, a run that was killed goes on to the very same weights; on a GPU it does so up to the rounding of sums, whose
+order a GPU does not fix. Dropout, stochastic depth and the noise of erasing are drawn on the device: a run that moves
+to another kind of device, or to another number of processes, draws them afresh.
 """
 
-import copy
 import json
 import math
 import os
+import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
+import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, interpolate
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from cctlib import stages
 from cctlib.data import images as data
+from cctlib.data.datasets import PHOTOGRAPHS
 from cctlib.data.images import Images
 from cctlib.errors import UserError
 from cctlib.model import cct, precision
+from cctlib.model.forward import forward, on_device
 from cctlib.training.augment import Draw, augment, draw
-from cctlib.training.log import FILE as LOG
 from cctlib.training.processes import Place
+from cctlib.training.randaugment import to_device
 from cctlib.training.recipes import Recipe
 
 CHECKPOINT, WEIGHTS = "checkpoint.pt", "weights.safetensors"
-# For image folders, as in datasets.py.
-PHOTOGRAPHS: dict[str, tuple[float, ...]] = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 LAYOUT = torch.channels_last  # convolutions and pooling are faster in it, and the tokens come out contiguous
+ORDER, DECISIONS, NOISE, DROPOUT = range(4)  # what is drawn from the seed
+
+
+def drawn_from(seed: int, number: int, what: int, rank: int = 0) -> int:
+    """The seed for what is drawn at a step (or for an epoch's order), unrelated to that of any other."""
+    return int(np.random.SeedSequence([seed, number, what, rank]).generate_state(1)[0])
 
 
 class Trainer:
@@ -44,22 +56,25 @@ class Trainer:
     def __init__(self, recipe: Recipe, train: Images, held_out: Images, folder: Path, place: Place):
         self.recipe, self.folder, self.place = recipe, folder, place
         device = place.device
-        self.pixels, self.labels = train.pixels.to(device), train.labels.to(device)
-        self.held_out, self.num_labels = held_out, train.num_labels
+        self.train, self.held_out = on_device(train, device), on_device(held_out, device)
         self.constants = constants(train)
         self.steps_per_epoch = len(train) // recipe.batch  # what is left over at the end of an epoch is left out
         self.steps = recipe.epochs * self.steps_per_epoch
         self.identity = _identity(recipe, train, held_out)
 
         torch.manual_seed(recipe.seed)
-        network = cct.CCT(recipe.config(train.num_labels), form_of_attention(recipe, device))
+        network = cct.CCT(recipe.config(train.num_labels), precision.attention(device))
         self.network = network.to(device).to(memory_format=LAYOUT)
-        self.averaged = copy.deepcopy(self.network).requires_grad_(False) if recipe.ema else None
+        self.averaged: AveragedModel | None = None
+        if recipe.ema:
+            self.averaged = AveragedModel(self.network, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema), use_buffers=True)
         self.model = _wrapped(self.network, recipe, place)
         self.optimizers = _optimizers(self.network, recipe)
-        torch.manual_seed(recipe.seed + 1 + place.rank)  # processes must not drop the same images' branches
-        self.decisions = torch.Generator().manual_seed(recipe.seed)
-        self.noise = torch.Generator(device).manual_seed(recipe.seed)
+        in_fp16 = (
+            precision.resolve(device, recipe.precision) == "fp16"
+        )  # small gradients vanish in it: the loss is scaled
+        self.scaler = torch.amp.GradScaler(device.type, enabled=in_fp16)
+        self.noise = torch.Generator(device)
         self.order = torch.empty(0)
 
         self.step, self.seconds = 0, 0.0
@@ -68,52 +83,78 @@ class Trainer:
         self.saved_step: int | None = None
         self.clock = time.monotonic()
 
+    @property
+    def result(self) -> cct.CCT:
+        """The network that is judged and written: the average of the weights where there is one."""
+        return self.network if self.averaged is None else cast(cct.CCT, self.averaged.module)
+
     def learn(self) -> None:
-        """One optimizer step."""
+        """One optimizer step. Raises `UserError` when the step cannot be compiled."""
         pixels, labels, decisions, noise = self._batch()
-        images, targets = augment(pixels, labels, decisions, num_labels=self.num_labels, noise=noise, **self.constants)
+        images, targets = augment(
+            pixels, labels, decisions, num_labels=self.train.num_labels, noise=noise, **self.constants
+        )
         rate = self.recipe.learning_rate(self.step / self.steps_per_epoch)
         for group in (group for optimizer in self.optimizers for group in optimizer.param_groups):
             group["lr"] = rate
         self.network.image_size = self.recipe.size(self.step // self.steps_per_epoch)
+        # Processes must not drop the same images' branches.
+        torch.manual_seed(drawn_from(self.recipe.seed, self.step, DROPOUT, self.place.rank))
         with precision.autocast(self.place.device, self.recipe.precision):
-            logits = self.model(resized(images, self.network.image_size).contiguous(memory_format=LAYOUT))
+            logits = self._logits(resized(images, self.network.image_size).contiguous(memory_format=LAYOUT))
         loss = cross_entropy(logits.float(), targets, label_smoothing=self.recipe.label_smoothing)
         self.network.zero_grad(set_to_none=True)
-        loss.backward()
-        norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.clip or math.inf)
-        for optimizer in self.optimizers:
-            optimizer.step()
+        norm = self._descend(loss)
         self.step += 1
         if self.averaged is not None:
-            self._average(self.averaged)
+            self.averaged.update_parameters(self.network)
         self._count(loss.detach(), norm, (logits.argmax(1) == targets.argmax(1)).sum(), len(labels))
+
+    def _logits(self, images: Tensor) -> Tensor:
+        try:
+            return self.model(images)
+        except Exception as error:
+            if not self.recipe.compile or not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+                raise
+            reason = str(error).strip().splitlines()[0]
+            raise UserError(
+                f"torch.compile failed ({type(error).__name__}: {reason}); it needs a working C++ compiler: "
+                "install one, or train without --compile"
+            ) from None
+
+    def _descend(self, loss: Tensor) -> Tensor:
+        """Let the optimizers make their steps. Returns the norm of the gradient before it was clipped."""
+        self.scaler.scale(loss).backward()
+        for optimizer in self.optimizers:
+            self.scaler.unscale_(optimizer)
+        norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.clip or math.inf)
+        for optimizer in self.optimizers:
+            self.scaler.step(optimizer)
+        self.scaler.update()
+        return norm
 
     def _batch(self) -> tuple[Tensor, Tensor, Draw, Tensor | None]:
         """This process's share of the batch: pixels, labels, what is to be done to them, noise to erase with."""
+        device, seed = self.place.device, self.recipe.seed
         epoch, within = divmod(self.step, self.steps_per_epoch)
         if within == 0 or not len(self.order):
-            shuffle = torch.Generator().manual_seed(self.recipe.seed * 1_000_003 + epoch)
-            self.order = torch.randperm(len(self.labels), generator=shuffle).to(self.place.device)
-        size, shape = self.recipe.batch, self.pixels.shape[1:]
-        decisions = draw(self.recipe.augmentation, size, shape[1], shape[2], self.decisions)
+            shuffle = torch.Generator().manual_seed(drawn_from(seed, epoch, ORDER))
+            self.order = torch.randperm(len(self.train), generator=shuffle).to(self.train.labels.device)
+        size, shape = self.recipe.batch, self.train.pixels.shape[1:]
+        decisions = draw(self.recipe.augmentation, size, shape[1], shape[2], drawn_from(seed, self.step, DECISIONS))
         share = size // self.place.world
         start = self.place.rank * share
-        chosen = self.order[within * size + start : within * size + start + share]
+        rows = self.order[within * size + start : within * size + start + share]
         noise = None
         if decisions.erased is not None:  # drawn for the whole batch: the same for any number of processes
-            noise = torch.randn(size, *shape, generator=self.noise, device=self.place.device)[start : start + share]
-        return self.pixels[chosen], self.labels[chosen], decisions.rows(start, start + share), noise
-
-    @torch.no_grad()
-    def _average(self, averaged: nn.Module) -> None:
-        """Move the averaged weights towards the present ones, faster at the beginning."""
-        decay = min(self.recipe.ema, self.step / (self.step + 10))
-        torch._foreach_lerp_(list(averaged.parameters()), list(self.network.parameters()), 1 - decay)
+            self.noise.manual_seed(drawn_from(seed, self.step, NOISE))
+            noise = torch.randn(size, *shape, generator=self.noise, device=device)[start : start + share]
+        pixels, labels = (to_device(part[rows], device) for part in (self.train.pixels, self.train.labels))
+        return pixels, labels, decisions.rows(start, start + share), noise
 
     def _count(self, loss: Tensor, norm: Tensor, correct: Tensor, images: int) -> None:
         self.sums += torch.stack([loss * images, correct, torch.full_like(loss, images)])
-        finite = loss.isfinite() & norm.isfinite()
+        finite = loss.isfinite() & (norm.isfinite() | self.scaler.is_enabled())  # the scaler leaves such steps out
         self.broken = torch.minimum(self.broken, torch.where(finite, math.inf, float(self.step)))
 
     def row(self) -> dict[str, float]:
@@ -143,51 +184,50 @@ class Trainer:
         if self.saved_step is not None:
             good = f"the last good checkpoint is {self.folder / CHECKPOINT} (step {self.saved_step})"
         raise UserError(
-            f"training broke down: the loss is not finite at step {broken:.0f} of {self.steps}, learning rate {rate:.3g}; "
-            f"{good}; start again with a lower lr"
+            f"training broke down: the loss is not finite at step {broken:.0f} of {self.steps}, "
+            f"learning rate {rate:.3g}; {good}; start again with a lower lr"
         )
 
     def evaluate(self) -> dict[str, float]:
         """Loss and accuracy on the held-out images, of the averaged weights where there are any."""
-        network = self.network if self.averaged is None else self.averaged
-        self.network.image_size = self.recipe.image_size
-        loss, accuracy = evaluate(network, self.held_out, self.constants, self.recipe, self.place)
+        self.result.image_size = self.recipe.image_size
+        loss, accuracy = evaluate(self.result, self.held_out, self.constants, self.recipe, self.place)
         self.seconds, self.clock = self.seconds + time.monotonic() - self.clock, time.monotonic()
         return {"held_out_loss": loss, "held_out_accuracy": accuracy, "seconds": self.seconds}
 
     def begin(self, resume: bool) -> None:
         """Start in an empty folder, or load its checkpoint. Raises `UserError` when that is not what is there."""
-        found = [name for name in (CHECKPOINT, WEIGHTS, LOG) if (self.folder / name).exists()]
-        if resume and CHECKPOINT in found:
+        present = [name for name in (CHECKPOINT, WEIGHTS, stages.LOG) if (self.folder / name).exists()]
+        if resume and CHECKPOINT in present:
             self.load(self.folder / CHECKPOINT)
-        elif found and (not resume or WEIGHTS in found):
-            raise UserError(f"{self.folder} holds a run already ({found[0]}); resume it, or choose another folder")
-        self.place.wait()  # none may write before all have looked
+        elif present and (not resume or WEIGHTS in present):
+            raise UserError(f"{self.folder} holds a run already ({present[0]}); resume it, or choose another folder")
+        steps = self.place.gathered(self.step)  # and none may write before all have looked
+        if len(set(steps)) > 1:
+            raise UserError(
+                f"the processes do not find the same checkpoint in {self.folder}: theirs are of the steps "
+                f"{', '.join(map(str, sorted(set(steps))))}; use a folder that all machines share"
+            )
         if self.place.first:
             self.folder.mkdir(parents=True, exist_ok=True)
             for left_over in self.folder.glob(f".{CHECKPOINT}.*.tmp"):  # of a process killed while it saved
                 left_over.unlink()
             if self.step == 0:
-                about = {"processes": self.place.world, **stages.environment(self.place.device)}
-                stages.write_json(self.folder / stages.RUN, {**self.identity, "environment": about})
+                environment = {"processes": self.place.world, **stages.environment(self.place.device)}
+                stages.write_json(self.folder / stages.RUN, {**self.identity, "environment": environment})
 
     def save(self) -> None:
         """Write the checkpoint, atomically. Raises `UserError` instead when the loss is not finite."""
         self.check_finite()
         now = time.monotonic()
         self.seconds, self.clock = self.seconds + now - self.clock, now
-        own = {"torch": torch.get_rng_state(), "noise": self.noise.get_state(), "sums": self.sums.cpu()}
-        if self.place.device.type == "cuda":
-            own["cuda"] = torch.cuda.get_rng_state(self.place.device)
         state = {
             "identity": self.identity,
+            "made": self._circumstances(),
             "step": self.step,
             "seconds": self.seconds,
-            "network": self.network.state_dict(),
-            "averaged": self.averaged.state_dict() if self.averaged is not None else None,
-            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
-            "decisions": self.decisions.get_state(),
-            "processes": self.place.gathered(own),
+            "sums": self.place.total(self.sums).cpu(),
+            **{name: part.state_dict() for name, part in self._parts().items()},
         }
         if self.place.first:
             with stages.replacing(self.folder / CHECKPOINT) as temporary, temporary.open("wb") as file:
@@ -206,30 +246,39 @@ class Trainer:
                 f"{path} is not a readable checkpoint ({type(error).__name__}); remove it and start again"
             ) from None
         _refuse_another(identity, self.identity, path)
-        self.network.load_state_dict(state["network"])
-        if self.averaged is not None:
-            self.averaged.load_state_dict(state["averaged"])
-        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
-        self.decisions.set_state(state["decisions"])
+        for name, part in self._parts().items():
+            if state[name]:  # empty: of a scaler where none was needed
+                part.load_state_dict(state[name])
         self.step, self.seconds, self.saved_step = state["step"], state["seconds"], state["step"]
-        if len(state["processes"]) == self.place.world:  # another number of processes: dropout is drawn afresh
-            own = state["processes"][self.place.rank]
-            torch.set_rng_state(own["torch"])
-            self.sums.copy_(own["sums"])
-            if self.place.device.type == "cuda" and "cuda" in own:
-                torch.cuda.set_rng_state(own["cuda"], self.place.device)
-        self.noise.set_state(state["processes"][0]["noise"])
+        if self.place.first:
+            self.sums.copy_(state["sums"])
+            if state["made"] != self._circumstances():
+                print(
+                    f"{path} was written by {state['made']}, this is {self._circumstances()}: from here on, "
+                    "dropout and noise are drawn afresh, and sums are rounded otherwise",
+                    file=sys.stderr,
+                )
+
+    def _parts(self) -> dict[str, Any]:
+        """What has a state of its own, by its name in the checkpoint."""
+        optimizers = {type(optimizer).__name__: optimizer for optimizer in self.optimizers}
+        averaged = {} if self.averaged is None else {"averaged": self.averaged}
+        return {"network": self.network, **averaged, **optimizers, "scaler": self.scaler}
+
+    def _circumstances(self) -> str:
+        """On what dropout and rounding depend, beside the recipe."""
+        arithmetic = precision.resolve(self.place.device, self.recipe.precision)
+        return f"{self.place.world} process(es) on {self.place.device.type} in {arithmetic}"
 
     def export(self) -> Path:
         """Write the weights as they will be used, and say in the file what they are."""
         path = self.folder / WEIGHTS
-        network = self.network if self.averaged is None else self.averaged
         if self.place.first:
-            tensors = {name: value.detach().float().cpu().contiguous() for name, value in network.state_dict().items()}
-            about = {"cctlib": json.dumps(self.identity)}  # one entry: safetensors writes several in random order
+            state = self.result.state_dict()
+            tensors = {name: value.detach().float().cpu().contiguous() for name, value in state.items()}
+            record = {"cctlib": json.dumps(self.identity)}  # one entry: safetensors writes several in random order
             with stages.replacing(path) as temporary:
-                save_file(tensors, temporary, metadata=about)
+                save_file(tensors, temporary, metadata=record)
         return path
 
 
@@ -243,22 +292,22 @@ def resized(images: Tensor, size: int) -> Tensor:
 def constants(images: Images) -> dict[str, tuple[float, ...]]:
     """Mean and deviation (std) that normalise the images of this data set."""
     spec = data.DATASETS.get(images.dataset)
-    return PHOTOGRAPHS if spec is None else {"mean": tuple(spec.mean), "std": tuple(spec.std)}
+    return dict(PHOTOGRAPHS) if spec is None else {"mean": spec.mean, "std": spec.std}
 
 
-@torch.no_grad()
 def evaluate(
     network: nn.Module, images: Images, constants: Mapping[str, Sequence[float]], recipe: Recipe, place: Place
 ) -> tuple[float, float]:
-    """Mean cross-entropy and accuracy (a share of 1); each process takes its part of the batches."""
+    """Mean cross-entropy and accuracy (a share of 1); each process takes its part of the images."""
     network.eval()
+    part = slice(*(len(images) * rank // place.world for rank in (place.rank, place.rank + 1)))
+    share = replace(images, pixels=images.pixels[part], labels=images.labels[part])
+    normalise = partial(data.normalise, mean=constants["mean"], std=constants["std"])
     sums = torch.zeros(2, device=place.device)
-    for start in range(place.rank * recipe.batch, len(images), place.world * recipe.batch):
-        rows = slice(start, start + recipe.batch)
-        pixels, labels = images.pixels[rows].to(place.device), images.labels[rows].to(place.device)
-        with precision.autocast(place.device, recipe.precision):
-            logits = network(data.normalise(pixels, **constants)).float()
-        sums += torch.stack([cross_entropy(logits, labels, reduction="sum"), (logits.argmax(1) == labels).sum()])
+    shown = forward(network, normalise, share, device=place.device, batch=recipe.batch, precision=recipe.precision)
+    for _, labels, logits, _ in shown:
+        loss = cross_entropy(logits.float(), labels, reduction="sum")
+        sums += torch.stack([loss, (logits.argmax(1) == labels).sum()])
     network.train()
     loss, correct = place.total(sums).tolist()
     return loss / len(images), correct / len(images)
@@ -290,11 +339,6 @@ def _refuse_another(saved: dict[str, dict], own: dict[str, dict], path: Path) ->
                 )
 
 
-def form_of_attention(recipe: Recipe, device: torch.device | str) -> str:
-    """Written out or fused: what the recipe says, else what suits the device."""
-    return precision.attention(device) if recipe.attention == "auto" else recipe.attention
-
-
 def _wrapped(network: nn.Module, recipe: Recipe, place: Place) -> nn.Module:
     """The network as the training step calls it: compiled, and averaging gradients over the processes."""
     step: nn.Module = network
@@ -322,7 +366,8 @@ def _optimizers(network: nn.Module, recipe: Recipe) -> list[torch.optim.Optimize
     if matrices:
         if not hasattr(torch.optim, "Muon"):
             raise UserError(
-                f"recipe {recipe.name}: Muon needs torch 2.9, this is {torch.__version__}; update, or use optimizer adamw"
+                f"recipe {recipe.name}: Muon needs torch 2.9, this is {torch.__version__}; "
+                "update, or use optimizer adamw"
             )
         taken = [named[name] for name in matrices]
         optimizers.append(

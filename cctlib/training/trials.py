@@ -1,11 +1,11 @@
-"""What was tried in training, and what it gave: short runs that ship as their logs, in groups that were compared with each other.
+"""What was tried in training, and what it gave: short runs that ship as their logs, in groups to compare.
 
-    artifacts/trials/<group>/about.json          {"title": what was compared, in words; "per_label": images of each label, if not all}
+    artifacts/trials/<group>/about.json          {"title": what is compared, "per_label": images of a label, if not all}
     artifacts/trials/<group>/<trial>/run.json    recipe, images, machine and commit
     artifacts/trials/<group>/<trial>/log.jsonl   its course
 
-A trial is a folder that `cctlib train` wrote, without its weights; `--per-label` makes it a short one. Trials of a group had the
-same images and about as much time on the same machine; failures stay in it.
+A trial is a folder that `cctlib train` wrote, without its weights; `--per-label` makes it a short one. Trials of a
+group had the same images and about as much time on the same machine; failures stay in it.
 """
 
 from pathlib import Path
@@ -38,18 +38,18 @@ def courses(group: str, folder: Path | None = None) -> pd.DataFrame:
     Raises `UserError` where there is no such group, or a log without held-out accuracy.
     """
     logs = {name: _log(_home(folder) / group / name) for name in _runs(group, folder)}
-    found = pd.concat(
+    rows = pd.concat(
         [log.assign(trial=name, minutes=log.seconds / 60) for name, log in logs.items()], ignore_index=True
     )
-    return found.dropna(subset="held_out_accuracy")[["trial", "minutes", "held_out_accuracy"]].reset_index(drop=True)
+    return rows.dropna(subset="held_out_accuracy")[["trial", "minutes", "held_out_accuracy"]].reset_index(drop=True)
 
 
 def table(group: str, folder: Path | None = None) -> pd.DataFrame:
     """One row a trial, the best first.
 
-    trial; settings (those in which it differs from the best trial); model; dataset; images (to learn from); epochs and image_passes
-    (done); minutes; images_per_second (of training, median over the log); held_out_accuracy (the last, a share of 1); device; commit;
-    command (which trains it again).
+    trial; settings (those in which it differs from the best trial); model; dataset; images (to learn from); epochs and
+    image_passes (done); minutes; images_per_second (of training, median over the log); held_out_accuracy (the last, a
+    share of 1); device; commit; command (which trains it again).
     Raises `UserError` where there is no such group, or a log without held-out accuracy.
     """
     home, runs = _home(folder) / group, _runs(group, folder)
@@ -74,23 +74,31 @@ def table(group: str, folder: Path | None = None) -> pd.DataFrame:
                 "command": command(run, about.get("per_label")),
             }
         )
-    found = pd.DataFrame(rows).sort_values("held_out_accuracy", ascending=False, ignore_index=True)
-    best, *_ = chosen = [flat(from_dict(runs[name]["recipe"])) for name in found.trial]
-    differ = [[key for key in own if key not in TOLD and own[key] != best[key]] for own in chosen]
-    found.insert(
-        1,
-        "settings",
-        [", ".join(f"{key} {own[key]}" for key in keys) for keys, own in zip(differ, chosen, strict=True)],
-    )
-    return found
+    table = pd.DataFrame(rows).sort_values("held_out_accuracy", ascending=False, ignore_index=True)
+    recipes = [flat(from_dict(runs[name]["recipe"])) for name in table.trial]
+    differences = [
+        [
+            f"{key} {_words(value) or 'none'}"
+            for key, value in recipe.items()
+            if key not in TOLD and value != recipes[0][key]
+        ]
+        for recipe in recipes
+    ]
+    table.insert(1, "settings", [", ".join(words) for words in differences])
+    return table
 
 
 def command(run: dict[str, Any], per_label: int | None = None) -> str:
     """The command that trains again what a `run.json` tells of, on the first `per_label` images of each label."""
     recipe = from_dict(run["recipe"])
     settings = changed(recipe) | ({} if per_label is None else {"per_label": per_label})
-    options = [f"--{name.replace('_', '-')} {value}" for name, value in settings.items()]
+    options = [f"--{name.replace('_', '-')} {_words(value)}".rstrip() for name, value in settings.items()]
     return " ".join(["cctlib train --recipe", recipe.name, "--dataset", run["data"]["dataset"], *options])
+
+
+def _words(value: object) -> str:
+    """A setting as the command line takes it: numbers of a tuple one after the other."""
+    return " ".join(map(_words, value)) if isinstance(value, tuple) else str(value)
 
 
 def _home(folder: Path | None) -> Path:

@@ -1,8 +1,10 @@
 """Training: bit for bit the same however it is cut, killed or shared; and what goes wrong is said in one line."""
 
 import json
+import math
 import os
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,7 +23,6 @@ from torchvision.transforms import v2 as transforms
 
 from cctlib import cli
 from cctlib.data import images as data
-from cctlib.data.datasets import describe
 from cctlib.errors import UserError
 from cctlib.model import manifest
 from cctlib.training import run as training
@@ -29,7 +30,7 @@ from cctlib.training import trainer
 from cctlib.training.augment import Augmentation
 from cctlib.training.log import read_log
 from cctlib.training.processes import Place
-from cctlib.training.recipes import RECIPES, Recipe, from_dict, recipe, recipe_for
+from cctlib.training.recipes import RECIPES, Recipe, fitted, from_dict, recipe
 
 # Everything that draws random numbers is switched on.
 TINY = Recipe(
@@ -41,8 +42,7 @@ TINY = Recipe(
     warmup_epochs=1,
     ema=0.9,
     attention_dropout=0.1,
-    small_epochs=1,
-    small_size=20,
+    sizes=((1, 20), (1, 28)),
     augmentation=Augmentation(shift=2, crop_scale=0.7, flip=True, randaugment=9, erasing=0.5, mixup=0.8, cutmix=1.0),
 )
 MUON = replace(TINY, name="muon", optimizer="muon")
@@ -109,7 +109,7 @@ def test_the_seed_decides_everything(images, uninterrupted, tmp_path):
 def test_torchs_own_generator_is_left_as_it_was(images, tmp_path):
     torch.manual_seed(5)
     before = torch.get_rng_state()
-    run(images, tmp_path, replace(TINY, epochs=2))
+    run(images, tmp_path, replace(TINY, epochs=2, sizes=()))
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -142,7 +142,7 @@ def test_a_run_cut_into_pieces_is_the_whole_run(images, whole, tmp_path):
 
 
 def test_a_finished_run_is_not_done_again(images, tmp_path, monkeypatch):
-    short = replace(TINY, epochs=2)
+    short = replace(TINY, epochs=2, sizes=())
     first = run(images, tmp_path, short).read_bytes()
     monkeypatch.setattr(trainer.Trainer, "learn", lambda self: pytest.fail("trained again"))
     assert run(images, tmp_path, short, resume=True).read_bytes() == first
@@ -168,6 +168,43 @@ def test_a_signal_is_obeyed_after_a_checkpoint(images, uninterrupted, tmp_path, 
     assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"] == 7
     run(images, tmp_path, resume=True)
     assert same_run(tmp_path, uninterrupted)
+
+
+def test_a_second_signal_is_obeyed_at_once(images, tmp_path, monkeypatch):
+    """A step that hangs can be ended from the keyboard; the first signal only asks."""
+    monkeypatch.setattr(trainer.Trainer, "learn", lambda self: [signal.raise_signal(signal.SIGINT) for _ in range(2)])
+    with pytest.raises(KeyboardInterrupt):
+        run(images, tmp_path)
+    assert not (tmp_path / "checkpoint.pt").exists()
+
+
+def test_a_checkpoint_of_another_device_is_taken_up_and_said_so(images, uninterrupted, tmp_path, capsys):
+    """It holds no state of a random generator, which would belong to a device."""
+    checkpoint = run(images, tmp_path, hours=0.0)
+    state = torch.load(checkpoint, weights_only=True)
+    parts = {"network", "averaged", "AdamW", "scaler"}
+    assert set(state) == {"identity", "made", "step", "seconds", "sums"} | parts
+    run(images, tmp_path, hours=0.0, resume=True)
+    assert "drawn afresh" not in capsys.readouterr().err
+    torch.save({**state, "made": "2 process(es) on cuda in bf16"}, checkpoint)
+    run(images, tmp_path, resume=True)
+    assert "2 process(es) on cuda in bf16, this is 1 process(es) on cpu in" in capsys.readouterr().err
+    assert same_run(tmp_path, uninterrupted)
+
+
+def test_processes_with_different_checkpoints_are_refused(images, tmp_path):
+    """On machines without a shared folder, those that find no checkpoint would begin anew."""
+
+    class Apart(Place):
+        def gathered(self, value):
+            return [value, 5]
+
+    for step in (0, 3):
+        started = trainer.Trainer(TINY, images["train"], images["held-out"], tmp_path, Apart(0, 1, torch.device("cpu")))
+        started.step = step
+        with pytest.raises(UserError, match=f"are of the steps {step}, 5; use a folder that all machines share"):
+            started.begin(resume=True)
+    assert not list(tmp_path.iterdir())
 
 
 CHILD = """
@@ -346,9 +383,25 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_names_the_last_good_checkpoi
 def test_images_that_do_not_fit_are_refused(images, tmp_path):
     with pytest.raises(UserError, match=r"takes 64x64 images.*image_size=64"):
         run(images, tmp_path, replace(TINY, image_size=64))
-    with pytest.raises(UserError, match="do not fill a batch of 64"):
-        run(images, tmp_path, replace(TINY, batch=64))
     assert not list(tmp_path.iterdir())
+
+
+def test_few_images_get_a_smaller_batch_and_are_told(images, tmp_path, capsys):
+    """Three labels with 27 images each, and a recipe whose batch they do not fill."""
+    few = images | {"train": data.load("demo", "train").subset(per_label=27)}
+    few["train"] = replace(few["train"], pixels=few["train"].pixels[:81], labels=few["train"].labels[:81])
+    recipe = replace(TINY, batch=128, epochs=2, sizes=(), precision="fp32")
+    with pytest.raises(UserError, match="81 training images do not fill a batch of 128"):
+        training._check(recipe, few["train"], few["held-out"], HERE)
+    run(few, tmp_path, recipe)
+    assert "81 training images: the batch is 8, not 128" in capsys.readouterr().err
+    assert json.loads((tmp_path / "run.json").read_text())["recipe"]["batch"] == 8
+    assert timeless(tmp_path).step.tolist() == [10, 20]
+
+
+@pytest.mark.parametrize(("images", "batch"), [(1_000, 64), (640, 64), (639, 62), (45, 4), (3, 2)])
+def test_an_epoch_has_ten_steps_where_the_images_allow_it(images, batch):
+    assert fitted(replace(TINY, batch=64), images).batch == batch
 
 
 @pytest.mark.parametrize(
@@ -360,6 +413,10 @@ def test_images_that_do_not_fit_are_refused(images, tmp_path):
         {"batch": 7},
         {"warmup_epochs": 3},
         {"ema": 1.0},
+        {"sizes": ((3, 20),)},
+        {"sizes": ((1, 32),)},
+        {"sizes": ((0, 20),)},
+        {"augmentation": Augmentation(shift=32)},
         {"clip": -1.0},
     ],
 )
@@ -373,6 +430,19 @@ def test_an_unknown_recipe_is_refused_with_the_names():
         UserError, match="there are: paper, paper-1500, flowers, flowers-cpu, flowers-kaggle-cpu, cpu, plain, demo"
     ):
         recipe("papper")
+
+
+@pytest.mark.parametrize("wrong", ["epoch", "mixes", "augmentation", "name", "__init__"])
+def test_an_unknown_setting_is_refused_with_the_nearest(wrong):
+    with pytest.raises(UserError, match=f"recipe cpu: '{wrong}' is not a setting; the nearest are ") as error:
+        recipe("cpu", **{wrong: 3})
+    assert wrong != "epoch" or "epochs" in str(error.value)
+
+
+def test_settings_of_recipe_and_augmentation_are_changed_by_name():
+    changed = recipe("cpu", epochs=40, mixup=0.5)
+    expected = replace(RECIPES["cpu"], epochs=40, augmentation=replace(RECIPES["cpu"].augmentation, mixup=0.5))
+    assert changed == expected
 
 
 def test_tensorboard_is_asked_for_in_one_line_where_it_is_missing(images, tmp_path, monkeypatch):
@@ -402,34 +472,12 @@ def test_the_published_rate_is_that_of_timm():
         assert paper.learning_rate(epoch) == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-6)
 
 
-def test_the_published_recipe_is_as_published():
-    """Method, section 2."""
-    paper = RECIPES["paper"]
-    assert (paper.model, paper.epochs, paper.batch, paper.lr, paper.weight_decay) == ("cct_7_3x1", 300, 128, 6e-4, 6e-2)
-    assert (paper.warmup_epochs, paper.warmup_lr, paper.min_lr, paper.schedule) == (10, 1e-6, 1e-5, "cosine")
-    assert (paper.label_smoothing, paper.positional, paper.stochastic_depth) == (0.1, "learnable", 0.1)
-    assert paper.augmentation == Augmentation(
-        crop_scale=0.8, flip=True, randaugment=9, erasing=0.25, mixup=0.8, cutmix=1.0
-    )
-    assert RECIPES["flowers"].config(102).positional == "sine"
-    assert RECIPES["paper-1500"].epochs == 1500
-    assert all(found.name == name for name, found in RECIPES.items())
-
-
 def test_a_run_counts_its_image_passes(images, tmp_path):
-    """The published recipe on the 45,000 images that are not held out leaves out 72 an epoch, which fill no batch."""
-    assert RECIPES["paper"].image_passes(45_000) == 300 * (45_000 - 72)
-    started = trainer.Trainer(TINY, images["train"], images["held-out"], tmp_path, HERE)
-    assert TINY.image_passes(len(images["train"])) == started.steps * TINY.batch
-
-
-def test_every_data_set_and_device_has_a_recipe():
-    assert recipe_for("cifar100", "cpu").name == "cpu" and recipe_for("cifar100", "cuda").name == "paper"
-    assert (
-        recipe_for("flowers102-kaggle", "cpu").name == "flowers-kaggle-cpu"
-        and recipe_for("flowers102", "cuda:1").name == "flowers"
-    )
-    assert recipe_for("demo", "cpu").name == "demo"
+    """By size; what fills no batch at the end of an epoch is left out."""
+    recipe = replace(TINY, batch=12)
+    started = trainer.Trainer(recipe, images["train"], images["held-out"], tmp_path, HERE)
+    assert recipe.passes_by_size(40) == {20: 36, 28: 36, 32: 36}
+    assert sum(recipe.passes_by_size(40).values()) == started.steps * recipe.batch
 
 
 def test_the_short_schedule_rises_and_falls_to_zero():
@@ -482,14 +530,18 @@ def test_a_torch_without_muon_says_what_to_do(images, tmp_path, monkeypatch):
     assert "\n" not in str(error.value)
 
 
-def test_the_average_follows_the_weights(images, tmp_path):
+def test_the_average_follows_the_weights_and_is_the_result(images, tmp_path):
     started = trainer.Trainer(TINY, images["train"], images["held-out"], tmp_path, HERE)
-    expected = started.network.classifier.fc.weight.detach().clone()
-    for step in range(1, 5):
+    expected = None
+    for _ in range(4):
         started.learn()
-        decay = min(0.9, step / (step + 10))
-        expected = decay * expected + (1 - decay) * started.network.classifier.fc.weight.detach()
-    torch.testing.assert_close(started.averaged.classifier.fc.weight, expected, atol=1e-7, rtol=1e-5)
+        weight = started.network.classifier.fc.weight.detach().clone()
+        expected = weight if expected is None else 0.9 * expected + 0.1 * weight
+    written = load_file(started.export())["classifier.fc.weight"]
+    torch.testing.assert_close(written, expected, atol=1e-7, rtol=1e-5)
+    assert not torch.equal(written, weight)
+    judged = trainer.evaluate(started.averaged.module, images["held-out"], started.constants, TINY, HERE)
+    assert started.evaluate()["held_out_loss"] == judged[0]
 
 
 def test_gradients_are_clipped_as_a_whole(images, tmp_path):
@@ -515,20 +567,20 @@ def test_an_epoch_shows_every_image_once(images, tmp_path):
 def test_the_first_epochs_see_small_images(images, tmp_path, monkeypatch):
     """And the whole network learns from them, its positions resized; accuracy is always that of full images."""
     run = trainer.Trainer(TINY, images["train"], images["held-out"], tmp_path, HERE)
-    seen, forward = [], run.network.tokenizer.forward
+    sides, forward = [], run.network.tokenizer.forward
     monkeypatch.setattr(
-        run.network.tokenizer, "forward", lambda images: seen.append(images.shape[-1]) or forward(images)
+        run.network.tokenizer, "forward", lambda images: sides.append(images.shape[-1]) or forward(images)
     )
     for _ in range(run.steps):
         before = run.network.classifier.positional_emb.detach().clone()
         run.learn()
         assert not torch.equal(before, run.network.classifier.positional_emb)
-    assert seen == [20] * 5 + [32] * 10
+    assert sides == [20] * 5 + [28] * 5 + [32] * 5
     run.step, run.averaged = 0, None
     run.learn()
-    seen.clear()
+    sides.clear()
     run.evaluate()
-    assert set(seen) == {32}
+    assert set(sides) == {32}
 
 
 def test_small_images_are_torchvisions_resized_ones(images):
@@ -538,22 +590,87 @@ def test_small_images_are_torchvisions_resized_ones(images):
     assert trainer.resized(pixels, 32) is pixels
 
 
-def test_image_folders_are_normalised_as_their_data_set_says(images, tmp_path):
-    for name in ("cat", "dog"):
-        (tmp_path / "train" / name).mkdir(parents=True)
-    spec = describe(f"folder:{tmp_path}")
-    assert trainer.constants(replace(images["train"], dataset="folder")) == {"mean": spec.mean, "std": spec.std}
-
-
 def test_bf16_trains_where_it_is_asked_for(images, tmp_path):
-    short = replace(TINY, epochs=1, small_epochs=0, warmup_epochs=0, precision="bf16", ema=0.0)
+    short = replace(TINY, epochs=1, sizes=(), warmup_epochs=0, precision="bf16", ema=0.0)
     weights = run({**images, "train": images["train"].subset(per_label=2)}, tmp_path, replace(short, batch=16))
     assert all(value.dtype == torch.float32 and value.isfinite().all() for value in load_file(weights).values())
 
 
+def test_a_scaled_loss_learns_the_same_and_leaves_out_what_overflows(images, tmp_path):
+    """As in fp16, which a processor only emulates. Scales are powers of two, which round nothing."""
+    fp32 = replace(TINY, precision="fp32")
+
+    def start(scale):
+        started = trainer.Trainer(fp32, images["train"], images["held-out"], tmp_path / str(scale), HERE)
+        started.scaler = torch.amp.GradScaler("cpu", init_scale=scale, enabled=scale > 0)
+        return started
+
+    plain, scaled, wild = start(0), start(2.0**10), start(2.0**12)
+    for started in (plain, scaled):
+        started.learn()
+        started.learn()
+    weights = plain.network.state_dict()
+    assert all(torch.equal(weights[name], value) for name, value in scaled.network.state_dict().items())
+    overflows = wild.network.classifier.fc.weight.register_hook(lambda gradient: gradient * math.inf)
+    before = wild.network.classifier.fc.weight.detach().clone()
+    wild.learn()
+    overflows.remove()
+    wild.begin(resume=False)
+    wild.save()  # which refuses where the loss is not finite
+    assert torch.equal(wild.network.classifier.fc.weight, before) and wild.scaler.get_scale() == 2.0**11
+    again = start(2.0**10)
+    again.load(wild.folder / "checkpoint.pt")
+    assert again.scaler.get_scale() == 2.0**11
+
+
+def test_a_step_that_cannot_be_compiled_is_one_line(images, tmp_path, monkeypatch):
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    class Compiled(nn.Module):
+        def forward(self, images):
+            raise InvalidCxxCompiler()
+
+    monkeypatch.setattr(torch, "compile", lambda step: Compiled())
+    with pytest.raises(UserError, match=r"torch.compile failed .*install one, or train without --compile") as error:
+        run(images, tmp_path, replace(TINY, compile=True))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_gpu_trains_as_the_processor_does_and_takes_up_its_checkpoint(images, tmp_path, optimizer, capsys):
+    """Everything on that is drawn on the host; in fp32, so that only the order of sums differs."""
+    recipe = alike(optimizer)
+    recipe = replace(recipe, augmentation=replace(recipe.augmentation, erasing=0.0))
+    for device in ("cpu", "cuda"):
+        run(images, tmp_path / device, recipe, device=device)
+        for _ in range(2):
+            run(images, tmp_path / f"{device}-cut", recipe, device=device, hours=0.0, resume=True)
+    cpu, gpu = timeless(tmp_path / "cpu"), timeless(tmp_path / "cuda")
+    torch.testing.assert_close(torch.tensor(gpu.values), torch.tensor(cpu.values), rtol=1e-2, atol=1e-2)
+    for start, end in (("cpu", "cuda"), ("cuda", "cpu"), ("cuda", "cuda")):
+        shutil.copytree(tmp_path / f"{start}-cut", tmp_path / "on")
+        run(images, tmp_path / "on", recipe, device=end, resume=True)
+        assert ("drawn afresh" in capsys.readouterr().err) == (start != end)
+        losses = timeless(tmp_path / "on").loss.tolist()
+        assert losses == pytest.approx(gpu.loss.tolist(), rel=1e-2), (start, end)
+        shutil.rmtree(tmp_path / "on")
+
+
+@pytest.mark.cuda
+def test_a_step_on_a_gpu_waits_for_nothing(images, tmp_path):
+    started = trainer.Trainer(TINY, images["train"], images["held-out"], tmp_path, Place(0, 1, torch.device("cuda")))
+    started.learn()  # what is set up once may wait
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        started.learn()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
 @pytest.mark.slow
 def test_a_compiled_step_learns_the_same(images, tmp_path):
-    same = replace(TINY, epochs=1, small_epochs=0, warmup_epochs=0, attention_dropout=0.0, stochastic_depth=0.0)
+    same = replace(TINY, epochs=1, sizes=(), warmup_epochs=0, attention_dropout=0.0, stochastic_depth=0.0)
     run(images, tmp_path / "eager", same)
     run(images, tmp_path / "compiled", replace(same, compile=True))
     eager, compiled = timeless(tmp_path / "eager"), timeless(tmp_path / "compiled")
@@ -606,7 +723,7 @@ def test_the_command_line_changes_a_recipe(tmp_path, capsys):
     assert run["lr"] == RECIPES["demo"].lr and run["augmentation"]["shift"] == RECIPES["demo"].augmentation.shift
     capsys.readouterr()
     with pytest.raises(SystemExit) as refused:
-        cli.main([*arguments, "--small-epochs", "3", "--small-size", "99"])
+        cli.main([*arguments, "--sizes", "3", "99"])
     assert refused.value.code == 2 and "3 epochs at 99 pixels do not fit" in capsys.readouterr().err
 
 

@@ -1,6 +1,7 @@
 """What was tried: the table comes from logs alone, and says in what the trials differed."""
 
 import json
+from dataclasses import asdict
 
 import pytest
 
@@ -10,7 +11,7 @@ from cctlib.errors import UserError
 from cctlib.training import run as training
 from cctlib.training import trials
 from cctlib.training.log import read_log
-from cctlib.training.recipes import recipe
+from cctlib.training.recipes import from_dict, recipe
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +68,33 @@ def test_what_is_no_trial_is_named(group, tmp_path):
         trials.table("cut", tmp_path)
     with pytest.raises(UserError, match="short: its log has no held-out accuracy"):
         trials.courses("cut", tmp_path)
+
+
+@pytest.mark.parametrize("group", trials.groups())
+def test_the_commands_of_what_ships_give_its_recipes(group, tmp_path, monkeypatch):
+    """Also where the record is older than the present settings."""
+    given = []
+    monkeypatch.setattr(training, "train", lambda recipe, *_, **__: given.append(recipe) or tmp_path)
+    monkeypatch.setattr(cli.data, "load", lambda *_, **__: load("demo", "held-out"))
+    for row in trials.table(group).itertuples():
+        run = stages.read_json(stages.shipped() / "trials" / group / row.trial / stages.RUN)
+        cli.main(row.command.split()[1:])
+        assert given.pop() == from_dict(run["recipe"])
+        assert run["recipe"]["epochs"] == from_dict(run["recipe"]).epochs
+        first = run["recipe"]["small_size"] if run["recipe"]["small_epochs"] else run["recipe"]["image_size"]
+        assert from_dict(run["recipe"]).size(0) == first
+
+
+@pytest.mark.parametrize("sizes", [(), ((3, 16),), ((3, 16), (2, 24))])
+def test_a_command_gives_sizes_of_any_number(sizes, tmp_path, monkeypatch):
+    given = []
+    monkeypatch.setattr(training, "train", lambda recipe, *_, **__: given.append(recipe) or tmp_path)
+    monkeypatch.setattr(cli.data, "load", lambda *_, **__: load("demo", "held-out"))
+    for name in ("cpu", "plain"):
+        changed = recipe(name, sizes=sizes, flip=False)
+        record = {"recipe": json.loads(json.dumps(asdict(changed))), "data": {"dataset": "cifar100"}}
+        cli.main(trials.command(record).split()[1:])
+        assert given.pop() == changed
 
 
 @pytest.mark.parametrize("group", trials.groups())
