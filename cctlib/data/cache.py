@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 import platformdirs
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from jaxtyping import Int64, UInt8
 from tqdm.auto import tqdm
 
@@ -30,6 +30,7 @@ from cctlib.errors import UserError
 
 FORMAT = 1  # raised when images are decoded, resized or ordered otherwise: older entries are made again
 BLOCK = 64  # rows decoded or copied at a time
+PATIENCE = 5.0  # seconds that are waited for another process without a word
 log = logging.getLogger(__name__)
 
 
@@ -92,7 +93,11 @@ def locked(entry: Path) -> Iterator[None]:
     try:
         entry.parent.mkdir(parents=True, exist_ok=True)
         holder = FileLock(entry.with_name(entry.name + ".lock"))
-        holder.acquire()
+        try:
+            holder.acquire(timeout=PATIENCE)
+        except Timeout:
+            log.warning("another process is writing %s; waiting for it", entry)
+            holder.acquire()
     except OSError as error:
         raise UserError(f"the cache {entry.parent} cannot be written: {error.strerror}; set CCTLIB_CACHE") from None
     try:
