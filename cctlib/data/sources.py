@@ -225,6 +225,8 @@ def decode(
             image = ImageOps.exif_transpose(opened) if turned else opened
             if image.mode.startswith("I"):  # 16 bits a pixel, which Pillow would clip instead of scaling
                 image = Image.fromarray((np.asarray(image).astype(np.int32) >> 8).astype(np.uint8))
+            if image.mode == "F":  # in a range that nobody knows
+                raise ValueError("its pixels are fractions; save it with 8 or 16 bits")
             image = image.convert("RGB")
     except Exception as error:  # Pillow raises what its many formats raise
         raise BadData(f"{where} is no readable image: {one_line(error)}; replace or remove it") from None

@@ -292,6 +292,11 @@ def test_a_broken_image_is_named(root):
         refused(root, f"{root / 'train' / 'cat' / 'bad.jpg'} is no readable image: ")
 
 
+def test_pixels_that_would_turn_black_are_refused(root):
+    Image.fromarray(np.linspace(0, 1, 1600, dtype=np.float32).reshape(40, 40)).save(root / "test" / "cat" / "a.tiff")
+    refused(root, "a.tiff is no readable image: its pixels are fractions; save it with 8 or 16 bits", split="test")
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="the administrator may read everything")
 def test_a_folder_that_may_not_be_read_is_named(root):
     (root / "train" / "cat" / "locked").mkdir(mode=0)
