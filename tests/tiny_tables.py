@@ -84,23 +84,6 @@ def accuracy(encoders: int = 7) -> pd.DataFrame:
     return table.assign(low=table.accuracy - 0.01, high=table.accuracy + 0.01)
 
 
-def nodes(encoders: int = 7, count: int = 40) -> pd.DataFrame:
-    """Nodes of all sites; those of the last site are all silent but one."""
-    rng, tables = np.random.default_rng(0), []
-    for kind in KINDS:
-        for encoder in range(1, encoders + 1):
-            silent = rng.random(count) < 0.1
-            if (encoder, kind) == (encoders, KINDS[-1]):
-                silent[:-1] = True
-            noise = np.where(silent, 0, rng.gamma(2, 100, count).astype(int))
-            where = {"site": f"enc{encoder}/{kind}", "encoder": encoder, "kind": kind, "theta": 0.3}
-            labels = np.where(silent, 0, rng.poisson(9, count))
-            tables.append(
-                pd.DataFrame(where | {"node": range(count), "silent": silent, "noise": noise, "labels": labels})
-            )
-    return pd.concat(tables, ignore_index=True)
-
-
 def heads(labels: int, number: int = 4) -> tuple[np.ndarray, np.ndarray]:
     """(counts [head, label], designation [label]); the last head owns nothing, some labels nobody."""
     rng = np.random.default_rng(0)
@@ -186,26 +169,6 @@ def pruned() -> pd.DataFrame:
                         row = {"target": target, "method": method, "seed": seed, "epochs": epochs, "theta": theta}
                         row |= {"density": density, "accuracy": value, "low": value - 0.01, "high": value + 0.01}
                         rows.append(row | {"accuracy_dense": 0.63})
-    return pd.DataFrame(rows)
-
-
-def latencies() -> pd.DataFrame:
-    """Latency over that of the dense network, of three forms at two batch sizes."""
-    rows = []
-    for form, cost in (("nodes removed", 0.9), ("dense blocks", 1.2), ("sparse CSR", 3.0)):
-        for batch in (1, 128):
-            for sparsity in (0.3, 0.6, 0.9):
-                ratio = cost * (1.4 - sparsity)
-                rows.append(
-                    {
-                        "form": form,
-                        "batch": batch,
-                        "sparsity": sparsity,
-                        "ratio": ratio,
-                        "low": 0.9 * ratio,
-                        "high": 1.1 * ratio,
-                    }
-                )
     return pd.DataFrame(rows)
 
 

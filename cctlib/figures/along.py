@@ -10,7 +10,6 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.colors import SymLogNorm
 
@@ -237,49 +236,6 @@ def site_means(by_theta: pd.DataFrame, columns: Sequence[str] | None = None, the
     spoken = "; ".join(_moves(table, column, kinds) for column in columns[:2])
     headline(figure, sentence(spoken), f"Means over the non-empty nodes at theta {theta:g}; cluster size is pooled.")
     return figure
-
-
-@theme()
-def distributions(nodes: pd.DataFrame, columns: Sequence[str] = ("noise", "labels"), theta: float = THETA) -> Card:
-    """How nodes differ within a site. nodes: encoder, kind, silent and the `columns`, one row a node (and theta);
-    silent nodes are left out.
-    """
-    rows = at_theta(nodes, theta)
-    rows = rows[~rows.silent.astype(bool)]
-    kinds = kinds_in(rows.kind)
-    figure, panels = card(0.25 + 1.5 * len(kinds), len(kinds), len(columns), sharex=True, sharey="col")
-    for row, kind in zip(panels, kinds, strict=True):
-        for panel, column in zip(row, columns, strict=True):
-            _violins(panel, rows[rows.kind == kind], column, kind, sorted(rows.encoder.unique().tolist()))
-            panel.set(xlabel="encoder" if kind == kinds[-1] else "", ylabel=TITLES[column][1])
-        row[0].set_ylabel(f"{kind}\n{TITLES[columns[0]][1]}", color=readable(KINDS[kind]), weight="bold")
-    for panel, column in zip(panels[0], columns, strict=True):
-        panel.set_title(TITLES[column][0])
-    spread = rows.groupby(["encoder", "kind"])[columns[0]].quantile([0.1, 0.9]).unstack()
-    ratio = number((spread[0.9] / spread[0.1].replace(0, np.nan)).median(), 2)
-    headline(
-        figure,
-        f"Within a site, {TITLES[columns[0]][0]} differs {ratio}-fold between the lowest and the highest tenth",
-        "Each shape: the non-empty nodes of one site, widest where most are; dot: median, bar: middle half. "
-        "The highest 0.5% are not drawn.",
-    )
-    return figure
-
-
-def _violins(axes: Axes, rows: pd.DataFrame, column: str, kind: str, encoders: Sequence[int]) -> None:
-    top = max(float(rows[column].quantile(0.995)), 1.0) if len(rows) else 1.0
-    shape = {"inner": None, "cut": 0, "density_norm": "width", "linewidth": 0, "saturation": 0.9, "width": 0.86}
-    where = {"x": "encoder", "y": column, "order": encoders, "ax": axes}
-    sns.violinplot(rows[rows[column] <= top], color=KINDS[kind], alpha=0.55, **where, **shape)
-    for place, encoder in enumerate(encoders):
-        values = rows.loc[rows.encoder == encoder, column].dropna()
-        if len(values):
-            low, middle, high = values.quantile([0.25, 0.5, 0.75])
-            axes.plot([place, place], [low, high], color=INK)
-            axes.plot(place, middle, "o", color="white", markeredgecolor=INK, markersize=4.5)
-    axes.set_ylim(bottom=0)
-    axes.grid(axis="y")
-    axes.locator_params(axis="y", nbins=4)
 
 
 def trend_table(by_theta: pd.DataFrame, columns: Sequence[str] = tuple(VARIANTS)) -> pd.DataFrame:

@@ -18,9 +18,7 @@ from cctlib.figures.style import (
     INK,
     METHODS,
     MUTED,
-    PANEL,
     RULE,
-    SIGNAL,
     Card,
     card,
     headline,
@@ -28,7 +26,7 @@ from cctlib.figures.style import (
     legend,
     theme,
 )
-from cctlib.figures.wording import count, listing, sentence
+from cctlib.figures.wording import count, listing
 
 TITLES = {
     "andc": "ANDC",
@@ -192,46 +190,3 @@ def _retrained_message(rows: dict[str, pd.DataFrame], retrained: Sequence[str]) 
         f"Retraining raises ANDC's accuracy in {up} of {len(gains)} retrained targets, most at {best} "
         f"({gains[best]:+.1f} points){rest}"
     )
-
-
-FORMS = {"csr": "CSR matrices", "bags": "weighted bags", "blocks": "dense blocks", "chosen": "best form per layer"}
-SHADES = (SIGNAL, *[METHODS[method] for method in ("wanda", "andc", "magnitude")], MUTED, INK)
-
-
-@theme()
-def latency(table: pd.DataFrame) -> Card:
-    """Is the compact network faster? Latency over that of the dense network against sparsity, one panel a batch size.
-
-    table: form (how it is stored), batch (images), sparsity (share of weights removed), ratio (latency / dense latency,
-    median), low, high (its quartiles).
-    """
-    batches, forms = sorted(table.batch.unique()), list(dict.fromkeys(table.form))
-    if len(forms) > len(SHADES):
-        raise UserError(f"figures: {len(forms)} forms to draw, at most {len(SHADES)} can be told apart")
-    figure, [panels] = card(3.3, 1, len(batches), sharey=True)
-    for panel, batch in zip(panels, batches, strict=True):
-        panel.axhspan(0.01, 1, color=PANEL, linewidth=0, zorder=0)
-        panel.axhline(1, color=INK, linewidth=1, linestyle=DASHED)
-        for form, color, marker in zip(forms, SHADES, "osD^Pv", strict=False):
-            rows = table[(table.batch == batch) & (table.form == form)].sort_values("sparsity")
-            panel.plot(100 * rows.sparsity, rows.ratio, color=color, marker=marker, label=FORMS.get(form, form))
-            panel.vlines(100 * rows.sparsity, rows.low, rows.high, color=color, linewidth=1.5)
-        panel.set(title=f"batch {batch:g}", xlabel="weights removed (%)")
-    panels[0].set(yscale="log", ylabel="latency / dense latency")
-    low, high = 0.8 * min(0.9, table.ratio.min()), 1.25 * max(1.1, table.ratio.max())
-    ticks = [tick for tick in (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1, 1.5, 2, 3, 5, 10, 20, 50) if low <= tick <= high]
-    panels[0].set(ylim=(low, high), yticks=ticks, yticklabels=[f"{tick:g}" for tick in ticks])
-    panels[0].minorticks_off()
-    legend(figure, panels[0], ncols=min(len(forms), 3))
-    verdicts = [_fastest(table[table.batch == batch], batch) for batch in batches]
-    detail = "Below the dashed line: faster than dense. Points: medians, bars: quartiles. All forms tried are shown."
-    headline(figure, sentence("; ".join(verdicts)), detail)
-    return figure
-
-
-def _fastest(rows: pd.DataFrame, batch: SupportsFloat) -> str:
-    best = rows.loc[rows.ratio.idxmin()]
-    if best.ratio >= 1:
-        return f"at batch {float(batch):g}, no form is faster than dense"
-    name, sparsity = FORMS.get(best.form, best.form), f"{100 * best.sparsity:.0f}% sparsity"
-    return f"at batch {float(batch):g}, {name}: {best.ratio:.2f} of the dense latency at {sparsity}"

@@ -5,7 +5,7 @@ Tables are those of `cctlib.heads.ownership` and `cctlib.heads.experts`, the lat
 """
 
 from collections.abc import Sequence
-from typing import SupportsInt
+from typing import Any, SupportsInt
 
 import numpy as np
 import pandas as pd
@@ -48,7 +48,7 @@ from cctlib.figures.wording import count, listing, number, short
 
 ROW = 0.155  # inches of a label's line
 FEW = 3  # an owner with fewer nodes for a label is weak evidence
-MEASURED = {"color": KINDS["mha"], "marker": "o"}
+MEASURED: dict[str, Any] = {"color": KINDS["mha"], "marker": "o"}
 
 
 def head_color(head: SupportsInt) -> str:
@@ -111,7 +111,7 @@ def _label_column(
         tick.set_color(INK if nodes >= FEW else MUTED)
     without_frame(axes)
     if names:
-        frame = {"fill": False, "edgecolor": head_color(head), "linewidth": 2, "clip_on": False}
+        frame: dict[str, Any] = {"fill": False, "edgecolor": head_color(head), "linewidth": 2, "clip_on": False}
         axes.add_patch(Rectangle((head, -0.5), 1, len(names), **frame))
     axes.set_title(f"head {head}", loc="right", color=readable(head_color(head)), pad=8)
     return drawn

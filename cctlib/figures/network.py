@@ -77,7 +77,8 @@ def _pipeline(axes: Axes, config: CCTConfig) -> None:
 
 
 def _text(axes: Axes, x: float, y: float, text: str, **settings: Any) -> None:
-    axes.text(x, y, text, **{"ha": "center", "va": "center", "size": SMALLEST, "zorder": 4} | settings)
+    usual: dict[str, Any] = {"ha": "center", "va": "center", "size": SMALLEST, "zorder": 4}
+    axes.text(x, y, text, **usual | settings)
 
 
 def _arrow(axes: Axes, left: float, right: float, y: float) -> None:
@@ -86,7 +87,7 @@ def _arrow(axes: Axes, left: float, right: float, y: float) -> None:
 
 
 def _rounded(axes: Axes, corner: tuple[float, float], width: float, height: float, **settings: Any) -> None:
-    shape = {"boxstyle": "round,pad=0,rounding_size=0.04", "linewidth": 0, "zorder": 2}
+    shape: dict[str, Any] = {"boxstyle": "round,pad=0,rounding_size=0.04", "linewidth": 0, "zorder": 2}
     axes.add_patch(FancyBboxPatch(corner, width, height, **shape | settings))
 
 
@@ -164,7 +165,13 @@ def _encoder(axes: Axes, config: CCTConfig, nodes: dict[str, int]) -> None:
         top = LOWER + 0.86
         axes.plot([left, left, right, right], [LOWER, top, top, LOWER + 0.1], color=MUTED, linewidth=1.2, zorder=1)
         axes.add_patch(Circle((right, LOWER), 0.1, facecolor=GROUND, edgecolor=STEEL, linewidth=1, zorder=3))
-        plus = {"marker": "+", "markersize": 8, "markeredgecolor": STEEL, "markeredgewidth": 1.2, "zorder": 4}
+        plus: dict[str, Any] = {
+            "marker": "+",
+            "markersize": 8,
+            "markeredgecolor": STEEL,
+            "markeredgewidth": 1.2,
+            "zorder": 4,
+        }
         axes.plot(right, LOWER, **plus)
     for kind, x in {"mha": 1.98, "trunk": 3.6, "ff_hidden": 4.93, "ff": 6.36}.items():
         axes.plot([x, x], [LOWER - 0.08, 0.66], color=KINDS[kind], linewidth=1.2, zorder=2)

@@ -5,6 +5,7 @@ one picture.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -254,7 +255,7 @@ def hero(first: Node, last: Node, by_theta: pd.DataFrame, theta: float = fields.
         groups = count(int(shown.clusters.max()) + 1, "cluster")
         title = f"{shown.site}, node {shown.index}"
         panel.set(title=title, ylabel="true label", xlabel=f"output; {groups}, noise {shown.noise}")
-    arrow = {"arrowstyle": "-|>,head_length=6,head_width=4", "color": MUTED, "linewidth": 1.8}
+    arrow: dict[str, Any] = {"arrowstyle": "-|>,head_length=6,head_width=4", "color": MUTED, "linewidth": 1.8}
     link = FancyArrowPatch((1.05, 0.5), (1.24, 0.5), transform=left.transAxes, clip_on=False, **arrow)
     link.set_in_layout(False)
     left.add_patch(link)
@@ -340,7 +341,7 @@ def _menus(figure: go.Figure, nodes: Sequence[Node], names: Sequence[str], theta
         {"label": "Boolean", "method": "restyle", "args": [{"colorscale": [two_tone]}]},
     ]
     by_trace = {f"{axis}axis.categoryorder": "trace" for axis in "xy"}
-    in_order = {f"{axis}axis.categoryorder": "array" for axis in "xy"}
+    in_order: dict[str, Any] = {f"{axis}axis.categoryorder": "array" for axis in "xy"}
     in_order |= {f"{axis}axis.categoryarray": list(names) for axis in "xy"}
     orders = [
         {"label": "clusters first", "method": "relayout", "args": [by_trace]},

@@ -271,7 +271,7 @@ def headline_of(figure: Figure | go.Figure) -> str:
 def to_png(figure: Figure, dpi: int = 200) -> bytes:
     """The figure as the bytes of a PNG; 200 dots an inch is twice what a 750 px column shows."""
     stream = io.BytesIO()
-    colors = {"facecolor": figure.get_facecolor(), "edgecolor": RULE}
+    colors: dict[str, Any] = {"facecolor": figure.get_facecolor(), "edgecolor": RULE}
     figure.savefig(stream, format="png", dpi=dpi, metadata={"Software": None}, **colors)
     return stream.getvalue()
 
@@ -288,7 +288,8 @@ def line(axes: Axes, rows: pd.DataFrame, column: str, scale: float = 1, **settin
 
 def band(axes: Axes, x: Any, low: Any, high: Any, color: str = FOREIGN, **settings: Any) -> None:
     """A band between two curves, without an outline."""
-    axes.fill_between(x, low, high, **{"color": color, "alpha": 0.35, "linewidth": 0} | settings)
+    usual: dict[str, Any] = {"color": color, "alpha": 0.35, "linewidth": 0}
+    axes.fill_between(x, low, high, **usual | settings)
 
 
 def look(kind: str) -> dict[str, Any]:
@@ -311,8 +312,8 @@ def legend(figure: Card, source: Axes | Sequence[Artist], where: str = "lower le
     if isinstance(source, Axes):
         handles, labels = source.get_legend_handles_labels()
         source = list(dict(zip(labels, handles, strict=True)).values())
-    settings = {"ncols": min(len(source), 4), "handlelength": 1.8} | settings
-    figure.body.legend(handles=list(source), loc=f"outside {where}", **settings)
+    usual: dict[str, Any] = {"loc": f"outside {where}", "ncols": min(len(source), 4), "handlelength": 1.8}
+    figure.body.legend(handles=list(source), **usual | settings)
 
 
 def bare(axes: Axes) -> None:

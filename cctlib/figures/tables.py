@@ -43,6 +43,7 @@ def styled(
     it fits light and dark pages.
     """
     style = Table(table).format(dict(formats or {}), na_rep="–").hide(axis="index").set_table_styles(STYLES)
+    style = style.set_table_attributes('class="dataframe"')  # the theme's name for a table of its own design
     for column, end in (best or {}).items():
         highlight = style.highlight_max if end == "max" else style.highlight_min
         style = highlight(subset=[column], props="font-weight: 700")

@@ -70,7 +70,6 @@ STATIC = {
     "beside controls": with_controls,
     "null": lambda: along.null_comparison(tiny.by_theta(), tiny.by_site("draw", 5)),
     "site means": lambda: along.site_means(tiny.by_theta()),
-    "distributions": lambda: along.distributions(tiny.nodes()),
     "theta trend": lambda: along.theta_trend(tiny.by_theta()),
     "alternatives": lambda: along.alternatives(tiny.alternatives()),
     "alternatives without accuracy": lambda: along.alternatives(tiny.by_site("alternative", 3)),
@@ -89,7 +88,6 @@ STATIC = {
     "ablation": lambda: heads.ablation(*tiny.ablation()),
     "accuracy and density": lambda: andc.accuracy_density(tiny.pruned()),
     "retraining": lambda: andc.retraining(tiny.pruned()),
-    "latency": lambda: andc.latency(tiny.latencies()),
 }
 BROWSERS = {
     f"browser, {labels}": (
@@ -368,14 +366,6 @@ def test_retraining_is_told_of_what_was_retrained():
     assert drawn == pytest.approx(table.accuracy[["fc", "all"]].tolist())
 
 
-def test_latencies_are_drawn_by_form_and_batch():
-    table = tiny.latencies()
-    left, _ = andc.latency(table).axes
-    rows = table[(table.batch == 1) & (table.form == "nodes removed")]
-    assert np.allclose(curve(left, andc.SHADES[0]), rows.ratio)
-    assert np.allclose(bars(left, andc.SHADES[0]), rows[["low", "high"]])
-
-
 # Interactive
 
 
@@ -517,8 +507,6 @@ def test_headlines_follow_their_data():
     table = tiny.accuracy()
     assert "rises from 43.0% to 61.0% at mha" in headline_of(along.progressive(table))
     assert "intervals overlap" in headline_of(along.progressive(table.assign(low=0.0, high=1.0)))
-    assert "no form is faster than dense" in headline_of(andc.latency(tiny.latencies().assign(ratio=2.0)))
-    assert "At batch 1, nodes removed: 0." in headline_of(andc.latency(tiny.latencies()))
     worse = tiny.pruned()
     worse.loc[worse.method == "andc", "accuracy"] = 0.1
     assert "within 0.5 points in 0 of 15 cases; it beats" in headline_of(andc.accuracy_density(worse))
