@@ -166,11 +166,11 @@ def beside_controls(
         panel.set_title(kind, color=readable(KINDS[kind]))
     keys = [key("nodes", color=KINDS[kind], marker=look(kind)["marker"]) for kind in kinds[:1]]
     legend(figure, [*keys, *(swatch(f"{name}: all draws", CONTROLS[name]) for name in controls)])
-    draws = listing([f"{_draws(drawn)} draws with {name}" for name, drawn in controls.items()])
+    draws = listing([f"{name} ({_draws(drawn)} draws)" for name, drawn in controls.items()])
     headline(
         figure,
         sentence(message or "; ".join(_moves(table, column, kinds) for column in columns[:2])),
-        f"Means over the non-empty nodes of a site at theta {theta:g}, from the first encoder to the last; {draws}.",
+        f"Means over the non-empty nodes of a site at theta {theta:g}. Bands: {draws}.",
     )
     return figure
 

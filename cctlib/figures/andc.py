@@ -13,19 +13,7 @@ import pandas as pd
 
 from cctlib.claims.rules import TOLERANCE
 from cctlib.errors import UserError
-from cctlib.figures.style import (
-    DASHED,
-    INK,
-    METHODS,
-    MUTED,
-    RULE,
-    Card,
-    card,
-    headline,
-    key,
-    legend,
-    theme,
-)
+from cctlib.figures.style import DASHED, INK, METHODS, MUTED, RULE, Card, card, headline, key, legend, theme
 from cctlib.figures.wording import count, listing
 
 TITLES = {
