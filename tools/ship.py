@@ -124,7 +124,8 @@ def ship_study(study: Study) -> Path:
 def draw_hero(path: Path = HERO) -> Path:
     """Draw the README's picture from the measurement that ships with CIFAR-100's default model.
 
-    The measurement's hash goes into the file, for a test to compare. Its nodes are those of median noise at the first and the last encoder's `ff`: nobody picked them.
+    The measurement's hash goes into the file, for a test to compare. The nodes are those of median noise at the first
+    and the last encoder's `ff`: nobody picked them.
     """
     study = open_study("cifar100", profile="shipped", device="cpu")
     places = [f"enc{m}/ff" for m in (1, study.measurement.encoders)]

@@ -31,7 +31,7 @@ from cctlib.data.images import Images
 from cctlib.errors import UserError
 from cctlib.model.cct import CCT
 from cctlib.model.forward import forward, on_device
-from cctlib.model.precision import Precision, autocast, resolve
+from cctlib.model.precision import Precision, autocast, resolve, scaler
 from cctlib.training.log import Log, read_log
 from cctlib.training.processes import Place
 from cctlib.training.recipes import Recipe
@@ -202,7 +202,7 @@ def retrain(
     steps = settings.steps(len(train.labels), epochs)
     optimizer = torch.optim.AdamW(trained.values(), lr=settings.learning_rate, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: max(0.0, 1 - step / max(1, steps)))
-    losses = []
+    scale, losses = scaler(train.device, settings.precision), []
     frozen = {parameter: parameter.requires_grad for parameter in network.parameters()}
     try:
         for parameter in frozen:
@@ -215,8 +215,9 @@ def retrain(
                 logits = train.forward(values)
             loss = F.cross_entropy(logits.float(), labels, label_smoothing=settings.label_smoothing)
             optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
+            scale.scale(loss).backward()
+            scale.step(optimizer)
+            scale.update()
             hold()
             schedule.step()
             losses.append(loss.detach())

@@ -148,11 +148,6 @@ class Model:
         Raises `UserError` when it does not.
         """
         described, ours = describe(dataset), self.manifest.dataset
-        if ours in DATASETS and dataset in DATASETS and ours != dataset:
-            raise UserError(
-                f"the model in {self.folder} was trained on {ours}, and {dataset} may hold its training images among "
-                f"the test images; use --dataset {ours}, or another model"
-            )
         if self.config.num_classes != len(described.names):
             raise UserError(
                 f"the model in {self.folder} knows {self.config.num_classes} labels, {dataset} has "
@@ -166,6 +161,11 @@ class Model:
                     f"label {label} is {here!r} in {self.folder / FILE} and {there!r} in {dataset}; "
                     "use the data set that the model was trained on, or another model"
                 )
+        if ours in DATASETS and dataset in DATASETS and ours != dataset:
+            raise UserError(
+                f"the model in {self.folder} was trained on {ours}, and {dataset} may hold its training images among "
+                f"the test images; use --dataset {ours}, or another model"
+            )
         self.weights()
         self._check_measurement()
         return self

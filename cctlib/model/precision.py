@@ -35,7 +35,7 @@ def resolve(device: torch.device | str, precision: Precision = "auto") -> Resolv
     """The precision that `autocast` uses; this is what a record of a computation states.
 
     `auto` is bf16 where it is native, fp16 on older GPUs with tensor cores (T4, V100), else fp32.
-    Whoever trains in fp16 scales the loss (`torch.amp.GradScaler`): small gradients vanish in it.
+    Whoever trains scales the loss by `scaler`.
 
     Raises `UserError` for another name.
     """
@@ -57,6 +57,11 @@ def autocast(device: torch.device | str, precision: Precision = "auto") -> Abstr
     """
     dtype = _DTYPES[resolve(device, precision)]
     return torch.autocast(torch.device(device).type, dtype=dtype, enabled=dtype != torch.float32)
+
+
+def scaler(device: torch.device | str, precision: Precision = "auto") -> torch.amp.GradScaler:
+    """What scales the loss of a training in fp16, where small gradients would vanish; else it does nothing."""
+    return torch.amp.GradScaler(torch.device(device).type, enabled=resolve(device, precision) == "fp16")
 
 
 def attention(device: torch.device | str) -> Attention:

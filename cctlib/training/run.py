@@ -62,8 +62,8 @@ def train(
         checkpoint_minutes: from one checkpoint to the next. There is one at SIGTERM and SIGINT, too, and at the end.
         tensorboard: write the log for TensorBoard as well.
 
-    Returns the weights file, with a manifest beside it, or, when `hours` ended first, the checkpoint. Under torchrun all processes share
-    the recipe's batch, and only the first one writes.
+    Returns the weights file, with a manifest beside it, or, when `hours` ended first, the checkpoint. Under torchrun
+    all processes share the recipe's batch, and only the first one writes.
     Raises `UserError` when images, folder or checkpoint do not fit the recipe, and when the loss is no longer finite.
     """
     deadline = math.inf if hours is None else time.monotonic() + 3600 * hours

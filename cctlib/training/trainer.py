@@ -70,10 +70,7 @@ class Trainer:
             self.averaged = AveragedModel(self.network, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema), use_buffers=True)
         self.model = _wrapped(self.network, recipe, place)
         self.optimizers = _optimizers(self.network, recipe)
-        in_fp16 = (
-            precision.resolve(device, recipe.precision) == "fp16"
-        )  # small gradients vanish in it: the loss is scaled
-        self.scaler = torch.amp.GradScaler(device.type, enabled=in_fp16)
+        self.scaler = precision.scaler(device, recipe.precision)
         self.noise = torch.Generator(device)
         self.order = torch.empty(0)
 

@@ -91,6 +91,7 @@ def test_auto_asks_the_gpu_that_is_named(monkeypatch, capability, bf16, expected
 
 def test_precisions_are_used_and_refused():
     for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16)):
+        assert precision.scaler("cpu", name).is_enabled() == (name == "fp16")
         with precision.autocast("cpu", name):
             assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == dtype
     resolve = inspect.unwrap(precision.resolve)  # as users import it, without the type checks of the tests
