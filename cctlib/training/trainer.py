@@ -9,6 +9,7 @@ order a GPU does not fix. Dropout, stochastic depth and the noise of erasing are
 to another kind of device, or to another number of processes, draws them afresh.
 """
 
+import copy
 import json
 import math
 import os
@@ -26,7 +27,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, interpolate
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from cctlib import stages
 from cctlib.data import images as data
@@ -65,9 +66,7 @@ class Trainer:
         torch.manual_seed(recipe.seed)
         network = cct.CCT(recipe.config(train.num_labels), precision.attention(device))
         self.network = network.to(device).to(memory_format=LAYOUT)
-        self.averaged: AveragedModel | None = None
-        if recipe.ema:
-            self.averaged = AveragedModel(self.network, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema), use_buffers=True)
+        self.averaged = copy.deepcopy(self.network).requires_grad_(False) if recipe.ema else None
         self.model = _wrapped(self.network, recipe, place)
         self.optimizers = _optimizers(self.network, recipe)
         self.scaler = precision.scaler(device, recipe.precision)
@@ -83,7 +82,7 @@ class Trainer:
     @property
     def result(self) -> cct.CCT:
         """The network that is judged and written: the average of the weights where there is one."""
-        return self.network if self.averaged is None else cast(cct.CCT, self.averaged.module)
+        return self.network if self.averaged is None else self.averaged
 
     def learn(self) -> None:
         """One optimizer step. Raises `UserError` when the step cannot be compiled."""
@@ -104,7 +103,7 @@ class Trainer:
         norm = self._descend(loss)
         self.step += 1
         if self.averaged is not None:
-            self.averaged.update_parameters(self.network)
+            self._average(self.averaged)
         self._count(loss.detach(), norm, (logits.argmax(1) == targets.argmax(1)).sum(), len(labels))
 
     def _logits(self, images: Tensor) -> Tensor:
@@ -148,6 +147,17 @@ class Trainer:
             noise = torch.randn(size, *shape, generator=self.noise, device=device)[start : start + share]
         pixels, labels = (to_device(part[rows], device) for part in (self.train.pixels, self.train.labels))
         return pixels, labels, decisions.rows(start, start + share), noise
+
+    @torch.no_grad()
+    def _average(self, averaged: nn.Module) -> None:
+        """Move the averaged weights towards the present ones, faster at the beginning. Buffers are the present ones.
+
+        torch's `AveragedModel` would do it with a copy to the device, and a wait for it, in every step.
+        """
+        update = get_ema_multi_avg_fn(min(self.recipe.ema, self.step / (self.step + 10)))
+        update(list(averaged.parameters()), list(self.network.parameters()), self.step)
+        for kept, present in zip(averaged.buffers(), self.network.buffers(), strict=True):
+            kept.copy_(present)
 
     def _count(self, loss: Tensor, norm: Tensor, correct: Tensor, images: int) -> None:
         self.sums += torch.stack([loss * images, correct, torch.full_like(loss, images)])
