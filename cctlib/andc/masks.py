@@ -251,6 +251,11 @@ class Pruning:
                 f"methods are {', '.join(METHODS)}"
             )
 
+    @property
+    def name(self) -> str:
+        """For files."""
+        return f"{self.target}-{self.method}-{self.theta:g}-{self.seed}"
+
 
 def make_masks(
     pruning: Pruning, network: CCT, diagonals: Diagonals, inputs: Mapping[str, "Inputs"] | None = None

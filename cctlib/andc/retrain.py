@@ -15,18 +15,18 @@ seconds.
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Int64
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cctlib import stages
-from cctlib.andc.masks import Masks, weights_of
+from cctlib.andc.masks import Inputs, Masks, weights_of
 from cctlib.data.images import Images
 from cctlib.errors import UserError
 from cctlib.model.cct import CCT
@@ -46,15 +46,23 @@ LOW_RATE = 0.1  # of the recipe's largest learning rate, to retrain the whole ne
 
 
 @contextmanager
-def masked(network: nn.Module, masks: Masks) -> Iterator[None]:
+def masked(network: nn.Module, masks: Masks, compensate: Mapping[str, Inputs] | None = None) -> Iterator[None]:
     """Within the block, masked weights are exactly zero in the network itself.
 
     After it the network is as it was: weights and biases of the masked layers are put back, retrained or
     not. Raises `UserError` as `weights_of`.
+
+    compensate: statistics of the layers' inputs; what the cut weights add to an output on average then goes into its
+    bias. The means are those of the dense network, also behind other masked layers.
     """
-    touched = list(_trained(network, weights_of(network, masks)).values())
+    trained = _trained(network, weights_of(network, masks))
+    touched = list(trained.values())
     saved = [parameter.detach().clone() for parameter in touched]
     try:
+        if compensate is not None:
+            for name, mask in masks.items():
+                cut = trained[name].detach().masked_fill(mask.to(trained[name].device), 0)
+                trained[f"{name.removesuffix('weight')}bias"].data += cut @ compensate[name].mean.to(cut.device)
         _hold(network, masks)()
         yield
     finally:
@@ -262,12 +270,12 @@ def retrain_whole(
     folder: Path,
     *,
     device: torch.device | str,
-) -> Float[Tensor, "epoch"]:
-    """Train a copy of the network by a recipe, with the masked weights at zero after every step.
+) -> None:
+    """Train all weights of the network, in place, by a recipe, with the masked ones at zero after every step.
 
     Without masks this is the dense network, trained as long. Each step is the trainer's own, on augmented images.
-    Returns the accuracy on the held-out images after each epoch, and loads the retrained weights into `network`.
-    folder: checkpoints after each epoch, from which a retraining that was killed goes on.
+    folder: of the log, which has the accuracy on held-out images after each epoch, and of a checkpoint at the same
+    places, from which a retraining that was killed goes on.
     Raises `UserError` as the trainer does, and as `weights_of`.
     """
     device = torch.device(device)
@@ -286,10 +294,10 @@ def retrain_whole(
                     log.write(run.row() | run.evaluate())
                     run.save()
     network.load_state_dict(run.network.state_dict())
-    return torch.from_numpy(read_log(folder / stages.LOG).held_out_accuracy.to_numpy())
 
 
-def gain_of_last_quarter(accuracies: Sequence[float] | Float[Tensor, "epoch"]) -> float:
-    """Accuracy gained over the last quarter of a retraining (its last epoch at least); NaN for a single epoch."""
+def gain_of_last_quarter(folder: Path) -> float:
+    """Accuracy on held-out images that a whole retraining gained over its last quarter; NaN for a single epoch."""
+    accuracies = read_log(folder / stages.LOG).held_out_accuracy.dropna().to_numpy()
     quarter = -(-len(accuracies) // 4)
-    return float(accuracies[-1] - accuracies[-1 - quarter]) if len(accuracies) > quarter else float("nan")
+    return float(accuracies[-1] - accuracies[-1 - quarter]) if len(accuracies) > quarter else math.nan

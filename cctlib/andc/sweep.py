@@ -20,7 +20,17 @@ from tqdm.auto import tqdm
 
 from cctlib import bootstrap, stages
 from cctlib.andc.compact import count
-from cctlib.andc.masks import BY_CHANCE, Diagonals, Masks, Pruning, andc_masks, density, input_statistics, make_masks
+from cctlib.andc.masks import (
+    BY_CHANCE,
+    Diagonals,
+    Inputs,
+    Masks,
+    Pruning,
+    andc_masks,
+    density,
+    input_statistics,
+    make_masks,
+)
 from cctlib.andc.retrain import Reduced, Retraining, masked, predict, reduce, retrain
 from cctlib.data.images import Images
 from cctlib.errors import UserError
@@ -54,12 +64,14 @@ def sweep(
     settings: Retraining | None = None,
     folder: Path | None = None,
     batch: int = 128,
+    compensate: bool = False,
 ) -> pd.DataFrame:
     """Evaluate every pruning after every amount of retraining; `network` is as before when it is done.
 
     diagonals: `measure.diagonals` by theta, from held-out images. held_out: for Wanda. train: for retraining,
     needed where `epochs` are not all zero. folder: where finished rows are kept, as checkpoint-*.npy; a row
-    that is there, made from the same network, masks, images and settings, is not done again.
+    that is there, made from the same network, masks, images and settings, is not done again. compensate: biases make
+    up for the mean effect of the cut weights on held-out images (see `masked`).
 
     Returns a row for each pruning and amount of retraining, with columns
       target, method, theta, seed, epochs: what was done;
@@ -73,13 +85,14 @@ def sweep(
     missing.
     """
     settings = settings or Retraining()
-    _check(network, prunings, diagonals, held_out, train, epochs)
-    run = _Run(network, normalise, test, train, settings, torch.device(device), folder, batch)
+    check(network, prunings, diagonals, held_out, train, epochs)
     inputs = None
-    if held_out is not None and any(pruning.method == "wanda" for pruning in prunings):
+    if held_out is not None and (compensate or any(pruning.method == "wanda" for pruning in prunings)):
         inputs = input_statistics(
             network, normalise, held_out, device=device, batch=batch, precision=settings.precision
         )
+    means = inputs if compensate else None
+    run = _Run(network, normalise, test, train, settings, torch.device(device), folder, batch, means)
     dense_cost = {f"dense_{name}": value for name, value in asdict(count(network, {})).items()}
     rows, predictions, dense = [], [], []
     with tqdm(total=len(prunings) * len(epochs), desc="pruning", unit="row") as bar:
@@ -118,7 +131,7 @@ def with_accuracies(
     return pd.concat([rows.iloc[:, :after], pd.DataFrame(numbers, index=rows.index), rows.iloc[:, after:]], axis=1)
 
 
-def _check(
+def check(
     network: CCT,
     prunings: Sequence[Pruning],
     diagonals: Mapping[float, Diagonals],
@@ -152,6 +165,7 @@ class _Run:
     device: torch.device
     folder: Path | None
     batch: int
+    compensate: Mapping[str, Inputs] | None
     reduced: dict[tuple[str, str], Reduced] = field(default_factory=dict)
     densely: dict[str, np.ndarray] = field(default_factory=dict)
 
@@ -183,16 +197,18 @@ class _Run:
         """Predictions of one pruned network after so many epochs of retraining."""
 
         def compute() -> np.ndarray:
-            with masked(self.network, masks):
+            with masked(self.network, masks, self.compensate):
                 if epochs > 0:
                     generator = torch.Generator().manual_seed(pruning.seed)
                     retrain(self.network, masks, self.images("train", pruning.target), epochs, self.settings, generator)
                 return self._predict(pruning.target)
 
-        name = f"{pruning.target}-{pruning.method}-{pruning.theta:g}-{pruning.seed}-{epochs:g}"
+        name = f"{pruning.name}-{epochs:g}"
         inputs: dict[str, object] = {"masks": {key: tensors_hash([mask]) for key, mask in masks.items()}}
         if epochs > 0 and self.train is not None:
             inputs |= {"settings": asdict(self.settings), "train": self.train.fingerprint, "seed": pruning.seed}
+        if self.compensate is not None:
+            inputs["means"] = tensors_hash(self.compensate[key].mean for key in masks)
         return self._kept(name, inputs | {"epochs": epochs}, compute)
 
     def _predict(self, target: str) -> Int64[np.ndarray, "image"]:

@@ -2,15 +2,19 @@
 
 Everything starts from the diagonal sets of the nodes of an `mha` site, as a Boolean array [node, label]:
 entry (n, i) says that label i is on the diagonal of node n's Boolean matrix. Head h owns a contiguous block
-of nodes. The null hypothesis is that the nodes don't care about heads: the same nodes, *dealt* at random into
-groups of the same size. Counting is all there is:
+of nodes. Counting is all there is:
 
     diagonal [node, label] -> counts d_h(i) [head, label] -> designation [label], concentration [label]
+
+There are two kinds of control. The null hypothesis is that the nodes don't care about heads: the same nodes, *dealt*
+at random into groups of the same size. And the site is *rotated*, within heads (each head keeps its subspace, and its
+nodes become random directions in it) and across heads (every head gets directions of all): what survives the first
+alone belongs to the heads' subspaces and not to their nodes.
 
 Whether a head is any good at its labels is asked in `experts.py`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import combinations
 
 import numpy as np
@@ -24,6 +28,7 @@ from torch.nn.functional import one_hot
 
 from cctlib.errors import UserError
 from cctlib.model.sites import parse
+from cctlib.snp import fields
 
 NOBODY = -1  # the designation of a label that no node has, or that several heads share
 SAME = 1e-9  # two means of the same counts may differ by rounding; the null must not lose a tie to that
@@ -102,50 +107,56 @@ def p_value(
     return (1 + (~(null < observed - SAME)).sum(dim=0)).double() / (1 + len(null))
 
 
+def rotated_counts(
+    mu: Float[Tensor, "label node"],
+    W: Float[Tensor, "label node"],
+    control: Callable[[Tensor, Tensor, torch.Generator], tuple[Tensor, Tensor]],
+    heads: int,
+    draws: int,
+    generator: torch.Generator,
+) -> Int64[Tensor, "draw head label"]:
+    """d_h(i) of a site whose nodes a control (`snp.controls`) has rotated, so many times."""
+    rotated = (control(mu, W, generator) for _ in range(draws))
+    return torch.stack([count(fields.diagonals(*arrays), heads) for arrays in rotated])
+
+
 def symmetry(
-    counts: Mapping[str, Int64[Tensor, "head label"]], null: Mapping[str, Int64[Tensor, "deal head label"]]
-) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Is the symmetry between heads broken? Two tables, one row a label of a site, and one row a site.
+    counts: Mapping[str, Int64[Tensor, "head label"]],
+    null: Mapping[str, Int64[Tensor, "deal head label"]],
+    **rotated: Mapping[str, Int64[Tensor, "draw head label"]],
+) -> pd.DataFrame:
+    """Is the symmetry between heads broken? One row a site.
 
-    labels: site, encoder, label, head (NOBODY is -1), nodes (sum_h d_h), most (max_h d_h), concentration,
-    dealt_95 (the null's 95th percentile), p, broken (concentration above dealt_95).
-    sites: site, encoder, heads, labels (on some diagonal), undesignated (labels that go to NOBODY),
-    concentration (mean over labels), dealt_mean and dealt_95 (of that mean), excess (concentration -
-    dealt_mean), broken (share of labels), broken_dealt (the same share in the null, at most 0.05), deals, p,
-    p_holm (Holm over the sites given).
-    Raises `UserError` for a site none of whose nodes has a label.
+    site, encoder, heads, labels (on some diagonal), undesignated (labels that go to NOBODY), concentration (mean over
+    labels), dealt_mean and dealt_95 (of that mean in the null), excess (concentration - dealt_mean), broken (share of
+    labels whose concentration exceeds the null's 95th percentile), broken_dealt (the same share in the null, at most
+    0.05), deals, p, p_holm (Holm over the sites given).
+    For each kind of rotation, as `within=counts by site`: within_mean, within_low, within_high (over the draws, of the
+    mean concentration) and within_draws.
+    A site none of whose nodes has a label has NaN and no evidence, p = 1.
     """
-    per_site = [_symmetry(site, of_site, null[site]) for site, of_site in counts.items()]
-    sites = pd.DataFrame([row for _, row in per_site])
-    sites["p_holm"] = multipletests(sites.p, method="holm")[1]
-    return pd.concat([table for table, _ in per_site], ignore_index=True), sites
+    rows = []
+    for site, of_site in counts.items():
+        row = _symmetry(of_site, null[site])
+        for name, of_kind in rotated.items():
+            means = concentration(of_kind[site]).nanmean(dim=1)
+            numbers = {"mean": means.mean(), "low": means.min(), "high": means.max(), "draws": len(means)}
+            row |= {f"{name}_{key}": value for key, value in numbers.items()}
+        rows.append(_row(site, row))
+    sites = pd.DataFrame(rows)
+    after = list(sites).index("p") + 1
+    sites.insert(after, "p_holm", multipletests(sites.p, method="holm")[1])
+    return sites
 
 
-def _symmetry(
-    site: str, counts: Int64[Tensor, "head label"], null: Int64[Tensor, "deal head label"]
-) -> tuple[pd.DataFrame, dict]:
-    nodes = counts.sum(dim=0)
-    if not nodes.any():
-        raise UserError(f"no node of {site} has a label on its diagonal; check that the probe of this site was trained")
+def _symmetry(counts: Int64[Tensor, "head label"], null: Int64[Tensor, "deal head label"]) -> dict[str, object]:
     value, dealt = concentration(counts), concentration(null)
-    limit = dealt.quantile(0.95, dim=0)
-    head = designate(counts)
-    labels = {
-        "label": range(len(nodes)),
-        "head": head,
-        "nodes": nodes,
-        "most": counts.amax(dim=0),
-        "concentration": value,
-        "dealt_95": limit,
-        "p": p_value(counts.amax(dim=0), null.amax(dim=1)),
-        "broken": value > limit,
-    }
+    limit, some = dealt.quantile(0.95, dim=0), counts.sum(dim=0) > 0
     means = dealt.nanmean(dim=1)
-    some = nodes > 0
-    row = {
+    return {
         "heads": len(counts),
         "labels": some.sum(),
-        "undesignated": (head == NOBODY).sum(),
+        "undesignated": (designate(counts) == NOBODY).sum(),
         "concentration": value.nanmean(),
         "dealt_mean": means.mean(),
         "dealt_95": means.quantile(0.95),
@@ -155,7 +166,6 @@ def _symmetry(
         "deals": len(null),
         "p": p_value(value.nanmean(), means),
     }
-    return _frame(site, labels), _row(site, row)
 
 
 def head_sets(counts: Mapping[str, Int64[Tensor, "head label"]]) -> pd.DataFrame:

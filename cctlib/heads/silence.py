@@ -1,17 +1,17 @@
 """The real network with nodes silenced in it, and where its heads look (Method, section 6)."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from jaxtyping import Bool, Float, Int64
-from torch import Tensor
-from tqdm.auto import tqdm
+from torch import Tensor, nn
 
-from cctlib.data.images import Images, batches
+from cctlib.data.images import Images
 from cctlib.errors import UserError
 from cctlib.heads.ownership import owners
 from cctlib.model.cct import CCT
-from cctlib.model.precision import Precision, autocast
+from cctlib.model.forward import forward
+from cctlib.model.precision import Precision
 from cctlib.model.sites import parse
 
 
@@ -23,7 +23,6 @@ def head_and_random_sets(nodes: int, heads: int, draws: int, generator: torch.Ge
     return torch.cat([of_heads, ranks < nodes // heads])
 
 
-@torch.no_grad()
 def predict(
     network: CCT,
     normalise: Callable[[Tensor], Tensor],
@@ -40,31 +39,55 @@ def predict(
     """
     if len(images) == 0:
         raise UserError(f"no {images.split} images of {images.dataset} to silence nodes on; check that split")
-    entries = {site: f"enc{parse(site)[0] - 1}/ff" for site in silenced if parse(site)[0] > 1}
-    taps = tuple(dict.fromkeys(entries.values()))
     gains = {site: (~sets).float().to(device) for site, sets in silenced.items()}
     whole: list[Tensor] = []
-    found: dict[str, list[Tensor]] = {site: [] for site in silenced}
-    total = -(-len(images) // batch)
-    for pixels, _ in tqdm(batches(images, batch, device=device), total=total, desc="silence heads", unit="batch"):
-        x = normalise(pixels)
-        with autocast(device, precision):
-            logits, tokens = network(x, taps=taps) if taps else (network(x), {})
-            whole.append(logits.argmax(1))
-            for site, rows in gains.items():
-                if site in entries:
-                    each = [network.forward_from(parse(site)[0], tokens[entries[site]], {site: row}) for row in rows]
-                else:
-                    each = [network(x, gains={site: row}) for row in rows]
-                found[site].append(torch.stack([logits.argmax(1) for logits in each]))
-    return torch.cat(whole).cpu(), {site: torch.cat(parts, dim=1).cpu() for site, parts in found.items()}
+    changed: dict[str, list[Tensor]] = {site: [] for site in silenced}
+    for _, _, labels, by_site in forward(
+        _Silenced(network, gains),
+        normalise,
+        images,
+        device=device,
+        taps=tuple(silenced),
+        batch=batch,
+        precision=precision,
+        progress="silence heads",
+    ):
+        whole.append(labels)
+        for site, rows in by_site.items():
+            changed[site].append(rows)
+    return torch.cat(whole).cpu(), {site: torch.cat(parts, dim=1).cpu() for site, parts in changed.items()}
+
+
+class _Silenced(nn.Module):
+    """The labels that a network gives to images; by site, those with each set of its nodes silenced, [row, image]."""
+
+    def __init__(self, network: CCT, gains: Mapping[str, Float[Tensor, "row node"]]) -> None:
+        super().__init__()
+        self.network, self.gains = network, gains
+        self.before = {site: parse(site)[0] - 1 for site in gains}  # encoders that run once for all sets of a site
+
+    def forward(self, x: Tensor, taps: Sequence[str]) -> tuple[Tensor, dict[str, Tensor]]:
+        ends = {m: f"enc{m}/ff" for m in self.before.values() if m}
+        logits, tokens = self.network(x, taps=tuple(ends.values())) if ends else (self.network(x), {})
+        changed = {}
+        for site in taps:
+            m = self.before[site]
+            changed[site] = torch.stack(
+                [
+                    self.network.forward_from(m + 1, tokens[ends[m]], {site: row})
+                    if m
+                    else self.network(x, gains={site: row})
+                    for row in self.gains[site]
+                ]
+            ).argmax(2)
+        return logits.argmax(1), changed
 
 
 @torch.no_grad()
 def attention_received(
     network: CCT, images: Float[Tensor, "image 3 height width"], encoder: int
 ) -> Float[Tensor, "image head row column"]:
-    """Attention that each token receives, averaged over all queries, for normalised images; it sums to 1 over the tokens."""
+    """Attention that each token receives, the mean over all queries, for normalised images; tokens sum to 1."""
     before, network.attention = network.attention, "explicit"
     try:
         _, taps = network(images, taps=(f"enc{encoder}/attention",))

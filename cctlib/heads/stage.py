@@ -9,6 +9,7 @@ test images judge.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -25,8 +26,9 @@ from cctlib.heads import ownership as heads
 from cctlib.model.precision import arithmetic
 from cctlib.model.sites import parse
 from cctlib.profiles import HeadSettings, Profile
-from cctlib.snp import fields, measure
+from cctlib.snp import controls, fields, measure
 from cctlib.study import Study, load_images
+from cctlib.training.processes import refuse_torchrun
 
 HEADS = ("expert_heads", "expert_sites", "ablation_heads", "ablation_sites")
 
@@ -35,15 +37,15 @@ HEADS = ("expert_heads", "expert_sites", "ablation_heads", "ablation_sites")
 class Ownership:
     """Which head owns which label at every `mha` site. Tables are described in `ownership.py`.
 
-    counts [head, label], designation [label]: from held-out images, by site. sets, semantics, enrichment: of that designation; the
-    last two are None where the labels have no groups. labels, sites, overlap: of the counts on test images, against dealt nodes.
-    whole: whole-head performance, the columns of `fields.site_row` with heads in the place of nodes, one row a site.
+    counts [head, label], designation [label]: from held-out images, by site. sets, semantics, enrichment: of that
+    designation; the last two are None where the labels have no groups. sites, overlap: of the counts on test images,
+    against dealt nodes, sites also against the site rotated within and across heads. whole: whole-head performance,
+    the columns of `fields.site_row` with heads in the place of nodes, one row a site.
     """
 
     counts: dict[str, Int64[Tensor, "head label"]]
     designation: dict[str, Int64[Tensor, "label"]]
     sets: pd.DataFrame
-    labels: pd.DataFrame
     sites: pd.DataFrame
     overlap: pd.DataFrame
     whole: pd.DataFrame
@@ -51,7 +53,7 @@ class Ownership:
     enrichment: pd.DataFrame | None
 
 
-def ownership(study: Study, deals: int = 1000) -> Ownership:
+def ownership(study: Study, deals: int = 1000, rotations: int = 20) -> Ownership:
     """Designations, their concentration and their meaning, from the measurement alone."""
     number = study.model.config.heads
     generator = torch.Generator().manual_seed(0)
@@ -59,7 +61,16 @@ def ownership(study: Study, deals: int = 1000) -> Ownership:
     counts = {site: heads.count(diagonal, number) for site, diagonal in held_out.items()}
     tested = {site: heads.count(diagonal, number) for site, diagonal in test.items()}
     null = heads.null_counts(test, number, generator, deals)
-    labels, sites = heads.symmetry(tested, null)
+    turns = torch.Generator().manual_seed(0)
+    turned = {
+        name: {
+            site: heads.rotated_counts(
+                *study.measurement[site].tensors(), partial(control, heads=number), number, rotations, turns
+            )
+            for site in tested
+        }
+        for name, control in (("within", controls.within_heads), ("across", controls.across_heads))
+    }
     groups, names = study.measurement.groups, study.measurement.group_names
     meaning = enriched = None
     if groups is not None and names is not None:
@@ -71,8 +82,7 @@ def ownership(study: Study, deals: int = 1000) -> Ownership:
         counts=counts,
         designation={site: heads.designate(of_site) for site, of_site in counts.items()},
         sets=heads.head_sets(counts),
-        labels=labels,
-        sites=sites,
+        sites=heads.symmetry(tested, null, **turned),
         overlap=heads.overlap(tested, null),
         whole=pd.DataFrame(whole),
         semantics=meaning,
@@ -97,18 +107,22 @@ def heads_tables(study: Study) -> dict[str, pd.DataFrame]:
 
 
 def heads_stage(study: Study, profile: Profile) -> Path:
-    """The folder of the tables named in `HEADS`."""
+    """The folder of the tables named in `HEADS`. Raises `UserError` under torchrun."""
+    refuse_torchrun("the study of heads")
     settings = profile.heads
     test = load_images(study.dataset, "test", settings.test, study.model)
 
     def compute(work: Path) -> None:
         diagonals = mha_diagonals(study, "held-out")
-        designation = {
-            site: heads.designate(heads.count(diagonal, study.model.config.heads))
-            for site, diagonal in diagonals.items()
-        }
-        alone = _experts_alone(study, diagonals, designation, settings.gap_deals)
-        stages.write_tables(alone | _ablation(study, test, designation, settings), work)
+        counts = {site: heads.count(diagonal, study.model.config.heads) for site, diagonal in diagonals.items()}
+        everywhere = {site: heads.designate(of_site) for site, of_site in counts.items()}
+        designation = {site: owner for site, owner in everywhere.items() if (owner != heads.NOBODY).any()}
+        if not designation:
+            raise UserError("no label is designated to any head; train the probes for longer, or measure more images")
+        tables = _experts_alone(study, diagonals, designation, settings.gap_deals)
+        tables |= _ablation(study, test, designation, settings)
+        tables["expert_sites"] = with_ablation(tables["expert_sites"], tables["ablation_sites"])
+        stages.write_tables(tables, work)
 
     study.folders["heads"] = stages.stage(
         study.home,
@@ -134,8 +148,6 @@ def _experts_alone(
     rows = []
     with np.load(study.folders["measure"] / measure.POOLED) as kept:
         for site, of_site in designation.items():
-            if (of_site == heads.NOBODY).all():
-                continue
             pooled = torch.from_numpy(kept[site]).to(study.device)
             W = study.measurement[site].tensors()[1].to(study.device)
             owner = heads.owners(pooled.shape[1], number).to(study.device)
@@ -148,37 +160,33 @@ def _experts_alone(
 def _ablation(
     study: Study, test: Images, designation: Mapping[str, Tensor], settings: HeadSettings
 ) -> dict[str, pd.DataFrame]:
-    """Each head silenced in the network, beside as many random nodes."""
-    config = study.model.config
-    chosen = [
-        site
-        for site, of_site in designation.items()
-        if (settings.encoders is None or parse(site)[0] in settings.encoders) and not (of_site == heads.NOBODY).all()
-    ]
+    """Each head silenced in the network, beside as many random nodes; at all sites where none asked for has experts."""
+    width, number = study.model.config.width, study.model.config.heads
+    asked = [site for site in designation if settings.encoders is None or parse(site)[0] in settings.encoders]
     generator = torch.Generator().manual_seed(0)
     sets = {
-        site: silence.head_and_random_sets(config.width, config.heads, settings.draws, generator) for site in chosen
+        site: silence.head_and_random_sets(width, number, settings.draws, generator) for site in asked or designation
     }
     whole, silenced = silence.predict(study.network(), study.model.normalise, test, sets, device=study.device)
     labels = test.labels.long()
     weights = bootstrap.resample(labels, bootstrap.RESAMPLES, torch.Generator().manual_seed(0))
     rows = [
-        experts.ablation(
-            site,
-            whole,
-            silenced[site][: config.heads],
-            silenced[site][config.heads :],
-            labels,
-            designation[site],
-            weights,
-        )
-        for site in chosen
+        experts.ablation(site, whole, of_site[:number], of_site[number:], labels, designation[site], weights)
+        for site, of_site in silenced.items()
     ]
     return _joined(rows, "ablation")
 
 
+def with_ablation(sites: pd.DataFrame, ablated: pd.DataFrame) -> pd.DataFrame:
+    """The experts' table of sites, with what silencing in the network says of the same encoders.
+
+    ablation_excess, with ablation_excess_low and ablation_excess_high: how much more the network loses on the silenced
+    head's own labels than on the others', beyond what as many random nodes do; NaN where no head was silenced.
+    """
+    evidence = ablated.set_index("site")[["excess", "excess_low", "excess_high"]].add_prefix("ablation_")
+    return sites.join(evidence, on="site")
+
+
 def _joined(rows: Sequence[tuple[pd.DataFrame, pd.DataFrame]], name: str) -> dict[str, pd.DataFrame]:
-    if not rows:
-        raise UserError("no label is designated to any head; train the probes for longer, or measure more images")
     parts = zip(("heads", "sites"), zip(*rows, strict=True), strict=True)
     return {f"{name}_{part}": pd.concat(of_part, ignore_index=True) for part, of_part in parts}

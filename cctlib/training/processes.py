@@ -10,6 +10,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, distributed
 
+from cctlib.errors import UserError
+
+
+def refuse_torchrun(task: str) -> None:
+    """Raise `UserError` where torchrun started several processes for a task that one process does."""
+    if "TORCHELASTIC_RUN_ID" in os.environ and int(os.environ["WORLD_SIZE"]) > 1:
+        raise UserError(
+            f"{task} runs in one process, which torchrun multiplies; start the same command without torchrun"
+        )
+
 
 @dataclass(frozen=True)
 class Place:

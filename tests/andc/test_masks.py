@@ -210,6 +210,22 @@ def test_a_mask_acts_and_is_gone_afterwards():
     assert torch.equal(network(images), dense)
 
 
+def test_biases_make_up_for_the_mean_effect_of_cut_weights():
+    """On average over images, a compensated layer puts out what the dense one does; afterwards all is as before."""
+    network, images = tiny.network(), tiny.images(30)
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    inputs = andc.input_statistics(network, tiny.normalise, images, **FP32)
+    masks = andc.andc_masks(tiny.diagonals(), ENCODERS, "fc")
+    pixels = tiny.normalise(images.pixels)
+    dense = network(pixels).mean(0)
+    with masked(network, masks):
+        assert not torch.allclose(network(pixels).mean(0), dense, atol=1e-2)
+    with masked(network, masks, inputs):
+        torch.testing.assert_close(network(pixels).mean(0), dense, rtol=0, atol=1e-5)
+        assert (network.classifier.fc.weight[~masks["classifier.fc.weight"]] == 0).all()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
+
+
 def test_cut_connections_carry_nothing():
     """A node of which all outgoing weights are cut can be set to anything; one with a kept weight cannot."""
     network, images = tiny.network(), tiny.normalise(tiny.images(8).pixels)

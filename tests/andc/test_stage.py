@@ -1,11 +1,19 @@
 """Pruning as stages of a study: on a tiny network and demo images."""
 
+import shutil
+from dataclasses import asdict, replace
+
 import pytest
 import torch
 
+from cctlib import stages
 from cctlib.andc import masks, stage
+from cctlib.andc.saturate import Saturation
 from cctlib.claims import verdicts
+from cctlib.claims.rules import STATES
 from cctlib.errors import UserError
+from cctlib.model.manifest import Training
+from cctlib.training.recipes import recipe
 
 
 def test_pruning_has_all_methods_and_can_be_judged(tiny_study):
@@ -33,3 +41,36 @@ def test_a_target_that_would_lose_every_weight_is_left_out_and_named(capsys):
     assert "pruning of proj at theta 0.3 is left out" in capsys.readouterr().err
     with pytest.raises(UserError, match="nothing can be pruned"):
         stage._possible(prunings, {0.3: nothing}, 1)
+
+
+def test_a_network_of_unknown_training_is_not_retrained(tiny_study, tmp_path):
+    assert tiny_study.model.manifest.training is None
+    with pytest.raises(UserError, match="does not say how its network was trained") as refused:
+        stage.saturated_stage(tiny_study, Saturation(), tmp_path)
+    assert "\n" not in str(refused.value) and not list(tmp_path.iterdir())
+
+
+def test_a_campaign_makes_the_table_that_pruning_is_judged_by(tiny_study, tmp_path):
+    """Of a network that knows its recipe: one target, one epoch; the table is read where it stands beside the model."""
+    how = recipe("demo", batch=10, precision="fp32")
+    training = Training(asdict(how), images=40, passes=40, minutes=0.0, environment={}, log="log.jsonl")
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_study.model.folder, folder)
+    model = replace(tiny_study.model, folder=folder, manifest=replace(tiny_study.model.manifest, training=training))
+    study = replace(tiny_study, model=model)
+    assert stage.SATURATED not in stage.pruning_tables(study)
+    settings = Saturation(("fc",), ("andc", "random"), seeds=(0, 1), lengths=(1, 2), train=2, test=2)
+    made = stage.saturated_stage(study, settings, tmp_path / "runs")
+    shutil.copy(made / "saturated.parquet", folder)
+    table = stage.pruning_tables(study)[stage.SATURATED]
+    assert table.method.tolist() == ["andc", "random", "random"] and table.seed.tolist() == [0, 0, 1]
+    assert (table.images == 2 * len(study.measurement.names)).all() and table.density.nunique() == 1
+    assert verdicts.pruning(table).verdict in STATES
+
+    def written():
+        return {path.parent.name: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("predictions.npy")}
+
+    rows = written()
+    more = stage.saturated_stage(study, replace(settings, seeds=(0, 1, 2)), tmp_path / "runs")
+    assert len(stages.read_tables(more, [stage.SATURATED])[stage.SATURATED]) == 4
+    assert rows.items() < written().items(), "rows that were there are not done again"

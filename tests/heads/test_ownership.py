@@ -1,7 +1,7 @@
 """Heads: counts, designation, the null and its p-values against plain loops written from the definitions."""
 
-import time
 from collections import Counter
+from functools import partial
 from itertools import combinations
 from math import comb
 
@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from cctlib.errors import UserError
 from cctlib.heads import ownership
 from cctlib.heads.ownership import NOBODY
+from cctlib.snp import controls, fields
 
 HEADS = 4
 
@@ -127,54 +128,48 @@ def test_dealt_counts_by_plain_loops_whatever_the_chunk():
         assert ownership.count_dealt(diagonal, dealt, HEADS, chunk).tolist() == expected
 
 
-def test_p_values_against_a_slow_plain_loop_with_the_same_deals():
+def plain_concentrations(counts):
+    """c_i of the labels that some node has, by plain loops."""
+    columns = [[of_head[i] for of_head in counts] for i in range(len(counts[0]))]
+    return [max(column) / sum(column) for column in columns if sum(column)]
+
+
+def test_symmetry_against_a_slow_plain_loop_with_the_same_deals():
     """Everything recomputed from the deals themselves, without tensors."""
     site, deals, generator = "enc2/mha", 200, torch.Generator().manual_seed(5)
     diagonal = random_diagonal(labels=8)
     diagonal[:, 3] = torch.arange(32) < 6  # a label of head 0 alone
     diagonal[:, 6] = False  # a label that no node has
     null = ownership.null_counts({site: diagonal}, HEADS, generator, deals)
-    labels, sites = ownership.symmetry({site: ownership.count(diagonal, HEADS)}, null)
+    row = ownership.symmetry({site: ownership.count(diagonal, HEADS)}, null).iloc[0]
 
     dealt = ownership.deal(32, HEADS, deals, torch.Generator().manual_seed(5))
-    observed = slow_counts(diagonal, ownership.owners(32, HEADS), HEADS)
-    nulls = [slow_counts(diagonal, owner, HEADS) for owner in dealt]
-    present = [label for label in range(8) if label != 6]
-
-    def concentrations(counts):
-        return [max(c[i] for c in counts) / sum(c[i] for c in counts) for i in present]
-
-    values, null_values = concentrations(observed), [concentrations(counts) for counts in nulls]
-    for place, label in enumerate(present):
-        row = labels[labels.label == label].iloc[0]
-        reached = sum(other[place] >= values[place] for other in null_values)
-        assert row.p == pytest.approx((1 + reached) / (1 + deals), abs=1e-12)
-        limit = np.percentile([other[place] for other in null_values], 95)
-        assert row.dealt_95 == pytest.approx(limit)
-        assert row.broken == (values[place] > limit)
-        assert row.concentration == pytest.approx(values[place])
-    means = [sum(other) / len(present) for other in null_values]
-    reached = sum(other >= sum(values) / len(present) - 1e-12 for other in means)
-    assert sites.p[0] == pytest.approx((1 + reached) / (1 + deals), abs=1e-12)
-    assert sites.dealt_mean[0] == pytest.approx(sum(means) / deals)
-    assert sites.labels[0] == 7
-    assert labels[labels.label == 6].p.item() == 1
-    assert not labels[labels.label == 6].broken.item()
+    values = plain_concentrations(slow_counts(diagonal, ownership.owners(32, HEADS), HEADS))
+    nulls = [plain_concentrations(slow_counts(diagonal, owner, HEADS)) for owner in dealt]
+    limits = [np.percentile([other[place] for other in nulls], 95) for place in range(7)]
+    means = [sum(other) / 7 for other in nulls]
+    assert row["labels"] == 7
+    assert row.concentration == pytest.approx(sum(values) / 7)
+    assert row.dealt_mean == pytest.approx(np.mean(means))
+    assert row.dealt_95 == pytest.approx(np.percentile(means, 95))
+    assert row.excess == pytest.approx(sum(values) / 7 - np.mean(means))
+    assert row.broken == pytest.approx(np.mean([value > limit for value, limit in zip(values, limits, strict=True)]))
+    beyond = [value > limit for other in nulls for value, limit in zip(other, limits, strict=True)]
+    assert row.broken_dealt == pytest.approx(np.mean(beyond))
+    reached = sum(other >= sum(values) / 7 - 1e-12 for other in means)
+    assert row.p == pytest.approx((1 + reached) / (1 + deals), abs=1e-12)
 
 
 @settings(max_examples=8, deadline=None)
 @given(seed=st.integers(0, 2**20), data=st.data())
-def test_the_null_is_invariant_under_relabelling(seed, data):
+def test_symmetry_does_not_depend_on_the_names_of_labels(seed, data):
     diagonal = random_diagonal(seed=seed)
     order = torch.tensor(data.draw(st.permutations(range(10))))
-    tables = []
-    for given_diagonal in (diagonal, diagonal[:, order]):
-        null = ownership.null_counts({"enc1/mha": given_diagonal}, HEADS, torch.Generator().manual_seed(seed), 50)
-        tables.append(ownership.symmetry({"enc1/mha": ownership.count(given_diagonal, HEADS)}, null))
-    (labels, sites), (relabelled, sites_relabelled) = tables
-    assert relabelled.p.tolist() == labels.p.iloc[order.tolist()].tolist()
-    assert relabelled.broken.tolist() == labels.broken.iloc[order.tolist()].tolist()
-    assert sites_relabelled.p[0] == sites.p[0]
+    rows = []
+    for renamed in (diagonal, diagonal[:, order]):
+        null = ownership.null_counts({"enc1/mha": renamed}, HEADS, torch.Generator().manual_seed(seed), 50)
+        rows.append(ownership.symmetry({"enc1/mha": ownership.count(renamed, HEADS)}, null).iloc[0, 2:].astype(float))
+    assert rows[0].to_numpy() == pytest.approx(rows[1].to_numpy())
 
 
 def test_a_p_value_counts_the_observation_in_and_reads_no_evidence_from_nan():
@@ -190,7 +185,7 @@ def test_broken_symmetry_is_found_and_dealt_nodes_are_not_suspected():
     shuffled = broken_diagonal()[torch.randperm(256, generator=torch.Generator().manual_seed(2))]
     sites["enc2/mha"] = shuffled
     null = ownership.null_counts(sites, HEADS, torch.Generator().manual_seed(0), 400)
-    labels, table = ownership.symmetry({site: ownership.count(d, HEADS) for site, d in sites.items()}, null)
+    table = ownership.symmetry({site: ownership.count(d, HEADS) for site, d in sites.items()}, null)
     assert table.encoder.tolist() == [1, 2]
     assert table.p[0] == pytest.approx(1 / 401)
     assert table.broken[0] > 0.9
@@ -198,14 +193,13 @@ def test_broken_symmetry_is_found_and_dealt_nodes_are_not_suspected():
     assert table.p[1] > 0.02
     assert table.broken[1] < 0.15
     assert (table.broken_dealt <= 0.05 + 1e-12).all()
-    assert len(labels) == 200
 
 
 def test_holm_by_hand():
     """Three encoders with p-values p1 <= p2 <= p3: 3 p1, max(2 p2, ..), max(p3, ..), cut at 1."""
     sites = {f"enc{m}/mha": random_diagonal(seed=m, labels=6) for m in (1, 2, 3)}
     null = ownership.null_counts(sites, HEADS, torch.Generator().manual_seed(0), 99)
-    _, table = ownership.symmetry({site: ownership.count(d, HEADS) for site, d in sites.items()}, null)
+    table = ownership.symmetry({site: ownership.count(d, HEADS) for site, d in sites.items()}, null)
     order = table.p.argsort()
     expected, running = [0.0] * 3, 0.0
     for rank, place in enumerate(order):
@@ -214,20 +208,48 @@ def test_holm_by_hand():
     assert table.p_holm.tolist() == pytest.approx(expected)
 
 
-def test_a_site_without_a_single_label_is_refused_in_one_line():
-    empty = {"enc4/mha": torch.zeros(8, 3, dtype=torch.bool)}
-    null = ownership.null_counts(empty, HEADS, torch.Generator().manual_seed(0), 5)
-    with pytest.raises(UserError, match="enc4/mha") as refused:
-        ownership.symmetry({"enc4/mha": ownership.count(empty["enc4/mha"], HEADS)}, null)
-    assert "\n" not in str(refused.value)
+def test_a_site_without_a_single_label_has_no_evidence_and_leaves_the_others_theirs():
+    sites = {"enc3/mha": broken_diagonal(), "enc4/mha": torch.zeros(256, 100, dtype=torch.bool)}
+    null = ownership.null_counts(sites, HEADS, torch.Generator().manual_seed(0), 50)
+    counts = {site: ownership.count(diagonal, HEADS) for site, diagonal in sites.items()}
+    table = ownership.symmetry(counts, null, within={site: of_site[None] for site, of_site in counts.items()})
+    some, none = table.iloc[0], table.iloc[1]
+    assert (some.p, some["labels"]) == (1 / 51, 100) and some.p_holm == pytest.approx(2 / 51)
+    assert (none.p, none.p_holm, none["labels"], none.undesignated) == (1, 1, 0, 100)
+    assert none[["concentration", "excess", "broken", "within_mean"]].isna().all()
+    assert len(ownership.overlap(counts, null)) == 12
 
 
-def test_the_null_of_a_network_takes_seconds():
-    sites = {f"enc{m}/mha": broken_diagonal(seed=m) for m in range(1, 8)}
-    start = time.perf_counter()
-    null = ownership.null_counts(sites, HEADS, torch.Generator().manual_seed(0), 1000)
-    ownership.symmetry({site: ownership.count(d, HEADS) for site, d in sites.items()}, null)
-    assert time.perf_counter() - start < 20  # about 1 s on two idle cores
+# ---- rotated sites
+
+
+def rotating_probe(seed=0):
+    """A site of 4 heads of 8 nodes and 12 labels, [label, node]: head h alone tells apart labels 3h to 3h + 2."""
+    generator = torch.Generator().manual_seed(seed)
+    home = torch.arange(12)[:, None] // 3 == torch.arange(32) // 8
+    mu = torch.where(home, torch.randn(12, 32, generator=generator), 0.1 * torch.randn(12, 32, generator=generator))
+    return mu, torch.where(home, mu, 0.0)
+
+
+@pytest.mark.parametrize(("control", "stays"), [(controls.within_heads, True), (controls.across_heads, False)])
+def test_rotation_within_heads_keeps_their_labels_and_across_heads_spreads_them(control, stays):
+    mu, W = rotating_probe()
+    counts = ownership.rotated_counts(mu, W, partial(control, heads=HEADS), HEADS, 10, torch.Generator().manual_seed(1))
+    assert counts.shape == (10, HEADS, 12)
+    designation = ownership.designate(counts)
+    kept = (designation == torch.arange(12) // 3).double().mean()
+    assert (kept > 0.9) == stays
+    null = ownership.null_counts({"enc1/mha": random_diagonal(labels=12)}, HEADS, torch.Generator().manual_seed(0), 5)
+    row = ownership.symmetry({"enc1/mha": counts[0]}, null, within={"enc1/mha": counts}).iloc[0]
+    plain = [np.mean(plain_concentrations(draw)) for draw in counts.tolist()]
+    numbers = (np.mean(plain), min(plain), max(plain), 10)
+    assert (row.within_mean, row.within_low, row.within_high, row.within_draws) == pytest.approx(numbers)
+
+
+def test_a_rotation_by_the_identity_leaves_all_counts_as_they_are():
+    mu, W = rotating_probe()
+    counts = ownership.rotated_counts(mu, W, lambda mu, W, _: (mu, W), HEADS, 1, torch.Generator())
+    assert torch.equal(counts[0], ownership.count(fields.diagonals(mu, W), HEADS)) and counts.any()
 
 
 # ---- sets, overlap, agreement
@@ -365,14 +387,12 @@ def test_tables_have_their_documented_columns():
     diagonal = {"enc1/mha": random_diagonal()}
     counts = {site: ownership.count(d, HEADS) for site, d in diagonal.items()}
     null = ownership.null_counts(diagonal, HEADS, torch.Generator().manual_seed(0), 10)
-    labels, sites = ownership.symmetry(counts, null)
-    assert " ".join(labels) == "site encoder label head nodes most concentration dealt_95 p broken"
-    assert " ".join(sites) == (
+    rotated = {site: of_site[None] for site, of_site in counts.items()}
+    assert " ".join(ownership.symmetry(counts, null, across=rotated)) == (
         "site encoder heads labels undesignated concentration dealt_mean dealt_95 excess broken "
-        "broken_dealt deals p p_holm"
+        "broken_dealt deals p p_holm across_mean across_low across_high across_draws"
     )
     assert " ".join(ownership.head_sets(counts)) == "site encoder head designated labels pairs"
     assert " ".join(ownership.overlap(counts, null)) == (
         "site encoder head_a head_b shared jaccard weighted weighted_dealt p"
     )
-    assert labels.broken.dtype == bool

@@ -2,10 +2,13 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from tiny_study import PROFILE
 
+from cctlib.andc.stage import sweep_stage
+from cctlib.errors import UserError
 from cctlib.heads import ownership, stage
 
 
@@ -42,8 +45,26 @@ def test_heads_are_silenced_at_the_encoders_that_were_asked_for(tiny_study):
     assert list(stage.heads_tables(fewer)["ablation_sites"].encoder) == [2]
 
 
+def test_ablation_is_evidence_beside_the_experts_where_heads_were_silenced(tiny_study):
+    some = replace(tiny_study, profile=replace(PROFILE, heads=replace(PROFILE.heads, encoders=(2,))))
+    tables = stage.heads_tables(some)
+    sites, ablated = tables["expert_sites"].set_index("encoder"), tables["ablation_sites"].set_index("encoder")
+    for name in ("excess", "excess_low", "excess_high"):
+        assert sites[f"ablation_{name}"][2] == ablated[name][2] and np.isnan(sites[f"ablation_{name}"][1])
+
+
+def test_under_torchrun_it_is_refused_in_one_line(tiny_study, monkeypatch):
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for run, task in ((stage.heads_stage, "heads"), (sweep_stage, "pruning")):
+        with pytest.raises(UserError, match=f"{task} runs in one process.*without torchrun") as refused:
+            run(tiny_study, tiny_study.profile)
+        assert "\n" not in str(refused.value)
+
+
 def test_ownership_needs_the_measurement_alone(tiny_study):
     owned = stage.ownership(tiny_study, deals=50)
+    assert (owned.sites.within_draws == 20).all() and (owned.sites.across_low <= owned.sites.across_mean).all()
     assert list(owned.sites.encoder) == [1, 2] and owned.semantics is None  # the demo's labels have no groups
     for site, counts in owned.counts.items():
         diagonal = stage.mha_diagonals(tiny_study, "held-out")[site]
