@@ -59,15 +59,15 @@ VARIANTS = {
     "snr_field": "SNR of fields",
 }
 CONTROLS = {"labels shuffled": FOREIGN, "random basis": WARN}
-THETA = 0.3
+THETA = rules.THETA
 
 
 def at_theta(table: pd.DataFrame, theta: float = THETA) -> pd.DataFrame:
-    """The rows of a threshold (all rows, when the table has no `theta`), in the order of kinds and encoders.
+    """`rules.at_theta`, in the order of kinds and encoders.
 
     Raises `UserError` when there are none.
     """
-    rows = table[np.isclose(table.theta, theta)] if "theta" in table else table
+    rows = rules.at_theta(table, theta)
     if rows.empty:
         raise UserError(f"figures: no row with theta {theta:g}; thresholds are {sorted(set(table.get('theta', [])))}")
     return rows.sort_values(["kind", "encoder"])
