@@ -5,6 +5,7 @@
 
 import argparse
 import functools
+import io
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -285,6 +286,9 @@ def commands(recipe: str = "cpu") -> dict[str, Callable]:
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of `cctlib` and `python -m cctlib`."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that cannot show a character still shows the rest
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     early.add_argument("--recipe", default="cpu")
     try:
