@@ -240,7 +240,7 @@ def measured_study(dataset: str, model: str, profile: Profile, runs: Path, devic
         "profile": profile.title,
         "per_label": per_label,
     }
-    probes = stage.probe_stage(network, train, held_out, profile.probe, home, device)
+    probes = stage.probe_stage(network, train, profile.probe, home, device)
     measured = stage.measure_stage(
         network, probes, held_out, test, profile.probe, profile.null_draws, about, home, device
     )

@@ -14,7 +14,7 @@ PROFILE = Profile(
     train=6,
     held_out=3,
     test=4,
-    probe=ProbeSettings(epochs=2, batch=20, least_steps=1, precision="fp32"),
+    probe=ProbeSettings(penalty=0.1, tolerance=1e-2, most_passes=5, short_steps=1, precision="fp32"),
     thetas=(0.1, 0.3, 0.7),
     null_draws=2,
     rotations=2,

@@ -18,23 +18,14 @@ from cctlib.snp import measure, probe, tables
 from cctlib.snp.probe import Probes, ProbeSettings
 
 
-def probe_stage(
-    model: Model, train: Images, held_out: Images, settings: ProbeSettings, home: Path, device: torch.device
-) -> Path:
+def probe_stage(model: Model, train: Images, settings: ProbeSettings, home: Path, device: torch.device) -> Path:
     """Train the probes of all sites. Writes probes.safetensors and history.csv."""
 
     def compute(work: Path) -> None:
         network = model.network(device, attention(device))
         probes = fresh_probes(model, settings)
         history = probe.train_probes(
-            network,
-            model.normalise,
-            probes,
-            train,
-            held_out,
-            settings,
-            device=device,
-            checkpoint=work / "checkpoint.pt",
+            network, model.normalise, probes, train, settings, device=device, checkpoint=work / "checkpoint.pt"
         )
         history.to_csv(work / "history.csv", index=False)
         state = {name: value.contiguous() for name, value in probes.state_dict().items()}
@@ -45,7 +36,7 @@ def probe_stage(
         "probe",
         compute,
         room="snp",
-        reads={"model": model.identity, "train": train.fingerprint, "held-out": held_out.fingerprint},
+        reads={"model": model.identity, "train": train.fingerprint},
         settings=asdict(settings),
         arithmetic=arithmetic(device, settings.precision),
         device=device,

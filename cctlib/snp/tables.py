@@ -33,7 +33,10 @@ SPLITS = {  # alternatives that leave the probe as it is, by the averages that t
     "silenced before SeqPool": measure.NODEWISE,
     "averaged over held-out images": "held-out",
 }
-PROBES = {probe.SWAPPED: "LayerNorm at mha, none at ff"}  # alternatives with a probe of their own, by its variant
+PROBES = {  # alternatives with a probe of their own, by its variant
+    probe.SWAPPED: "LayerNorm at mha, none at ff",
+    probe.SHORT: "probes of the first version",
+}
 COUNTS = ("ones", "labels", "clusters", "signal", "noise", "column_noise", "foreign_noise")
 
 
