@@ -30,7 +30,7 @@ from cctlib.profiles import Profile, resolve_profile
 from cctlib.snp import measure, stage, tables
 from cctlib.snp.measure import Measurement
 from cctlib.snp.probe import Probes
-from cctlib.training import run
+from cctlib.training import processes, run
 from cctlib.training.recipes import fitted, recipe_for
 
 
@@ -220,7 +220,11 @@ def provenance_of(studies: Iterable[Study]) -> dict[str, str]:
 
 
 def measured_study(dataset: str, model: str, profile: Profile, runs: Path, device: torch.device) -> Study:
-    """Run the stages that are not done yet, and return the study."""
+    """Run the stages that are not done yet, and return the study. Raises `UserError` under torchrun."""
+    if processes.started() > 1:
+        raise UserError(
+            "torchrun is for training: probes, measurement, heads and pruning run in one process, without it"
+        )
     dataset = data.describe(dataset).name  # one folder is one data set, however its path is written
     kind, _, path = dataset.partition(":")
     home = runs / (f"{kind}-{Path(path).name}-{stages.sha256_json(path)[:8]}" if path else dataset)

@@ -173,7 +173,9 @@ def test_a_file_edited_during_a_stage_does_not_poison_the_next(tmp_path):
     command = [sys.executable, "-c", textwrap.dedent(EDITING), str(tmp_path / "runs")]
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
     first, second, third = [
-        subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout.split()
+        subprocess.run(
+            command, capture_output=True, text=True, check=True, env=environment, cwd=tmp_path
+        ).stdout.split()
         for _ in range(3)
     ]
     assert first[0] == first[1] == stages.CODE["snp"]

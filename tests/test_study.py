@@ -174,3 +174,11 @@ def test_killed_anywhere_the_study_ends_with_the_same_files(tmp_path):
     subprocess.run([*command, str(tmp_path / "killed")], env=environment, check=True, capture_output=True)
     assert kills >= 2
     assert hashes(tmp_path / "killed") == hashes(tmp_path / "whole")
+
+
+def test_torchrun_is_refused_where_one_process_computes(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "some")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="torchrun is for training"):
+        study.open_study("demo", profile="quick", runs=tmp_path)
+    assert not any(tmp_path.iterdir())

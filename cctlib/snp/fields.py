@@ -407,9 +407,3 @@ def site_row(site: str, statistics: SiteStatistics, **also: object) -> dict[str,
     numbers = {name: value.item() for name, value in statistics.summary().items()}
     where = {"site": site, "encoder": encoder, "kind": kind, "theta": statistics.theta}
     return where | numbers | {"snr_field": statistics.snr_field.item()} | also
-# edited while a stage ran
-# edited while a stage ran
-# edited while a stage ran
-# edited while a stage ran
-# edited while a stage ran
-# edited while a stage ran

@@ -62,6 +62,11 @@ class Place:
         return values
 
 
+def started() -> int:
+    """How many processes torchrun started; 1 without it."""
+    return int(os.environ["WORLD_SIZE"]) if "TORCHELASTIC_RUN_ID" in os.environ else 1
+
+
 @contextmanager
 def processes(device: torch.device | str) -> Iterator[Place]:
     """Join the processes that torchrun started, each on its own GPU; without torchrun, be alone.
@@ -69,7 +74,7 @@ def processes(device: torch.device | str) -> Iterator[Place]:
     Inside, cuDNN tries which of its convolutions is the fastest for each shape.
     """
     device = torch.device(device)
-    world = int(os.environ["WORLD_SIZE"]) if "TORCHELASTIC_RUN_ID" in os.environ else 1
+    world = started()
     if world > 1 and device.type == "cuda":
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
