@@ -76,8 +76,6 @@ STAMP_KEYS = ("dataset", "model", "weights", "commit", "profile", "device")
 
 DEFAULTS = {name: value for name, value in matplotlib.rcParamsDefault.items() if not name.startswith("backend")}
 THEME: dict[Any, Any] = DEFAULTS | {
-    "font.family": "sans-serif",
-    "font.sans-serif": ["DejaVu Sans"],
     "font.size": BODY,
     "text.parse_math": False,
     "text.color": INK,
@@ -89,7 +87,6 @@ THEME: dict[Any, Any] = DEFAULTS | {
     "axes.titlesize": LABEL,
     "axes.titleweight": "bold",
     "axes.titlelocation": "left",
-    "axes.titlepad": 6,
     "axes.labelsize": BODY + 0.5,
     "xtick.labelsize": BODY,
     "ytick.labelsize": BODY,
@@ -101,7 +98,6 @@ THEME: dict[Any, Any] = DEFAULTS | {
     "savefig.facecolor": GROUND,
     "axes.facecolor": GROUND,
     "axes.edgecolor": MUTED,
-    "axes.linewidth": 0.8,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "grid.color": RULE,
