@@ -63,10 +63,10 @@ def stale(before, after):
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        ({"probe": replace(PROFILE.probe, epochs=3)}, EVERY),
+        ({"probe": replace(PROFILE.probe, penalty=0.2)}, EVERY),
         ({"probe": replace(PROFILE.probe, precision="bf16")}, EVERY),
         ({"train": 5}, EVERY),
-        ({"held_out": 2}, EVERY),
+        ({"held_out": 2}, AFTER_MEASURE),
         ({"test": 3}, AFTER_MEASURE),
         ({"null_draws": 5}, AFTER_MEASURE),
         ({"thetas": (0.1, 0.3)}, {"tables", "notebook"}),
