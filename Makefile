@@ -17,7 +17,8 @@ STAMP := $(VENV)/.pins-$(PINS)
 QUOTED = '$(subst ','\'',$(1))'
 OPTIONS = $(if $(DATASET),--dataset $(call QUOTED,$(DATASET))) $(if $(MODEL),--model $(call QUOTED,$(MODEL))) \
   $(if $(PROFILE),--profile $(call QUOTED,$(PROFILE)))
-PYTEST = OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
+PYTEST_ALONE = OMP_NUM_THREADS=1 $(BIN)/pytest
+PYTEST = $(PYTEST_ALONE) -n 2 --dist loadfile
 
 # What a user's shell has set for other projects shall not reach this one.
 unexport PYTHONPATH PYTHONHOME PYTHONOPTIMIZE MPLBACKEND MATPLOTLIBRC PIP_USER PIP_TARGET PIP_PREFIX
@@ -28,7 +29,7 @@ unexport PYTHONPATH PYTHONHOME PYTHONOPTIMIZE MPLBACKEND MATPLOTLIBRC PIP_USER P
 help: ## this list
 	@echo "make TARGET, where TARGET is one of:"
 	@sed -n 's/^\([a-z-]*\):.*## /  \1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 14
-	@echo "Settings: PROFILE=quick|full|scratch DATASET=cifar100|flowers102|flowers102-kaggle|demo|folder:PATH MODEL=NAME PYTHON=python3.11"
+	@echo "Settings: PROFILE=quick|full|scratch|shipped DATASET=cifar100|flowers102|flowers102-kaggle|demo|folder:PATH MODEL=NAME PYTHON=python3.11"
 
 install: $(STAMP) ## the environment alone: .venv with everything that is pinned
 
@@ -56,7 +57,7 @@ lab: $(STAMP) ## the notebooks in JupyterLab
 
 test: $(STAMP) ## all tests but the slow ones; says at the end what was left out
 	@$(PYTEST) -m "not slow"
-	@echo "Left out: tests marked slow (make test-all runs them), and those listed above as SKIPPED, each with its reason."
+	@echo "Left out: $$($(PYTEST_ALONE) --collect-only -q -m slow 2>/dev/null | grep -c ::) tests marked slow (make test-all runs them), and those listed above as SKIPPED, each with its reason."
 
 test-all: $(STAMP) ## all tests, the slow ones too
 	@$(PYTEST)
@@ -83,7 +84,7 @@ pins: ## resolve the newest versions in a fresh environment and write them to co
 
 clean: ## remove the built book and caches; results in runs/ and the environment stay
 	@rm -rf _build .pytest_cache .ruff_cache .mypy_cache .hypothesis
-	@find cctlib tests benchmarks -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
+	@find cctlib tools tests benchmarks -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
 
 distclean: clean ## remove results (runs/) and the environment (.venv) as well
 	@rm -rf runs $(VENV) *.egg-info

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 
 import pytest
@@ -106,3 +107,32 @@ def test_broken_json_is_one_line(tmp_path):
     with pytest.raises(UserError, match=r"manifest.json is not valid JSON") as caught:
         stages.read_json(tmp_path / "manifest.json")
     assert "\n" not in str(caught.value)
+
+
+def test_who_waits_is_told_who_computes_and_gets_the_same_result(tmp_path, capsys):
+    begun, go_on, results, computed = threading.Event(), threading.Event(), [], []
+
+    def compute(work):
+        begun.set()
+        assert go_on.wait(60)
+        computed.append(work)
+        (work / "result.txt").write_text("42", encoding="utf-8")
+
+    def wait():
+        how = {"room": "snp", "reads": {}, "settings": {}, "device": "cpu"}
+        results.append(stages.stage(tmp_path, "slow", compute, **how))
+
+    first, second = threading.Thread(target=wait), threading.Thread(target=wait)
+    first.start()
+    assert begun.wait(60)
+    second.start()
+    said = ""
+    while "waiting" not in said:
+        assert second.is_alive()
+        time.sleep(0.01)
+        said += capsys.readouterr().err
+    assert f"which process {os.getpid()} on " in said
+    go_on.set()
+    first.join(60)
+    second.join(60)
+    assert len(results) == 2 and results[0] == results[1] and len(computed) == 1

@@ -1,6 +1,7 @@
 """The flow as users meet it: without data, with wrong words, and killed in the middle."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from cctlib.claims import judge
 from cctlib.errors import UserError
 from cctlib.heads import silence
 from cctlib.heads.stage import heads_tables
+from cctlib.profiles import resolve_profile
 from tools.reproduce import later_stages
 
 
@@ -53,6 +55,7 @@ def test_nothing_ships_for_folders(nowhere):
         ({"model": "cct_8"}, "cct_7_3x2"),
         ({"profile": "fast"}, "quick, full"),
         ({"device": "tpu9"}, "tpu9"),
+        ({"device": "meta"}, "meta"),
     ],
 )
 def test_wrong_words_are_one_line(tmp_path, words, said):
@@ -130,6 +133,36 @@ def test_what_ships_with_a_model_is_read_and_what_does_not_is_named(tiny_study):
     for name, table in pruning_tables(tiny_study).items():
         assert pruning_tables(shipped)[name].equals(table)
     assert heads_tables(shipped)["expert_sites"].equals(heads_tables(tiny_study)["expert_sites"])
+
+
+def test_a_figure_names_every_commit_that_made_it(tiny_study, tmp_path):
+    """One commit where all stages have the same, else each stage with its own; the same for devices and precision."""
+    folders = {}
+    for name, folder in tiny_study.folders.items():
+        folders[name] = tmp_path / name
+        shutil.copytree(folder, tmp_path / name)
+    moved = replace(tiny_study, folders=folders)
+    assert moved.provenance["commit"] == stages.commit() and moved.provenance["precision"] in ("fp32", "bf16")
+    record = folders["tables"] / stages.PROVENANCE
+    stages.write_json(record, stages.read_json(record) | {"commit": "0123456789"})
+    said = moved.provenance["commit"]
+    assert "0123456789 (tables)" in said and f"{stages.commit()} (probe)" in said
+
+
+def test_a_reduced_profile_says_so():
+    cpu, full = torch.device("cpu"), resolve_profile("full", torch.device("cuda"))
+    assert full.title == "full" and resolve_profile("quick", cpu).title == "quick"
+    assert resolve_profile("full", cpu).title == "full, reduced for a processor"
+    assert resolve_profile("auto", cpu).name == "quick" and resolve_profile("shipped", cpu) is None
+
+
+def test_a_notebook_finds_the_runs_of_the_repository(monkeypatch, tmp_path):
+    """JupyterLab starts a kernel in notebooks/, papermill in the root."""
+    root = stages.PACKAGE.parent
+    monkeypatch.chdir(root / "notebooks")
+    assert study.from_here("runs") == root / "runs" and study.from_here("/data/x") == stages.Path("/data/x").resolve()
+    monkeypatch.chdir(tmp_path)
+    assert study.from_here("runs") == tmp_path.resolve() / "runs"
 
 
 def hashes(runs):

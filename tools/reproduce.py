@@ -8,7 +8,7 @@ from pathlib import Path
 
 import papermill
 from papermill.exceptions import PapermillExecutionError
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from cctlib import stages
 from cctlib.andc.stage import latency_stage, sweep_stage

@@ -13,7 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pandas as pd
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from cctlib import stages
 from cctlib.andc import latency, masks, saturate, sweep

@@ -16,7 +16,7 @@ import pandas as pd
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from cctlib import bootstrap, stages
 from cctlib.andc.compact import count

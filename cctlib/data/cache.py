@@ -21,7 +21,7 @@ import numpy as np
 import platformdirs
 from filelock import FileLock, Timeout
 from jaxtyping import Int64, UInt8
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from cctlib.data import order
 from cctlib.data.datasets import Dataset
