@@ -8,7 +8,9 @@ Some sites have more probes, which show what a choice of the method decides and 
 has the LayerNorm where the first has none, and none where it has one; `short` is trained as in the first version.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -176,8 +178,9 @@ def train_probes(
 ) -> pd.DataFrame:
     """Train `probes` in place on the sites of the frozen `network`.
 
-    `network(images, taps=...)` returns logits and tokens by site. With `checkpoint`, each finished site is saved there,
-    and a run that was killed goes on behind it to the same weights, bit for bit on a CPU.
+    `network(images, taps=...)` returns logits and tokens by site. On a CPU each core fits a probe of its own. With
+    `checkpoint`, each finished probe is saved there, and a run that was killed goes on behind it to the same weights,
+    bit for bit on a CPU.
     Returns the history: one row a probe with passes over the tokens, loss with penalty, and whether it converged.
     """
     how: dict[str, Any] = {"device": device, "precision": settings.precision}
@@ -186,18 +189,24 @@ def train_probes(
     sizes = {site: 2 * nodes[0].numel() * len(images) for site, nodes in first.items()}  # bytes in bf16
     with tqdm(total=len(probes.names), initial=len(done), desc="probes", unit="probe") as bar:
         for group in groups(sizes, settings.kept_gib * 2**30):
-            if all(name in done for name in probes.names if site_of(name) in group):
+            todo = [name for name in probes.names if site_of(name) in group and name not in done]
+            if not todo:
                 continue
             kept = kept_tokens(network, normalise, images, group, **how)
             for site in group:
                 if not kept[site].values.sum().isfinite():
                     raise UserError(f"tokens of {site} hold NaN or infinity: check the weights, or use precision fp32")
-                for name in (name for name in probes.names if site_of(name) == site and name not in done):
-                    done[name] = tuple(_fit(probes[name], kept[site], variant_of(name), settings))
+            with _a_core_each(device) as pool:
+                fits = {
+                    pool.submit(_fit, probes[name], kept[site_of(name)], variant_of(name), settings): name
+                    for name in todo
+                }
+                for finished in as_completed(fits):
+                    done[fits[finished]] = tuple(finished.result())
                     bar.update()
-                if checkpoint:
-                    with stages.replacing(checkpoint) as temporary:
-                        torch.save(done, temporary)
+                    if checkpoint:
+                        with stages.replacing(checkpoint) as temporary:
+                            torch.save(done, temporary)
             del kept  # before the next group is made
     for name, (a, W, *_) in done.items():
         probes[name].load_state_dict(
@@ -205,6 +214,18 @@ def train_probes(
         )
     history = [(name, *done[name][2:]) for name in probes.names]
     return pd.DataFrame(history, columns=["probe", "passes", "loss", "converged"])
+
+
+@contextmanager
+def _a_core_each(device: torch.device | str) -> Iterator[ThreadPoolExecutor]:
+    """Threads that each compute on one core, as many as torch has threads on a CPU; elsewhere one."""
+    threads = torch.get_num_threads()
+    workers = threads if torch.device(device).type == "cpu" else 1
+    try:
+        with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            yield pool
+    finally:
+        torch.set_num_threads(threads)  # the workers' setting reaches this thread, too
 
 
 def _fit(probe: Probe, kept: Tokens, variant: str, settings: ProbeSettings) -> fit.Fitted:
