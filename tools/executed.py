@@ -31,7 +31,8 @@ def read_executed(path: Path) -> dict:
         for output in cell["outputs"]:
             if output["output_type"] == "error":
                 raise UserError(
-                    f"{path}, cell {number} ends in {output['ename']}: {output['evalue']}; mend it, then: make reproduce"
+                    f"{path}, cell {number} ends in {output['ename']}: {output['evalue']}; "
+                    "mend it, then run: make reproduce"
                 )
         if _text(cell["source"]).strip() and cell["execution_count"] is None:
             raise UserError(f"{path}, cell {number} was not executed; run: make reproduce")

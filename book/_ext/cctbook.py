@@ -1,6 +1,7 @@
 """Four small things that Sphinx does for this book and no other extension does.
 
-- The role {found}`key` shows a text that some notebook glued, with a link to that page, or says that this run did not judge it.
+- The role {found}`key` shows a text that some notebook glued, with a link to that page, or says that this run did
+  not judge it.
 - plotly.js (5 MB) is loaded on pages that hold a plotly figure, before its content, and on no others.
 - sphinx-thebe, which comes with Jupyter Book, announces a script from a CDN on every page, twice; it is silenced.
 - Docstrings are written to be read in the source; they are shown as text and never misread as reStructuredText.

@@ -1,4 +1,4 @@
-"""The book as its readers get it: notebooks executed by papermill, built, and opened in a headless Chromium without a network.
+"""The book as its readers get it: notebooks run by papermill, built, and opened in a headless Chromium, offline.
 
 `CCTLIB_BOOK=_build/html` opens a book that is built already instead of building one.
 """
@@ -31,7 +31,8 @@ BAD_PLOTS = """[...document.querySelectorAll('.plotly-graph-div')].filter(d => {
   return !drawn || !box.width || !box.height || !d.closest('[aria-label]').ariaLabel.trim() }).map(d => d.id)"""
 UNDRAWN_MATHS = "[...document.querySelectorAll('.math')].filter(m => !m.querySelector('mjx-container svg')).length"
 FOCUS = """() => { const e = document.activeElement, s = getComputedStyle(e);
-  return {tag: e.tagName, text: e.textContent.trim(), seen: s.outlineStyle !== 'none' && parseFloat(s.outlineWidth) > 0} }"""
+  const seen = s.outlineStyle !== 'none' && parseFloat(s.outlineWidth) > 0;
+  return {tag: e.tagName, text: e.textContent.trim(), seen} }"""
 
 
 @pytest.fixture(scope="session")
