@@ -29,6 +29,11 @@ FINE = 16  # positions inside an image count in sixteenths of a pixel
 NOISE = 40  # the sum of two draws of +-NOISE/2 is added to each channel of each pixel
 
 
+# One value for each pixel of each image; and one for each image, shaped to spread over its pixels.
+Pixels = Int[ndarray, "image row column"]
+Each = Int[ndarray, "image 1 1"]
+
+
 def draw(split: str) -> tuple[UInt8[ndarray, "image 32 32 3"], Int64[ndarray, "image"]]:
     """Images `[image, 32, 32, 3]` and labels `[image]` of `train` (3,000) or `test` (1,000), by label.
 
@@ -38,8 +43,8 @@ def draw(split: str) -> tuple[UInt8[ndarray, "image 32 32 3"], Int64[ndarray, "i
     generator = np.random.PCG64(SEED[split])
     draws = generator.random_raw((len(labels), 16)) >> np.uint64(16)
 
-    def between(column: int, low: int, high: int) -> Int[ndarray, "image 1 1"]:
-        """One whole number in low..high for each image, shaped to spread over its pixels."""
+    def between(column: int, low: int, high: int) -> Each:
+        """A whole number in low..high for each image."""
         return (low + (draws[:, column] % np.uint64(high - low + 1)).astype(np.int32))[:, None, None]
 
     radius = between(0, 10 * FINE, 13 * FINE)
@@ -57,40 +62,27 @@ def draw(split: str) -> tuple[UInt8[ndarray, "image 32 32 3"], Int64[ndarray, "i
     return np.clip(pixels, 0, 255).astype(np.uint8), labels
 
 
-def _turn(
-    x: Int[ndarray, "image row column"], y: Int[ndarray, "image row column"], which: Int[ndarray, "image 1 1"]
-) -> tuple[Int[ndarray, "image row column"], Int[ndarray, "image row column"]]:
-    """Coordinates `[image, row, column]` turned by each image's angle."""
+def _turn(x: Pixels, y: Pixels, which: Each) -> tuple[Pixels, Pixels]:
+    """Coordinates turned by each image's angle."""
     cosine, sine, whole = (TURNS[which, part] for part in range(3))
     return (cosine * x + sine * y) // whole, (cosine * y - sine * x) // whole
 
 
-def _inside(
-    shape: Int[ndarray, "image"],
-    x: Int[ndarray, "image row column"],
-    y: Int[ndarray, "image row column"],
-    radius: Int[ndarray, "image 1 1"],
-) -> Bool[ndarray, "image row column"]:
+def _inside(shape: Int[ndarray, "image"], x: Pixels, y: Pixels, radius: Each) -> Bool[ndarray, "image row column"]:
     """Which pixels the shape covers."""
     across, distance = np.maximum(abs(x), abs(y)), x * x + y * y
     disc = distance <= radius * radius
-    covers = {
-        "cross": (across <= radius) & (np.minimum(abs(x), abs(y)) * 3 <= radius),
-        "disc": disc,
-        "ring": disc & (distance * 4 >= radius * radius),
-        "square": across * 5 <= radius * 4,
-        "triangle": (y * 2 <= radius) & (7 * abs(x) <= 4 * (y + radius)),
-    }
-    chosen = [(shape == index)[:, None, None] for index in range(len(SHAPES))]
-    return np.select(chosen, [covers[name] for name in SHAPES], default=False)
+    covered = [  # in the order of SHAPES
+        (across <= radius) & (np.minimum(abs(x), abs(y)) * 3 <= radius),
+        disc,
+        disc & (distance * 4 >= radius * radius),
+        across * 5 <= radius * 4,
+        (y * 2 <= radius) & (7 * abs(x) <= 4 * (y + radius)),
+    ]
+    return np.choose(shape[:, None, None], covered)
 
 
-def _texture(
-    texture: Int[ndarray, "image"],
-    x: Int[ndarray, "image row column"],
-    y: Int[ndarray, "image row column"],
-    period: Int[ndarray, "image 1 1"],
-) -> Bool[ndarray, "image row column"]:
+def _texture(texture: Int[ndarray, "image"], x: Pixels, y: Pixels, period: Each) -> Bool[ndarray, "image row column"]:
     """Which pixels are in the darker of the texture's two colours."""
     stripes, rows = (x * 2 // period) % 2 == 1, (y * 2 // period) % 2 == 1
     return np.where((texture == TEXTURES.index("striped"))[:, None, None], stripes, stripes ^ rows)

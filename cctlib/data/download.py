@@ -9,7 +9,7 @@ import errno
 import os
 import re
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from urllib.request import getproxies
@@ -19,6 +19,7 @@ from cctlib.errors import UserError
 
 HUB = "uoft-cs/cifar100"
 HUB_REVISION = "aadb3af77e9048adbea6b47c21a81e47dd092ae5"
+TORCHVISION = {"cifar-100-python": "CIFAR100", "flowers-102": "Flowers102"}  # its classes, by what they unpack
 SILENCE = 60.0  # seconds without a byte until torchvision's downloads are given up
 
 # What the exceptions of the network say, in the words of httpx, requests and urllib; and what to do.
@@ -39,14 +40,16 @@ class DownloadFailed(UserError):
     """The network, or what came through it, was no good: the data cannot be had from there."""
 
 
-def forbidden() -> str:
-    """The setting that forbids the network; empty when none does."""
-    settings = (name for name in ("CCTLIB_OFFLINE", "HF_HUB_OFFLINE") if os.environ.get(name, "0") not in ("", "0"))
-    return next(settings, "")
+def fetch(layout: str, downloads: Path, online: bool) -> Path:
+    """The folder that holds a public layout: in an earlier download, else in a new one. online: whether it may be new.
+
+    Raises `DownloadFailed`, and `UserError` when the disk is full.
+    """
+    return _by_torchvision(layout, downloads, online) if layout in TORCHVISION else _from_the_hub(online)
 
 
-def cifar100_hub(downloads: Path, online: bool) -> Path:
-    """The folder that holds `cifar100/*.parquet` of the public release; both parts are downloaded if need be."""
+def _from_the_hub(online: bool) -> Path:
+    """`cifar100/*.parquet` of the public release, both parts."""
     import huggingface_hub as hub  # late: it takes a while to import, and is needed once
 
     endpoint = os.environ.get("HF_ENDPOINT") or None
@@ -54,55 +57,40 @@ def cifar100_hub(downloads: Path, online: bool) -> Path:
     for part in ("test", "train"):
         name = f"cifar100/{part}-00000-of-00001.parquet"
         with _said_in_one_line(f"{HUB} ({part})"):
-            cached = hub.try_to_load_from_cache(HUB, name, repo_type=kind, revision=revision)
-            path = cached if isinstance(cached, str) else ""
-            if not path:
+            path = hub.try_to_load_from_cache(HUB, name, repo_type=kind, revision=revision)
+            if not isinstance(path, str):
                 _need_network(online)
                 # Fails at once where nothing answers; the download itself would try for half a minute.
                 url = hub.hf_hub_url(HUB, name, repo_type=kind, revision=revision, endpoint=endpoint)
                 hub.get_hf_file_metadata(url, token=False)  # the data are public; a stale token would be refused
                 path = hub.hf_hub_download(HUB, name, repo_type=kind, revision=revision, endpoint=endpoint, token=False)
-    return Path(path).parents[1]
+            folder = Path(path).parents[1]
+    return folder
 
 
-def cifar100_original(downloads: Path, online: bool) -> Path:
-    """The folder that holds `cifar-100-python`: the original archive, unpacked. Its server is very slow."""
-    return _by_torchvision("CIFAR100", "cifar-100-python", downloads, online)
-
-
-def flowers102(downloads: Path, online: bool) -> Path:
-    """The folder that holds `flowers-102` (jpg/, imagelabels.mat, setid.mat): Oxford's files, unpacked."""
-    return _by_torchvision("Flowers102", "flowers-102", downloads, online)
-
-
-# What brings each data set, to be tried in turn.
-DOWNLOADS: dict[str, tuple[Callable[[Path, bool], Path], ...]] = {
-    "cifar100": (cifar100_hub, cifar100_original),
-    "flowers102": (flowers102,),
-    "flowers102-kaggle": (flowers102,),
-}
-
-
-def _by_torchvision(dataset: str, name: str, downloads: Path, online: bool) -> Path:
-    """Let torchvision's class download, check and unpack beside, then move `name` to its place: whole, or not there."""
-    if (downloads / name).is_dir():
+def _by_torchvision(layout: str, downloads: Path, online: bool) -> Path:
+    """Let torchvision download, check and unpack beside, then move the folder to its place: whole, or not there."""
+    if (downloads / layout).is_dir():
         return downloads
     incoming = downloads / "incoming"
-    with _said_in_one_line(name):
+    with _said_in_one_line(layout):
         _need_network(online)
         import torchvision  # late: it takes a second
 
         incoming.mkdir(parents=True, exist_ok=True)
-        getattr(torchvision.datasets, dataset)(root=incoming, download=True)
+        getattr(torchvision.datasets, TORCHVISION[layout])(root=incoming, download=True)
         for archive in incoming.rglob("*gz"):
             archive.unlink()
-        os.replace(incoming / name, downloads / name)
+        os.replace(incoming / layout, downloads / layout)
     return downloads
 
 
 def _need_network(online: bool) -> None:
-    if forbidden() or not online:
-        raise DownloadFailed(f"{forbidden()} is set" if forbidden() else "that was not asked for")
+    for name in ("CCTLIB_OFFLINE", "HF_HUB_OFFLINE"):
+        if os.environ.get(name, "0") not in ("", "0"):
+            raise DownloadFailed(f"{name} is set")
+    if not online:
+        raise DownloadFailed("that was not asked for")
 
 
 @contextmanager

@@ -9,14 +9,14 @@ import functools
 import hashlib
 import logging
 import os
-import stat
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Int64
 from PIL import Image
 
 from cctlib.errors import UserError
@@ -33,7 +33,7 @@ class Part(NamedTuple):
     """The images of one split: their files, their labels, and a digest that changes when the files do."""
 
     files: list[str]
-    labels: list[int]
+    labels: Int64[np.ndarray, "image"]
     identity: str
 
 
@@ -42,10 +42,8 @@ def resolve(path: str) -> Path:
     root = Path(path).expanduser().resolve()
     if not root.is_dir():
         raise UserError(f"{root} is no folder; {LAYOUT}")
-    if label_name(str(root)) != unicodedata.normalize("NFC", str(root)):
-        raise UserError(
-            f"{label_name(str(root))} has a name that is not UTF-8; rename the folder, or make a link to it"
-        )
+    if (name := label_name(str(root))) != unicodedata.normalize("NFC", str(root)):
+        raise UserError(f"{name} has a name that is not UTF-8; rename the folder, or make a link to it")
     return root
 
 
@@ -53,7 +51,7 @@ def label_names(root: Path) -> tuple[str, ...]:
     """The labels of an image folder: the folders in `train`, in alphabetical order."""
     home = root / "train"
     if not home.is_dir():
-        inside = _listed([path.name for _, path in _classes(root)])
+        inside = listed(label for label, _ in _classes(root))
         advice = f"; {root} holds {inside}: rename them if they are splits, move them into train/ and test/ if classes"
         raise UserError(f"{home} is no folder; {LAYOUT}{advice if inside else ''}")
     names = tuple(sorted({label for label, _ in _classes(home)}))
@@ -73,80 +71,64 @@ def parts(root: Path, names: tuple[str, ...]) -> dict[str, Part]:
     Raises `UserError` for a missing split, a class that `train` does not have, and a class with too few images, here
     rather than when a network is trained already.
     """
-    present = [split for split in SPLITS if (root / split).is_dir()]
-    if others := _listed([path.name for _, path in _classes(root) if path.name not in SPLITS]):
-        others = f"{root} holds {others}, which nothing uses; images that decide belong into a folder held-out"
-    if "test" not in present:
-        raise UserError("; ".join([f"{root / 'test'} is no folder", LAYOUT, others]).rstrip("; "))
-    if others:
-        _warn(others)
-    by_split = {split: _part(root / split, names) for split in present}
+    if others := listed(label for label, path in _classes(root) if path.name not in SPLITS):
+        others = f"; {root} holds {others}, which nothing uses; images that decide belong into a folder held-out"
+        warn_once(others.removeprefix("; "))
+    if not (root / "test").is_dir():
+        raise UserError(f"{root / 'test'} is no folder; {LAYOUT}{others}")
+    by_split = {split: _part(root / split, names) for split in SPLITS if (root / split).is_dir()}
     for split, part in by_split.items():
-        least = LEAST if split == "train" and "held-out" not in present else 1
-        counts = np.bincount(np.array(part.labels, np.int64), minlength=len(names))
-        if (few := np.flatnonzero(counts < least)).size:
+        least = LEAST if split == "train" and "held-out" not in by_split else 1
+        counts = np.bincount(part.labels, minlength=len(names))
+        if few := listed(f"{count} of {name!r}" for name, count in zip(names, counts, strict=True) if count < least):
             held_out = " (a tenth of them, rounded, is held out)" if least > 1 else ""
-            more = f", and {len(few) - 1} other classes have too few" if len(few) > 1 else ""
             raise UserError(
-                f"{root / split} has {counts[few[0]]} images of class {names[few[0]]!r}, needed are at least {least}"
-                f"{held_out}{more}; add images, or remove the class from every split"
+                f"{root / split} has too few images: {few}; needed are at least {least} of each class{held_out}; "
+                "add images, or remove the class from every split"
             )
     return by_split
 
 
 def _part(home: Path, names: tuple[str, ...]) -> Part:
-    beside_the_classes = (path for path in home.iterdir() if not path.is_dir() and _visible(path.name))
-    files, labels, left_out = [], [], Counter(map(_kind, beside_the_classes))
-    digest = hashlib.sha256()
+    files, labels, digest = [], [], hashlib.sha256()
+    left_out = Counter(_kind(path) for path in home.iterdir() if _visible(path.name) and not path.is_dir())
     for label, folder in sorted(_classes(home)):
         if label not in names:
             raise UserError(f"{folder} is a class that {home.with_name('train')} does not have (label out of range)")
-        number = names.index(label)
-        for file, status in _walk(folder):
+        for file in _walk(folder):
+            status = os.stat(file) if os.path.isfile(file) else None
             if status is None or not _is_image(file, status.st_size, status.st_mtime_ns):
                 left_out[_kind(Path(file))] += 1
                 continue
             files.append(file)
-            labels.append(number)
+            labels.append(names.index(label))
             inside = os.fsencode(file)[len(os.fsencode(home)) :]
             digest.update(inside + f" {status.st_size} {status.st_mtime_ns}\n".encode())
     if left_out:
         kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(left_out.items()))
-        _warn(f"{home}: {left_out.total()} files are left out, being no images that can be read here: {kinds}")
-    return Part(files, labels, digest.hexdigest())
+        warn_once(f"{home}: {left_out.total()} files are left out, being no images that can be read here: {kinds}")
+    return Part(files, np.array(labels, np.int64), digest.hexdigest())
 
 
 def _classes(home: Path) -> list[tuple[str, Path]]:
     """Names of labels, and their folders."""
-    return [(label_name(path.name), path) for path in home.iterdir() if path.is_dir() and _visible(path.name)]
+    return [(label_name(path.name), path) for path in home.iterdir() if _visible(path.name) and path.is_dir()]
 
 
-def _walk(folder: Path) -> Iterator[tuple[str, os.stat_result | None]]:
-    """All visible files below a folder (without a stat: no file). Links are followed, each folder is entered once."""
+def _walk(folder: Path) -> Iterator[str]:
+    """All visible files below a folder, and broken links. Links are followed, each folder is entered once."""
 
     def refuse(error: OSError) -> None:
         raise UserError(f"{error.filename} cannot be read: {error.strerror}") from None
 
     entered = set()
     for place, inside, names in os.walk(folder, onerror=refuse, followlinks=True):
-        here = os.stat(place)
-        if (here.st_dev, here.st_ino) in entered:
+        if (here := os.path.realpath(place)) in entered:
             inside.clear()
             continue
-        entered.add((here.st_dev, here.st_ino))
+        entered.add(here)
         inside[:] = sorted(filter(_visible, inside))
-        for name in sorted(filter(_visible, names)):
-            file = os.path.join(place, name)
-            yield file, _stat(file)
-
-
-def _stat(file: str) -> os.stat_result | None:
-    """None for broken links, and for what is no file."""
-    try:
-        status = os.stat(file)
-    except OSError:
-        return None
-    return status if stat.S_ISREG(status.st_mode) else None
+        yield from (os.path.join(place, name) for name in sorted(filter(_visible, names)))
 
 
 def _visible(name: str) -> bool:
@@ -178,11 +160,12 @@ def _is_image(file: str, size: int, changed: int) -> bool:
 
 
 @functools.cache
-def _warn(message: str) -> None:
+def warn_once(message: str) -> None:
     """Say it once in a process, however often the data set is loaded."""
     log.warning("%s", message)
 
 
-def _listed(names: list[str]) -> str:
-    shown = [label_name(name) for name in sorted(names)[:4]]
-    return ", ".join(shown) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+def listed(names: Iterable[str]) -> str:
+    """The first few names of many, for a message; empty without names."""
+    first = sorted(names)
+    return ", ".join(first[:4]) + (f" and {len(first) - 4} more" if len(first) > 4 else "")

@@ -30,6 +30,7 @@ from cctlib.data import cache as entries
 from cctlib.data import demo, download, order, sources
 from cctlib.data.cache import Arrays
 from cctlib.data.datasets import DATASETS, SPLITS, Dataset, describe
+from cctlib.data.folders import listed
 from cctlib.data.sources import BadData
 from cctlib.errors import UserError
 
@@ -104,26 +105,17 @@ def load(
     if size != spec.image_size and (not spec.resizable or size < 1):
         allowed = "a positive number" if spec.resizable else f"{spec.image_size}, the size that its images have"
         raise UserError(f"image size {size} is not possible for {spec.name}: expected {allowed}")
-    if spec.name == "demo":
-        return _images(spec, split, _demo(split))
-    home, root = entries.cache_folder(cache), spec.root or _data_folder()
-    part = "train" if split == "held-out" and not spec.has_held_out else split  # whose files the split comes from
-    entry = _entry(home, spec, part, size)
-    given = sources.find(spec, root, part, size) if root else None
-    wanted = (entry, split, given.identity if given else None, spec.fingerprints.get(split))
-    arrays = entries.read(*wanted)
-    if arrays is None:
-        with entries.locked(entry):  # of two processes that miss it, one makes it and the other reads it
-            arrays = entries.read(*wanted, report=True)
-            if arrays is None:
-                if given:
-                    entries.write(entry, given, part, spec)
-                else:
-                    _download(entry, spec, part, size, home / "downloads", download)
-                arrays = entries.read(entry, split, None, None)
-    if arrays is None:
-        raise UserError(f"{entry} could not be read back; remove it, or set CCTLIB_CACHE to another disk")
-    return _images(spec, split, arrays)
+    arrays = _demo(split) if spec.name == "demo" else _cached(spec, split, size, download, entries.cache_folder(cache))
+    return Images(
+        pixels=torch.from_numpy(arrays.pixels).permute(0, 3, 1, 2),
+        labels=torch.from_numpy(arrays.labels),
+        names=spec.names,
+        fingerprint=arrays.fingerprint,
+        dataset=spec.name,
+        split=split,
+        groups=spec.groups,
+        group_names=spec.group_names,
+    )
 
 
 def normalise(
@@ -159,19 +151,6 @@ def batches(
         yield pixels.permute(0, 3, 1, 2), targets
 
 
-def _images(spec: Dataset, split: str, arrays: Arrays) -> Images:
-    return Images(
-        pixels=torch.from_numpy(arrays.pixels).permute(0, 3, 1, 2),
-        labels=torch.from_numpy(arrays.labels),
-        names=spec.names,
-        fingerprint=arrays.fingerprint,
-        dataset=spec.name,
-        split=split,
-        groups=spec.groups,
-        group_names=spec.group_names,
-    )
-
-
 @functools.cache
 def _demo(split: str) -> Arrays:
     """A split of the demo set. Drawing it takes about a second, once in a process, and never touches a disk."""
@@ -182,10 +161,29 @@ def _demo(split: str) -> Arrays:
     return Arrays(pixels[rows], labels[rows], order.fingerprint(pixels[rows], labels[rows]))
 
 
-def _entry(home: Path, spec: Dataset, part: str, size: int) -> Path:
-    """The folder in the cache; image folders are told apart by their paths."""
-    key = spec.name if spec.root is None else f"folder-{hashlib.sha256(str(spec.root).encode()).hexdigest()[:12]}"
-    return home / f"{key}-{size}-{part}"
+def _cached(spec: Dataset, split: str, size: int, online: bool, home: Path) -> Arrays:
+    """A split from the cache `home`, into which the data set's files are decoded if need be."""
+    root = spec.root or _data_folder()
+    part = "train" if split == "held-out" and not spec.has_held_out else split  # whose files the split comes from
+    # Image folders are told apart by their paths.
+    key = f"folder-{hashlib.sha256(str(spec.root).encode()).hexdigest()[:12]}" if spec.root else spec.name
+    entry, expected = home / f"{key}-{size}-{part}", spec.fingerprints.get(split)
+    if expected and (arrays := entries.read(entry, split, None, expected)):
+        return arrays
+    source = sources.find(spec, root, part) if root else None
+    identity = source.identity if source else None
+    if arrays := entries.read(entry, split, identity, expected):
+        return arrays
+    with entries.locked(entry):  # of two processes that miss it, one makes it and the other reads it
+        if not (arrays := entries.read(entry, split, identity, expected)):
+            if source:
+                entries.write(entry, source, part, spec, size)
+            else:
+                _download(entry, spec, part, size, home / "downloads", online)
+            arrays = entries.read(entry, split, None, None)
+    if arrays is None:
+        raise UserError(f"{entry} could not be read back; remove it, or set CCTLIB_CACHE to another disk")
+    return arrays
 
 
 def _data_folder() -> Path | None:
@@ -199,20 +197,20 @@ def _data_folder() -> Path | None:
 def _download(entry: Path, spec: Dataset, part: str, size: int, downloads: Path, online: bool) -> None:
     """Write a cache entry from an earlier download, else from a new one, of the first source that has the right images.
 
-    Raises `DataUnavailable` when none has, `UserError` when the data lie beside the place that CCTLIB_DATA names.
+    Raises `DataUnavailable` when none has.
     """
-    root = _data_folder()
-    place = sources.misplaced(spec.name, root) if root else ""
-    reasons = []
-    for fetch in download.DOWNLOADS[spec.name]:
+    layouts, reasons = list(sources.LAYOUTS[spec.name]), []
+    for layout in layouts:
         try:
             with entries.locked(downloads):
-                files = sources.find(spec, fetch(downloads, online), part, size)
-            assert files is not None
-            return entries.write(entry, files, part, spec)
+                source = sources.find(spec, download.fetch(layout, downloads, online), part)
+            assert source is not None
+            return entries.write(entry, source, part, spec, size)
         except (download.DownloadFailed, BadData) as failure:
             reasons.append(str(failure))
-    raise DataUnavailable(
-        f"{spec.title} is not on this machine, and it cannot be downloaded: {'; '.join(dict.fromkeys(reasons))}. "
-        f"{place or 'Set CCTLIB_DATA to a folder that holds ' + ' or '.join(sources.LAYOUTS[spec.name])}"
-    )
+    advice = f"Set CCTLIB_DATA to a folder that holds {' or '.join(layouts)}"
+    if root := _data_folder():
+        inside = listed(path.name for path in root.iterdir()) or "nothing"
+        advice = f"CCTLIB_DATA is {root}, which holds {inside} and neither {' nor '.join(layouts)}"
+    why = "; ".join(dict.fromkeys(reasons))
+    raise DataUnavailable(f"{spec.title} is not on this machine, and it cannot be downloaded: {why}. {advice}")

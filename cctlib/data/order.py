@@ -11,8 +11,6 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Int64, UInt8
 
-BLOCK = 256  # rows hashed at a time
-
 
 def canonical_order(labels: Int64[np.ndarray, "image"], keys: Sequence[bytes]) -> Int64[np.ndarray, "image"]:
     """Row numbers by label, then by key. Rows equal in both hold the same pixels."""
@@ -30,12 +28,9 @@ def divide(labels: Int64[np.ndarray, "image"]) -> dict[str, Int64[np.ndarray, "r
 
 
 def rank_in_label(labels: Int64[np.ndarray, "image"]) -> tuple[Int64[np.ndarray, "image"], Int64[np.ndarray, "image"]]:
-    """For each row: its place among the rows of its label (from 0), and how many those are."""
-    order = np.argsort(labels, kind="stable")
-    counts = np.bincount(labels)
-    rank = np.empty_like(order)
-    rank[order] = np.arange(len(labels)) - np.repeat(np.cumsum(counts) - counts, counts)
-    return rank, counts[labels]
+    """For each row in canonical order: its place among the rows of its label (from 0), and how many those are."""
+    first, end = np.searchsorted(labels, labels, "left"), np.searchsorted(labels, labels, "right")
+    return np.arange(len(labels)) - first, end - first
 
 
 def pixel_key(pixels: UInt8[np.ndarray, "height width 3"]) -> bytes:
@@ -46,7 +41,6 @@ def pixel_key(pixels: UInt8[np.ndarray, "height width 3"]) -> bytes:
 def fingerprint(pixels: UInt8[np.ndarray, "image height width 3"], labels: Int64[np.ndarray, "image"]) -> str:
     """SHA-256 over shape, pixels `[image, height, width, 3]` and labels `[image]`, in hex."""
     digest = hashlib.sha256("x".join(map(str, pixels.shape)).encode())
-    for start in range(0, len(pixels), BLOCK):
-        digest.update(np.ascontiguousarray(pixels[start : start + BLOCK]).data)
+    digest.update(np.ascontiguousarray(pixels).data)
     digest.update(labels.astype("<i8").tobytes())
     return digest.hexdigest()

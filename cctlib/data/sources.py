@@ -1,17 +1,17 @@
 """Where images come from: one function for each layout of files, each returning the same thing, a `Source`.
 
 A source knows its labels and reads any one image; it decides nothing about order, splits or caches (see `order.py`,
-`cache.py`). `find` looks whether a data set's files are in a folder, without opening them.
+`cache.py`).
 
 Images of any kind become `uint8 [side, side, 3]`: turned upright by their EXIF tag, converted to RGB (grey, palette,
 CMYK, 16 bits), then the shorter side is resized (bicubic with antialias, Pillow's) and the centre is cropped to a
 square. An image that has that size already is left as it is, to the bit.
 """
 
-import functools
 import hashlib
 import importlib.resources
 import io
+import itertools
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 from jaxtyping import Int64, UInt8
-from PIL import ExifTags, Image, ImageOps
+from PIL import Image, ImageOps
 
 from cctlib.data import folders
 from cctlib.data.datasets import Dataset
@@ -31,12 +31,6 @@ from cctlib.errors import UserError
 FLOWERS102_MD5 = {
     "imagelabels.mat": "e0620be6f572b9609742df49c70aed4d",
     "setid.mat": "a5357ecc9cb78c4bef273ce3793fc85c",
-}
-# The folders that CCTLIB_DATA may hold, each with files that are in it.
-LAYOUTS: dict[str, dict[str, tuple[str, ...]]] = {
-    "cifar100": {"cifar100": ("train-*.parquet",), "cifar-100-python": ("train", "test", "meta")},
-    "flowers102": {"flowers-102": ("imagelabels.mat", "setid.mat")},
-    "flowers102-kaggle": {"flowers-102": ("imagelabels.mat", "setid.mat")},
 }
 
 
@@ -49,120 +43,71 @@ class Source:
     """Images of one split, not decoded yet, in the order in which their files list them."""
 
     where: str  # the file or folder, for messages
-    size: int  # side of the images that `read` returns
     labels: Int64[np.ndarray, "image"]
-    read: Callable[[int], UInt8[np.ndarray, "side side 3"]]  # raises BadData, naming the image
+    images: Sequence[Any]  # each a file's path, a file's content, or pixels
     keys: Sequence[bytes] | None = None  # what orders the images of a label; None: the SHA-256 of their pixels
+    identity: str = ""  # a digest that changes when the files do; empty where the images are known by a fingerprint
+
+    def read(self, row: int, size: int) -> UInt8[np.ndarray, "size size 3"]:
+        """One image. Raises `BadData`, naming it."""
+        image = self.images[row]
+        if isinstance(image, np.ndarray):
+            return image
+        if isinstance(image, Path | str):
+            return decode(image, str(image), size)
+        return decode(io.BytesIO(image), f"row {row} of {self.where}", size)
 
 
-@dataclass(frozen=True)
-class Files:
-    """Files of one split that are there: a digest that changes when they do, and how to open them."""
+def find(spec: Dataset, root: Path, part: str) -> Source | None:
+    """The images of a split in `root`: an image folder, or a folder that holds public layouts; None: not there.
 
-    identity: str
-    open: Callable[[], Source]
-
-
-def find(spec: Dataset, root: Path, part: str, size: int) -> Files | None:
-    """The files of a split in the folder `root`, that of an image folder or one in a public layout; None: not there.
-
-    Raises `UserError` for image folders that `folders.parts` refuses.
+    A public layout may lie in `root` itself or two folders further down, and have another name, as people unpack it.
+    Raises `BadData` when the files are not what they should be, `UserError` for image folders that cannot be used.
     """
     if spec.root is not None:
-        listed = folders.parts(root, spec.names)[part]
-        return Files(
-            f"{listed.identity} {spec.has_held_out} {'/'.join(spec.names)}",
-            functools.partial(image_folder, root / part, listed.files, listed.labels, size),
-        )
-    if spec.name == "cifar100":
-        if parquet := sorted((root / "cifar100").glob(f"{part}-*.parquet")):
-            return Files("", functools.partial(cifar100_parquet, parquet, spec.names))
-        folder = root / "cifar-100-python"
-        is_there = (folder / part).is_file()
-        return Files("", functools.partial(cifar100_python, root, part)) if is_there else None
-    folder = root / "flowers-102"
-    if not folder.is_dir():
-        return None
-    return Files(_listing(folder / "jpg"), functools.partial(flowers102, folder, spec, part, size))
+        files, labels, digest = folders.parts(root, spec.names)[part]
+        return Source(str(root / part), labels, files, identity=f"{digest} {spec.has_held_out} {'/'.join(spec.names)}")
+    layouts = LAYOUTS[spec.name]
+    deeper = (folder for depth in ("*/", "*/*/") for folder in sorted(root.glob(depth)))
+    for folder in itertools.chain((root / name for name in layouts), [root], deeper):
+        for name, (marks, read) in layouts.items():
+            if marks == PARQUET and folder != root and folder.name != name:
+                continue  # other data sets have parquet files too
+            if all(any(path.is_file() for path in folder.glob(mark.format(part=part))) for mark in marks):
+                return read(folder, spec.name, part)
+    return None
 
 
-def misplaced(name: str, root: Path) -> str:
-    """What is in `root`, the folder that CCTLIB_DATA names, where it does not hold the data set.
-
-    Raises `UserError`, with what to do, where the data set is near: in that folder itself, or further down.
-    """
-    expected = LAYOUTS[name]
-    for folder in (root, *(path for depth in ("*", "*/*") for path in sorted(root.glob(depth)) if path.is_dir())):
-        for layout, files in expected.items():
-            if not all(any(path.is_file() for path in folder.glob(file)) for file in files):
-                continue
-            if folder.name == layout:
-                raise UserError(
-                    f"CCTLIB_DATA is {root}; the data set is in {folder}: set CCTLIB_DATA to {folder.parent}"
-                )
-            if folder == root or "*" not in files[0]:  # other data sets have parquet files too
-                raise UserError(
-                    f"CCTLIB_DATA is {root}; {folder} holds {_content(folder)}: rename it to {layout}, "
-                    "and set CCTLIB_DATA to the folder above it"
-                )
-    return f"CCTLIB_DATA is {root}, which holds {_content(root)} and neither {' nor '.join(expected)}"
-
-
-def _content(folder: Path) -> str:
-    names = sorted(path.name for path in folder.iterdir())
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "") if names else "nothing"
-
-
-def image_folder(home: Path, files: Sequence[str], labels: Sequence[int], size: int) -> Source:
-    """Images of one's own."""
-
-    def read(row: int) -> UInt8[np.ndarray, "side side 3"]:
-        return decode(files[row], files[row], size)
-
-    return Source(str(home), size, np.array(labels, np.int64), read)
-
-
-def cifar100_parquet(files: Sequence[Path], names: Sequence[str]) -> Source:
+def cifar100_parquet(folder: Path, name: str, part: str) -> Source:
     """The public release `uoft-cs/cifar100`: columns `img` (a struct with `bytes`, or bytes) and `fine_label`."""
-    where = str(files[0])
+    files = sorted(folder.glob(PARQUET[0].format(part=part)))
     try:
         table = pyarrow.concat_tables(pyarrow.parquet.read_table(file, columns=["img", "fine_label"]) for file in files)
-        encoded = table["img"].combine_chunks()
-        if pyarrow.types.is_struct(encoded.type):
-            encoded = encoded.field("bytes")
+        images = [image["bytes"] if isinstance(image, dict) else image for image in table["img"].to_pylist()]
+        if bad := [row for row, image in enumerate(images) if not isinstance(image, bytes)]:
+            raise ValueError(f"row {bad[0]} holds no image file")
         labels = table["fine_label"].to_numpy().astype(np.int64)
+        if unknown := set(labels.tolist()) ^ set(range(100)):
+            raise ValueError(f"its labels are not 0 to 99, as {min(unknown)} shows")
     except (pyarrow.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
         raise BadData(
-            f"{where} cannot be read as the CIFAR-100 parquet file: {one_line(error)}; download it again"
+            f"{files[0]} cannot be read as the CIFAR-100 parquet file: {one_line(error)}; download it again"
         ) from None
-    if set(labels.tolist()) != set(range(len(names))):
-        raise BadData(
-            f"{where} does not hold images of the labels 0 to {len(names) - 1} and no others; download it again"
-        )
-
-    def read(row: int) -> UInt8[np.ndarray, "side side 3"]:
-        image = encoded[row].as_py()
-        if not isinstance(image, bytes):
-            raise BadData(f"row {row} of {where} holds no image file but {type(image).__name__}; download it again")
-        return decode(io.BytesIO(image), f"row {row} of {where}", 32, exactly=True)
-
-    return Source(where, 32, labels, read)
+    return Source(str(files[0]), labels, images)
 
 
-def cifar100_python(root: Path, part: str) -> Source:
-    """torchvision's layout: `cifar-100-python/train`, `test` and `meta`, which it unpickles if their MD5 is right."""
+def cifar100_python(folder: Path, name: str, part: str) -> Source:
+    """The original files `train`, `test` and `meta`, which torchvision unpickles if their MD5 is right."""
     from torchvision.datasets import CIFAR100  # late: it takes a second to import, and few come here
 
-    where = root / "cifar-100-python" / part
     try:
-        rows = CIFAR100(root, train=part == "train")
-        labels = np.array(rows.targets, np.int64)
+        rows = type("Original", (CIFAR100,), {"base_folder": folder.name})(folder.parent, train=part == "train")
     except (RuntimeError, OSError, KeyError) as error:
-        raise BadData(f"{where.parent} cannot be read as CIFAR-100: {one_line(error)}; download it again") from None
-    return Source(str(where), 32, labels, rows.data.__getitem__)
+        raise BadData(f"{folder} cannot be read as CIFAR-100: {one_line(error)}; download it again") from None
+    return Source(str(folder / part), np.array(rows.targets, np.int64), list(rows.data))
 
 
-def flowers102(folder: Path, spec: Dataset, part: str, size: int) -> Source:
+def flowers102(folder: Path, dataset: str, part: str) -> Source:
     """torchvision's layout of Flowers-102, in the official split or in the one that is called kaggle.
 
     Images are ordered by the SHA-256 of their published name instead of their pixels: the pixels change with the
@@ -179,16 +124,12 @@ def flowers102(folder: Path, spec: Dataset, part: str, size: int) -> Source:
         if md5 != expected:
             raise BadData(f"{file} is not the published file: MD5 {md5}, expected {expected}; download it again")
     labels = loadmat(folder / "imagelabels.mat", squeeze_me=True)["labels"].astype(np.int64) - 1
-    numbers = flowers102_numbers(spec.name, part, loadmat(folder / "setid.mat", squeeze_me=True))
+    numbers = flowers102_numbers(dataset, part, loadmat(folder / "setid.mat", squeeze_me=True))
     files = [folder / "jpg" / f"image_{number:05d}.jpg" for number in numbers]
     if missing := [file for file in files if not file.is_file()]:
         raise BadData(f"{missing[0]} is missing, and {len(missing) - 1} other images; download Flowers-102 again")
-
-    def read(row: int) -> UInt8[np.ndarray, "side side 3"]:
-        return decode(files[row], str(files[row]), size)
-
     keys = [hashlib.sha256(file.name.encode()).digest() for file in files]
-    return Source(str(folder), size, labels[numbers - 1], read, keys)
+    return Source(str(folder), labels[numbers - 1], files, keys, _listing(folder / "jpg"))
 
 
 def flowers102_numbers(dataset: str, part: str, official: dict[str, Any]) -> Int64[np.ndarray, "image"]:
@@ -206,6 +147,20 @@ def flowers102_numbers(dataset: str, part: str, official: dict[str, Any]) -> Int
     return kaggle["test"] if part == "test" else np.setdiff1d(everything, np.concatenate([*kaggle.values()]))
 
 
+# The public layouts of each data set by the names of their folders: files that are in them, and what reads them.
+Layout = tuple[tuple[str, ...], Callable[[Path, str, str], Source]]
+PARQUET = ("{part}-*.parquet",)
+FLOWERS102: dict[str, Layout] = {"flowers-102": (("imagelabels.mat",), flowers102)}
+LAYOUTS: dict[str, dict[str, Layout]] = {
+    "cifar100": {
+        "cifar100": (PARQUET, cifar100_parquet),
+        "cifar-100-python": (("train", "test", "meta"), cifar100_python),
+    },
+    "flowers102": FLOWERS102,
+    "flowers102-kaggle": FLOWERS102,
+}
+
+
 def _listing(folder: Path) -> str:
     """SHA-256 over names and sizes of all files below a folder."""
     digest = hashlib.sha256()
@@ -215,14 +170,11 @@ def _listing(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def decode(
-    file: Path | str | io.BytesIO, where: str, size: int, exactly: bool = False
-) -> UInt8[np.ndarray, "size size 3"]:
-    """One image as `uint8 [size, size, 3]`. exactly: it has to have that size. Raises `BadData` naming `where`."""
+def decode(file: Path | str | io.BytesIO, where: str, size: int) -> UInt8[np.ndarray, "size size 3"]:
+    """One image as `uint8 [size, size, 3]`. Raises `BadData` naming `where`."""
     try:
         with Image.open(file) as opened:
-            turned = opened.getexif().get(ExifTags.Base.Orientation, 1) != 1
-            image = ImageOps.exif_transpose(opened) if turned else opened
+            image = ImageOps.exif_transpose(opened)
             if image.mode.startswith("I"):  # 16 bits a pixel, which Pillow would clip instead of scaling
                 image = Image.fromarray((np.asarray(image).astype(np.int32) >> 8).astype(np.uint8))
             if image.mode == "F":  # in a range that nobody knows
@@ -230,19 +182,12 @@ def decode(
             image = image.convert("RGB")
     except Exception as error:  # Pillow raises what its many formats raise
         raise BadData(f"{where} is no readable image: {one_line(error)}; replace or remove it") from None
-    if exactly and image.size != (size, size):
-        raise BadData(f"{where} has size {image.width}x{image.height}, expected {size}x{size}")
-    return np.asarray(_square(image, size))
-
-
-def _square(image: Image.Image, size: int) -> Image.Image:
-    """Shorter side to `size`, centre cropped."""
     shorter = min(image.size)
     width, height = ((side * size + shorter // 2) // shorter for side in image.size)
     if (width, height) != image.size:
         image = image.resize((width, height), Image.Resampling.BICUBIC)
     left, top = (width - size) // 2, (height - size) // 2
-    return image.crop((left, top, left + size, top + size))
+    return np.asarray(image.crop((left, top, left + size, top + size)))
 
 
 def one_line(error: BaseException) -> str:

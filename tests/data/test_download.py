@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import hashlib
 import http.server
+import importlib.util
 import io
 import re
 import shutil
@@ -199,7 +200,7 @@ def test_offline_means_no_request(server, cifar, monkeypatch, name):
 def hub_fails(*said: str) -> None:
     start = time.monotonic()
     with pytest.raises(download.DownloadFailed) as caught:
-        download.cifar100_hub(Path("unused"), True)
+        download.fetch("cifar100", Path("unused"), True)
     assert all(part in str(caught.value) for part in said), caught.value
     assert "\n" not in str(caught.value) and time.monotonic() - start < 20
 
@@ -235,24 +236,24 @@ def test_a_proxy_that_wants_a_password(server, monkeypatch):
     assert server.requests[0][:2] == ("CONNECT", "hub.invalid:443")
 
 
-def test_a_proxy_that_is_not_there(monkeypatch):
-    monkeypatch.setenv("HTTPS_PROXY", "http://somebody:secret@127.0.0.1:9")
-    monkeypatch.setenv("HF_ENDPOINT", "https://hub.invalid")
-    hub_fails("there is no connection through the proxy that HTTPS_PROXY or ALL_PROXY names")
-
-
-def test_a_proxy_of_no_known_kind(monkeypatch):
-    monkeypatch.setenv("HTTPS_PROXY", "smtp://127.0.0.1:9")
-    hub_fails("HTTPS_PROXY or ALL_PROXY names no proxy; write it as http://HOST:PORT")
-
-
-def test_a_socks_proxy_without_its_package(monkeypatch):
-    with contextlib.suppress(ImportError):
-        import socksio  # noqa: F401
-
+@pytest.mark.parametrize(
+    ("variable", "proxy", "said"),
+    [
+        (
+            "HTTPS_PROXY",
+            "http://somebody:secret@127.0.0.1:9",
+            "no connection through the proxy that HTTPS_PROXY or ALL",
+        ),
+        ("HTTPS_PROXY", "smtp://127.0.0.1:9", "HTTPS_PROXY or ALL_PROXY names no proxy; write it as http://HOST:PORT"),
+        ("ALL_PROXY", "socks5://127.0.0.1:9", "a SOCKS proxy needs a package: pip install socksio pysocks"),
+    ],
+)
+def test_a_proxy_that_cannot_be_used(monkeypatch, variable, proxy, said):
+    if "socks" in proxy and importlib.util.find_spec("socksio"):
         pytest.skip("the package for SOCKS proxies is installed")
-    monkeypatch.setenv("ALL_PROXY", "socks5://127.0.0.1:9")
-    hub_fails("a SOCKS proxy needs a package: pip install socksio pysocks")
+    monkeypatch.setenv(variable, proxy)
+    monkeypatch.setenv("HF_ENDPOINT", "https://hub.invalid")
+    hub_fails(said)
 
 
 def test_an_endpoint_that_is_no_hub(server, cifar):

@@ -24,7 +24,7 @@ def home(tmp_path, monkeypatch):
     monkeypatch.delenv("CCTLIB_DATA", raising=False)
     monkeypatch.setenv("CCTLIB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("CCTLIB_OFFLINE", "1")
-    folders._warn.cache_clear()
+    folders.warn_once.cache_clear()
     return tmp_path
 
 
@@ -240,9 +240,11 @@ def test_composed_and_decomposed_names_are_one_class(home):
 def test_a_class_without_test_images_is_refused_at_once(root, split):
     for file in (root / "test" / "dog").iterdir():
         file.unlink()
-    refused(root, f"{root / 'test'} has 0 images of class 'dog', needed are at least 1; add images", split=split)
+    refused(
+        root, f"{root / 'test'} has too few images: 0 of 'dog'; needed are at least 1 of each class; add", split=split
+    )
     (root / "test" / "dog").rmdir()
-    refused(root, f"{root / 'test'} has 0 images of class 'dog'", split=split)
+    refused(root, f"{root / 'test'} has too few images: 0 of 'dog'", split=split)
 
 
 @pytest.mark.parametrize(("count", "enough"), [(5, False), (6, True)])
@@ -251,16 +253,20 @@ def test_a_class_of_too_few_images_to_hold_one_out_is_refused(home, count, enoug
     if enough:
         assert load(root, "held-out").labels.bincount().tolist() == [1, 1]
     else:
-        refused(root, "train has 5 images of class 'dog', needed are at least 6 (a tenth of them", split="test")
+        refused(
+            root,
+            "train has too few images: 5 of 'dog'; needed are at least 6 of each class (a tenth of them",
+            split="test",
+        )
         write_folder(root, {"held-out": {"cat": 1, "dog": 1}})  # then none has to be taken from them
         assert load(root).labels.bincount().tolist() == [12, 5]
         (root / "held-out" / "dog" / "0.png").unlink()
-        refused(root, f"{root / 'held-out'} has 0 images of class 'dog', needed are at least 1;", split="train")
+        refused(root, f"{root / 'held-out'} has too few images: 0 of 'dog'; needed are at least 1 of", split="train")
 
 
-def test_all_classes_with_too_few_images_are_counted(home):
+def test_all_classes_with_too_few_images_are_named(home):
     root = write_folder(home / "set", {"train": {"a": 9, "b": 2, "c": 3}, "test": {"a": 1, "b": 1, "c": 1}})
-    refused(root, "has 2 images of class 'b'", "and 1 other classes have too few")
+    refused(root, "has too few images: 2 of 'b', 3 of 'c'; needed are at least 6")
 
 
 def test_bad_layouts_are_refused(home):
