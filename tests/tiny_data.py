@@ -10,8 +10,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
+from scipy.io import savemat
 from torchvision.datasets import CIFAR100
 
+from cctlib.data import sources
 from cctlib.data.datasets import DATASETS
 
 
@@ -66,6 +68,22 @@ def write_python(folder: Path, parts: dict[str, tuple[np.ndarray, np.ndarray]], 
     monkeypatch.setattr(CIFAR100, "test_list", [["test", md5["test"]]])
     monkeypatch.setattr(CIFAR100, "meta", CIFAR100.meta | {"md5": md5["meta"]})
     return home
+
+
+def write_flowers(folder: Path, monkeypatch) -> Path:
+    """Flowers-102 in torchvision's layout, which the loader is made to accept: a JPEG of each label in trnid, valid
+    and tstid, numbered in this order."""
+    (folder / "jpg").mkdir(parents=True)
+    numbers = np.arange(1, 307)
+    savemat(folder / "imagelabels.mat", {"labels": (numbers - 1)[None] % 102 + 1})
+    savemat(folder / "setid.mat", dict(zip(("trnid", "valid", "tstid"), numbers.reshape(3, 1, 102), strict=True)))
+    for number in numbers:
+        image = encoded(pictures(1, int(number), 20)[0], "JPEG")
+        (folder / "jpg" / f"image_{number:05d}.jpg").write_bytes(image)
+    digests = {name: hashlib.md5((folder / name).read_bytes()).hexdigest() for name in sources.FLOWERS102_MD5}
+    monkeypatch.setattr(sources, "FLOWERS102_MD5", digests)
+    forget_published(monkeypatch, "flowers102", train=204, test=102)
+    return folder
 
 
 def write_folder(root: Path, counts: dict[str, dict[str, int]], side: int = 8) -> Path:

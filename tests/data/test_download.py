@@ -16,14 +16,12 @@ import time
 from pathlib import Path
 
 import huggingface_hub
-import numpy as np
 import pytest
 from huggingface_hub import constants
-from scipy.io import savemat
-from tiny_data import encoded, forget_published, pictures, tiny_cifar100, write_parquet, write_python
+from tiny_data import forget_published, tiny_cifar100, write_flowers, write_parquet, write_python
 from torchvision.datasets import CIFAR100, Flowers102
 
-from cctlib.data import download, sources
+from cctlib.data import download
 from cctlib.data import images as data
 from cctlib.errors import UserError
 
@@ -279,25 +277,15 @@ def test_a_full_disk(monkeypatch, cifar):
 
 @pytest.fixture
 def flowers(server, home, monkeypatch):
-    """A small Flowers-102 on the server: two JPEGs of each label."""
-    folder = home / "made"
-    (folder / "jpg").mkdir(parents=True)
-    numbers = np.arange(1, 205)
-    for number in numbers:
-        image = encoded(pictures(1, int(number), 16)[0], "JPEG")
-        (folder / "jpg" / f"image_{number:05d}.jpg").write_bytes(image)
-    savemat(folder / "imagelabels.mat", {"labels": (numbers - 1)[None] % 102 + 1})
-    first, second = numbers[None, :102], numbers[None, 102:]
-    savemat(folder / "setid.mat", {"trnid": first[:, :50], "valid": first[:, 50:], "tstid": second})
+    """A small Flowers-102 on the server."""
+    folder = write_flowers(home / "made", monkeypatch)
     with tarfile.open(folder / "102flowers.tgz", "w:gz") as tar:
         tar.add(folder / "jpg", "jpg")
     files = {name: (folder / name).read_bytes() for name in ("102flowers.tgz", "imagelabels.mat", "setid.mat")}
     server.files |= {f"/{name}": content for name, content in files.items()}
     digests = {name: hashlib.md5(content).hexdigest() for name, content in files.items()}
-    monkeypatch.setattr(sources, "FLOWERS102_MD5", {name: digests[name] for name in sources.FLOWERS102_MD5})
     monkeypatch.setattr(Flowers102, "_download_url_prefix", f"{server.url}/")
     monkeypatch.setattr(Flowers102, "_file_dict", dict(zip(("image", "label", "setid"), digests.items(), strict=True)))
-    forget_published(monkeypatch, "flowers102", train=102, test=102)
 
 
 def test_flowers_are_downloaded_and_unpacked_once(server, home, flowers):

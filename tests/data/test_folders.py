@@ -72,14 +72,6 @@ def test_ordinary_photographs_go_through_without_a_setting(home, capsys):
     assert load(home / "set", image_size=48).pixels.shape == (12, 3, 48, 48)
 
 
-def test_photographs_are_turned_upright(root):
-    exif = Image.Exif()
-    exif[0x0112] = 6  # the camera was held upright: what is left in the file belongs on top
-    Image.fromarray(photograph(64, 64)).save(root / "test" / "dog" / "0.png", exif=exif)
-    (upright,) = load(root, "test", image_size=64).pixels[-1:].numpy()
-    assert upright[:, 2, 60].tolist() == [200, 40, 40] and upright[:, 60, 2].tolist() == [200, 200, 200]
-
-
 def test_unequal_classes_are_divided_each_by_a_tenth(root):
     images = load(root)
     assert images.names == ("cat", "dog") and images.labels.bincount().tolist() == [11, 6]
