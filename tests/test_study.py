@@ -107,7 +107,7 @@ def test_labels_with_unequal_numbers_of_images_are_judged_as_others(tmp_path):
 
 def test_a_label_without_test_images_is_named(tmp_path):
     missing = UNEQUAL | {"test": UNEQUAL["test"] | {"iris": 0}}
-    with pytest.raises(UserError, match="test has 0 images of class 'iris', needed are at least 1"):
+    with pytest.raises(UserError, match="test has too few images: 0 of 'iris'; needed are at least 1"):
         untrained(f"folder:{write_folder(tmp_path / 'garden', missing, side=32)}", tmp_path / "model")
 
 
