@@ -8,6 +8,8 @@ PROFILE ?=
 DATASET ?=
 MODEL ?=
 PORT ?= 8000
+MINUTES ?= 20
+PIECES ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -24,7 +26,7 @@ PYTEST = $(PYTEST_ALONE) -n 2 --dist loadfile
 unexport PYTHONPATH PYTHONHOME PYTHONOPTIMIZE MPLBACKEND MATPLOTLIBRC PIP_USER PIP_TARGET PIP_PREFIX
 
 .DEFAULT_GOAL := help
-.PHONY: help install reproduce book serve lab test test-all check links bench pins clean distclean
+.PHONY: help install reproduce book serve lab test test-all check links bench on-gpu pins clean distclean
 
 help: ## this list
 	@echo "make TARGET, where TARGET is one of:"
@@ -75,6 +77,9 @@ links: $(STAMP) ## try every link of the book that leaves it (needs the network)
 
 bench: $(STAMP) ## speed, against other people's code in the same run
 	@for script in benchmarks/bench_*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+
+on-gpu: ## tests, benchmarks and the published recipe on a GPU, MINUTES=20 in all; PIECES=DIR where there is no network
+	@$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) -m tools.on_gpu run --minutes $(MINUTES) $(if $(PIECES),--pieces $(call QUOTED,$(PIECES)))
 
 pins: ## resolve the newest versions in a fresh environment and write them to constraints.txt
 	@rm -rf .venv-pins && $(PYTHON) -m venv .venv-pins

@@ -8,7 +8,7 @@ Each function returns a table with one row a reading: quantity, effect, low, hig
 agrees (whether the reading supports the claim), and one column for each choice of `CHOICES` that it varies.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -117,7 +117,9 @@ def _row(quantity: str, effect: float, low: float, high: float, agrees: object, 
     return {"quantity": quantity, "effect": float(effect), "low": low, "high": high, "agrees": bool(agrees), **choices}
 
 
-def _resampled_at(nodes: pd.DataFrame, kinds: Sequence[str]):
+def _resampled_at(
+    nodes: pd.DataFrame, kinds: Sequence[str]
+) -> Iterator[tuple[str, float, dict[str, Float[np.ndarray, "sample encoder"]]]]:
     """Kind, threshold and bootstrap samples, over the thresholds of a table of nodes; equal resamples at each."""
     for kind in kinds:
         for theta, rows in rules.by_encoder(nodes, kind).groupby("theta"):
