@@ -28,8 +28,25 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 PIECE = 60_000_000  # bytes
 LIST = "pieces.json"
-NEEDED = """filelock huggingface_hub hypothesis jaxtyping beartype pandas platformdirs pyarrow pytest pytest_timeout
-safetensors scipy sklearn statsmodels tqdm typeguard tyro""".split()  # modules; none of them needs torch
+NEEDED = [
+    "filelock",
+    "huggingface_hub",
+    "hypothesis",
+    "jaxtyping",
+    "beartype",
+    "pandas",
+    "platformdirs",
+    "pyarrow",
+    "pytest",
+    "pytest_timeout",
+    "safetensors",
+    "scipy",
+    "sklearn",
+    "statsmodels",
+    "tqdm",
+    "typeguard",
+    "tyro",
+]  # modules; none of them needs torch
 PACKAGES = {"sklearn": "scikit-learn", "pytest_timeout": "pytest-timeout"}  # where the name on PyPI is another one
 
 
