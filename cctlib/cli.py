@@ -216,7 +216,6 @@ def train_command(
         int | None, tyro.conf.arg(help="learn from the first so many images of each label only, for a short trial")
     ] = None,
     checkpoint_minutes: Annotated[float, tyro.conf.arg(help="from one checkpoint to the next")] = 10.0,
-    tensorboard: Annotated[bool, tyro.conf.arg(help="write the log for TensorBoard as well")] = False,
     device: Device = "auto",
     settings: tyro.conf.FlagConversionOff[tyro.conf.OmitArgPrefixes[recipes.Recipe]] = recipes.RECIPES["cpu"],
 ) -> None:
@@ -238,7 +237,6 @@ def train_command(
         resume=resume,
         hours=hours,
         checkpoint_minutes=checkpoint_minutes,
-        tensorboard=tensorboard,
     )
     print(f"wrote {weights}" + ("; go on with --resume" if weights.name == trainer.CHECKPOINT else ""))
 

@@ -286,13 +286,13 @@ def retrain_whole(
         run.begin(resume=True)
         hold = _hold(run.network, masks)
         hold()
-        with Log(folder, run.step, writes=True) as log:
-            while run.step < run.steps:
-                run.learn()
-                hold()
-                if run.step % run.steps_per_epoch == 0:
-                    log.write(run.row() | run.evaluate())
-                    run.save()
+        log = Log(folder, run.step)
+        while run.step < run.steps:
+            run.learn()
+            hold()
+            if run.step % run.steps_per_epoch == 0:
+                log.write(run.row() | run.evaluate())
+                run.save()
     network.load_state_dict(run.network.state_dict())
 
 

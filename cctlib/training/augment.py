@@ -1,27 +1,36 @@
 """Augmentation of whole batches on the device where the images are, as functions of tensors (Method, section 2).
 
-Every random decision of a batch is drawn first, on the host, into a `Draw`; then pure functions apply it. So a seed
-gives the same training images on every device, several processes can each apply their share of one global batch,
-the device is never waited for, and each function can be held against torchvision's result for a single image.
+Every random decision is drawn on the host, for the whole batch, and pure functions apply it. So a seed gives the same
+training images on every device, several processes can each make their share of one global batch, the device is never
+waited for, and each function can be held against torchvision's result for a single image.
 
 The order is that of timm, with which the CCT authors train: crop, flip, RandAugment, normalise, erase, mix.
 """
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from cctlib.data.images import normalise
 from cctlib.errors import UserError
-from cctlib.training.randaugment import draw_operations, rand_augment, to_device
+from cctlib.training.randaugment import Pixels, draw_operations, rand_augment, to_device
 
 ATTEMPTS = 10  # boxes tried for an image before it is left whole
+
+Boxes = Int[Tensor, "image 4"]  # top, left, height, width
+Normal = Float[Tensor, "image 3 height width"]  # normalised images, or standard normal noise
+
+
+def check_limits(title: str, settings: object, **limits: tuple[float, float]) -> None:
+    """Raise `UserError` for the first setting that is outside of its limits, or not a number."""
+    for name, (least, most) in limits.items():
+        if not least <= getattr(settings, name) <= most:
+            raise UserError(f"{title}: {name} is {getattr(settings, name)}; it must be {least:g} to {most:g}")
 
 
 @dataclass(frozen=True)
@@ -43,21 +52,8 @@ class Augmentation:
         return self.mixup > 0 or self.cutmix > 0
 
     def __post_init__(self) -> None:
-        limits = {
-            "shift": (0, 1_000),
-            "crop_scale": (0.01, 1),
-            "randaugment": (0, 10),
-            "mixup": (0, 100),
-            "cutmix": (0, 100),
-        }
-        check_limits("augmentation", self, limits | {"erasing": (0, 1), "switch": (0, 1)})
-
-
-def check_limits(title: str, settings: object, limits: Mapping[str, tuple[float, float]]) -> None:
-    """Raise `UserError` for the first setting that is outside of its limits, or not a number."""
-    for name, (least, most) in limits.items():
-        if not least <= getattr(settings, name) <= most:
-            raise UserError(f"{title}: {name} is {getattr(settings, name)}; it must be {least:g} to {most:g}")
+        check_limits("augmentation", self, shift=(0, 1_000), crop_scale=(0.01, 1), randaugment=(0, 10))
+        check_limits("augmentation", self, erasing=(0, 1), mixup=(0, 100), cutmix=(0, 100), switch=(0, 1))
 
 
 @dataclass(frozen=True)
@@ -71,49 +67,53 @@ class Mix:
     box: tuple[int, int, int, int] | None = None
 
 
-@dataclass(frozen=True)
-class Draw:
-    """All random decisions for one batch, on the host; None where a kind of augmentation is off."""
+def augment(
+    pixels: Pixels,
+    labels: Int[Tensor, "image"],
+    settings: Augmentation,
+    *,
+    seed: int,
+    num_labels: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+    batch: int,
+    first: int = 0,
+) -> tuple[Normal, Float[Tensor, "image label"]]:
+    """Normalised training images, and a distribution over the labels for each; equal seeds give equal ones.
 
-    offsets: Int[Tensor, "image 2"] | None = None  # down, right
-    crops: Int[Tensor, "image 4"] | None = None  # top, left, height, width
-    cubic: Bool[Tensor, "image"] | None = None  # the crop's interpolation: bicubic, else bilinear
-    flipped: Bool[Tensor, "image"] | None = None
-    operations: Int[Tensor, "image layer"] | None = None  # RandAugment's
-    amounts: Float[Tensor, "image layer"] | None = None
-    erased: Int[Tensor, "image 4"] | None = None  # top, left, height, width; 0 high where nothing is erased
-    mix: Mix | None = None
-
-    def rows(self, start: int, stop: int) -> "Draw":
-        """The decisions for the images `start` to `stop` of the batch."""
-        found = {field.name: getattr(self, field.name) for field in fields(self)}
-        part: dict[str, Any] = {name: t[start:stop] for name, t in found.items() if isinstance(t, Tensor)}
-        return replace(self, **part)
-
-
-def draw(settings: Augmentation, count: int, height: int, width: int, seed: int) -> Draw:
-    """Draw the decisions for `count` images; equal seeds give equal decisions."""
+    pixels, labels: of the whole batch of `batch` images, or of the share that begins at its image `first`.
+    """
+    device, (height, width) = pixels.device, pixels.shape[2:]
+    share = slice(first, first + len(pixels))
     generator = torch.Generator().manual_seed(seed)
-    decided: dict[str, Tensor] = {}
     if settings.shift:
-        decided["offsets"] = torch.randint(-settings.shift, settings.shift + 1, (count, 2), generator=generator)
+        offsets = torch.randint(-settings.shift, settings.shift + 1, (batch, 2), generator=generator)
+        pixels = shift(pixels, to_device(offsets[share], device))
     if settings.crop_scale < 1:
-        decided["crops"] = draw_boxes(count, height, width, (settings.crop_scale, 1.0), 3 / 4, generator)
-        decided["cubic"] = torch.rand(count, generator=generator) < 0.5
+        crops = draw_boxes(batch, height, width, (settings.crop_scale, 1.0), 3 / 4, generator)
+        cubic = torch.rand(batch, generator=generator) < 0.5
+        pixels = resized_crop(pixels, to_device(crops[share], device), to_device(cubic[share], device))
     if settings.flip:
-        decided["flipped"] = torch.rand(count, generator=generator) < 0.5
+        flipped = to_device((torch.rand(batch, generator=generator) < 0.5)[share], device)
+        pixels = torch.where(flipped[:, None, None, None], pixels.flip(3), pixels)
     if settings.randaugment:
-        drawn = draw_operations(settings.randaugment, count, height, width, generator)
-        decided["operations"], decided["amounts"] = drawn
+        operations, levels = draw_operations(settings.randaugment, batch, generator)
+        pixels = rand_augment(pixels, operations[share], levels[share], fill=[round(255 * value) for value in mean])
+    images = normalise(pixels, mean, std)
     if settings.erasing:
-        decided["erased"] = draw_erasing(settings.erasing, count, height, width, generator)
-    return Draw(**decided, mix=draw_mix(settings, height, width, np.random.default_rng(seed)))
+        boxes = draw_erasing(settings.erasing, batch, height, width, generator)
+        on_device = torch.Generator(device).manual_seed(seed + 1)
+        noise = torch.randn(batch, 3, height, width, generator=on_device, device=device)
+        images = erase(images, to_device(boxes[share], device), noise[share])
+    targets = torch.zeros(len(labels), num_labels, device=device).scatter_(1, labels[:, None], 1.0)
+    how = draw_mix(settings, height, width, np.random.default_rng(seed))
+    return (images, targets) if how is None else mix(images, targets, how)
 
 
 def draw_boxes(
     count: int, height: int, width: int, area: tuple[float, float], ratio: float, generator: torch.Generator
-) -> Int[Tensor, "image 4"]:
-    """Boxes (top, left, height, width): a share in `area` of the image, width / height between `ratio` and its inverse.
+) -> Boxes:
+    """Boxes: a share in `area` of the image, width / height between `ratio` and its inverse.
 
     A box that does not fit is drawn anew, up to ten times; after that it is the whole image.
     """
@@ -127,72 +127,29 @@ def draw_boxes(
     return torch.where(fits.any(dim=1, keepdim=True), first.long(), torch.tensor([0, 0, height, width]))
 
 
-def draw_erasing(
-    probability: float, count: int, height: int, width: int, generator: torch.Generator
-) -> Int[Tensor, "image 4"]:
-    """Boxes of 2% to 33% of the area for a share `probability` of the images; 0 high for the others.
-
-    Sides are in a proportion of 0.3 to 1 / 0.3, and shorter than the image's.
-    """
+def draw_erasing(probability: float, count: int, height: int, width: int, generator: torch.Generator) -> Boxes:
+    """Boxes of 2% to 33% of the area, with sides shorter than the image's; 0 high where nothing is erased."""
     boxes = draw_boxes(count, height, width, (0.02, 1 / 3), 0.3, generator)
-    chosen = torch.rand(count, generator=generator) < probability
     smaller = (boxes[:, 2] < height) & (boxes[:, 3] < width)
-    return boxes * (chosen & smaller)[:, None]
+    return boxes * (smaller & (torch.rand(count, generator=generator) < probability))[:, None]
 
 
 def draw_mix(settings: Augmentation, height: int, width: int, generator: np.random.Generator) -> Mix | None:
     """One share, and for CutMix one box, for the whole batch; None where mixing is off."""
     if not settings.mixes:
         return None
-    chance, down, right = generator.random(3)
+    chance, *place = generator.random(3)
     if not settings.cutmix or (settings.mixup and chance >= settings.switch):
         return Mix(generator.beta(settings.mixup, settings.mixup))
-    side = math.sqrt(1 - generator.beta(settings.cutmix, settings.cutmix))
-    top, bottom = _span(int(down * height), int(side * height), height)
-    left, right = _span(int(right * width), int(side * width), width)
+    size = np.array([height, width])
+    middle = (size * place).astype(int)
+    half = (math.sqrt(1 - generator.beta(settings.cutmix, settings.cutmix)) * size).astype(int) // 2
+    top, left = np.maximum(middle - half, 0).tolist()
+    bottom, right = np.minimum(middle + half, size).tolist()
     return Mix(1 - (bottom - top) * (right - left) / (height * width), (top, bottom, left, right))
 
 
-def _span(middle: int, length: int, limit: int) -> tuple[int, int]:
-    return max(0, middle - length // 2), min(limit, middle + length // 2)
-
-
-def augment(
-    pixels: UInt8[Tensor, "image 3 height width"],
-    labels: Int[Tensor, "image"],
-    decisions: Draw,
-    *,
-    num_labels: int,
-    mean: tuple[float, ...],
-    std: tuple[float, ...],
-    noise: Float[Tensor, "image 3 height width"] | None = None,
-) -> tuple[Float[Tensor, "image 3 height width"], Float[Tensor, "image label"]]:
-    """Apply the decisions. Returns normalised images, and a distribution over the labels for each.
-
-    `noise` (standard normal) is what erased boxes are filled with; without it nothing is erased.
-    """
-    device = pixels.device
-    if decisions.offsets is not None:
-        pixels = shift(pixels, to_device(decisions.offsets, device))
-    if decisions.crops is not None and decisions.cubic is not None:
-        pixels = resized_crop(pixels, to_device(decisions.crops, device), to_device(decisions.cubic, device))
-    if decisions.flipped is not None:
-        pixels = flip(pixels, to_device(decisions.flipped, device))
-    if decisions.operations is not None and decisions.amounts is not None:
-        colour = [round(255 * value) for value in mean]
-        pixels = rand_augment(pixels, decisions.operations, decisions.amounts, colour)
-    images = normalise(pixels, mean, std)
-    if decisions.erased is not None and noise is not None:
-        images = erase(images, to_device(decisions.erased, device), noise)
-    targets = torch.zeros(len(labels), num_labels, device=device).scatter_(1, labels[:, None], 1.0)
-    if decisions.mix is not None:
-        images, targets = mix(images, decisions.mix), mix_targets(targets, decisions.mix)
-    return images, targets
-
-
-def shift(
-    pixels: UInt8[Tensor, "image channel height width"], offsets: Int[Tensor, "image 2"]
-) -> UInt8[Tensor, "image channel height width"]:
+def shift(pixels: Pixels, offsets: Int[Tensor, "image 2"]) -> Pixels:
     """Move each image down and right by its offsets; what comes in is its own border, reflected."""
     rows = _reflected(offsets[:, :1], pixels.shape[2])[:, None, :, None]
     columns = _reflected(offsets[:, 1:], pixels.shape[3])[:, None, None, :]
@@ -204,17 +161,8 @@ def _reflected(offset: Int[Tensor, "image 1"], size: int) -> Int[Tensor, "image 
     return size - 1 - (size - 1 - position).abs()
 
 
-def flip(
-    pixels: UInt8[Tensor, "image channel height width"], flipped: Bool[Tensor, "image"]
-) -> UInt8[Tensor, "image channel height width"]:
-    """Mirror the chosen images, left to right."""
-    return torch.where(flipped[:, None, None, None], pixels.flip(3), pixels)
-
-
-def resized_crop(
-    pixels: UInt8[Tensor, "image channel height width"], boxes: Int[Tensor, "image 4"], cubic: Bool[Tensor, "image"]
-) -> UInt8[Tensor, "image channel height width"]:
-    """Stretch each image's box (top, left, height, width) to the full size, antialiased.
+def resized_crop(pixels: Pixels, boxes: Boxes, cubic: Bool[Tensor, "image"]) -> Pixels:
+    """Stretch each image's box to the full size.
 
     Resizing is linear and separable, so it is one matrix on the rows and one on the columns of each image.
     """
@@ -230,8 +178,7 @@ def resize_weights(
     start, length, cubic = (values[:, None, None] for values in (start, length, cubic))
     pixel = torch.arange(size, device=start.device)
     source = pixel[None, None, :] - start
-    scale = length / size
-    distance = (source + 0.5 - (pixel[None, :, None] + 0.5) * scale).abs() / scale.clamp(min=1)
+    distance = (source + 0.5 - (pixel[None, :, None] + 0.5) * (length / size)).abs()
     linear = (1 - distance).clamp(min=0)
     near = (1.5 * distance - 2.5) * distance**2 + 1  # Keys' cubic kernel with a = -0.5, as in PIL
     far = ((2.5 - 0.5 * distance) * distance - 4) * distance + 2
@@ -240,17 +187,24 @@ def resize_weights(
     return weights / weights.sum(dim=2, keepdim=True)
 
 
-def erase(
-    images: Float[Tensor, "image channel height width"],
-    boxes: Int[Tensor, "image 4"],
-    noise: Float[Tensor, "image channel height width"],
-) -> Float[Tensor, "image channel height width"]:
-    """Replace each image's box (top, left, height, width) by noise."""
+def erase(images: Normal, boxes: Boxes, noise: Normal) -> Normal:
+    """Replace each image's box by noise."""
     top, left, height, width = boxes[:, :, None].unbind(1)
     row = torch.arange(images.shape[2], device=images.device)
     column = torch.arange(images.shape[3], device=images.device)
     rows, columns = (row >= top) & (row < top + height), (column >= left) & (column < left + width)
     return torch.where((rows[:, :, None] & columns[:, None, :])[:, None], noise, images)
+
+
+def mix(images: Normal, targets: Float[Tensor, "image label"], how: Mix) -> tuple[Normal, Float[Tensor, "image label"]]:
+    """Mixup, or CutMix where `how` has a box, of each image and its distribution over labels with its partner's."""
+    if how.box is None:
+        mixed = torch.lerp(partners(images), images, how.share)
+    else:
+        top, bottom, left, right = how.box
+        mixed = images.clone()
+        mixed[:, :, top:bottom, left:right] = partners(images)[:, :, top:bottom, left:right]
+    return mixed, torch.lerp(partners(targets), targets, how.share)
 
 
 def partners(rows: Float[Tensor, "image *shape"]) -> Float[Tensor, "image *shape"]:
@@ -260,18 +214,3 @@ def partners(rows: Float[Tensor, "image *shape"]) -> Float[Tensor, "image *shape
     is cut into even parts for several processes.
     """
     return rows.unflatten(0, (-1, 2)).flip(1).flatten(0, 1)
-
-
-def mix(images: Float[Tensor, "image channel height width"], how: Mix) -> Float[Tensor, "image channel height width"]:
-    """Mixup, or CutMix where `how` has a box, of each image with its partner."""
-    if how.box is None:
-        return torch.lerp(partners(images), images, how.share)
-    top, bottom, left, right = how.box
-    mixed = images.clone()
-    mixed[:, :, top:bottom, left:right] = partners(images)[:, :, top:bottom, left:right]
-    return mixed
-
-
-def mix_targets(targets: Float[Tensor, "image label"], how: Mix) -> Float[Tensor, "image label"]:
-    """The distributions over labels that belong to `mix`."""
-    return torch.lerp(partners(targets), targets, how.share)

@@ -1,9 +1,7 @@
-"""The log of a training run: one JSON object a line, from which the curves are drawn; TensorBoard as an option."""
+"""The log of a training run: one JSON object a line, from which the curves are drawn."""
 
 import json
 from pathlib import Path
-from types import TracebackType
-from typing import Any
 
 import pandas as pd
 
@@ -14,35 +12,16 @@ from cctlib.errors import UserError
 class Log:
     """Appends rows to `folder/log.jsonl`; rows after `step`, of a process that was killed, are taken out first."""
 
-    def __init__(self, folder: Path, step: int, *, writes: bool, tensorboard: bool = False):
-        self.path, self.writes, self.board = folder / stages.LOG, writes, None
-        if not writes:
-            return
+    def __init__(self, folder: Path, step: int):
+        self.path = folder / stages.LOG
         kept = [row for row in _rows(self.path) if row["step"] <= step]
         with stages.replacing(self.path) as temporary:
             temporary.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
-        if tensorboard:
-            self.board = _board(folder, step)
 
     def write(self, row: dict[str, float]) -> None:
         """Append a row; it is in the file when this returns."""
-        if not self.writes:
-            return
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
-        if self.board is not None:
-            for name, value in row.items():
-                if name not in ("step", "epoch"):
-                    self.board.add_scalar(name, value, row["step"])
-
-    def __enter__(self) -> "Log":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self.board is not None:
-            self.board.close()
 
 
 def read_log(path: Path) -> pd.DataFrame:
@@ -65,11 +44,3 @@ def _rows(path: Path) -> list[dict[str, float]]:
         except ValueError:
             break
     return rows
-
-
-def _board(folder: Path, step: int) -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        raise UserError("TensorBoard is not installed; run `pip install tensorboard`, or train without it") from None
-    return SummaryWriter(folder / "tensorboard", purge_step=step + 1)

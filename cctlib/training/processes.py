@@ -13,9 +13,14 @@ from torch import Tensor, distributed
 from cctlib.errors import UserError
 
 
+def _world() -> int:
+    """How many processes torchrun started; 1 without it."""
+    return int(os.environ["WORLD_SIZE"]) if "TORCHELASTIC_RUN_ID" in os.environ else 1
+
+
 def refuse_torchrun(task: str) -> None:
     """Raise `UserError` where torchrun started several processes for a task that one process does."""
-    if "TORCHELASTIC_RUN_ID" in os.environ and int(os.environ["WORLD_SIZE"]) > 1:
+    if _world() > 1:
         raise UserError(
             f"{task} runs in one process, which torchrun multiplies; start the same command without torchrun"
         )
@@ -41,21 +46,8 @@ class Place:
             distributed.all_reduce(values)
         return values
 
-    def agreed(self, number: int) -> int:
-        """The first process's `number`, in all of them."""
-        if self.world == 1:
-            return number
-        shared = torch.tensor([number], device=self.device)
-        distributed.broadcast(shared, src=0)
-        return int(shared.item())
-
-    def wait(self) -> None:
-        """Return once every process has called this."""
-        if self.world > 1:
-            distributed.barrier()
-
     def gathered(self, value: object) -> list:
-        """The `value` of every process, in order."""
+        """The `value` of every process, in order; each waits for all of them."""
         values = [value] * self.world
         if self.world > 1:
             distributed.all_gather_object(values, value)

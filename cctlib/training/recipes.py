@@ -50,17 +50,16 @@ class Recipe:
     augmentation: Augmentation = field(default_factory=Augmentation)
 
     precision: Precision = "auto"  # bf16 autocast where the device has it
-    compile: bool = False  # torch.compile for the training step
     seed: int = 0
 
     def __post_init__(self) -> None:
         title = f"recipe {self.name}"
-        numbers = [entry.name for entry in fields(self) if isinstance(getattr(self, entry.name), int | float)]
-        limits = {name: (0.0, 1e12) for name in numbers} | {
-            name: (1, 1e12) for name in ("epochs", "batch", "image_size")
-        }
+        check_limits(title, self, epochs=(1, 1e6), batch=(1, 1e6), image_size=(1, 1e4), lr=(1e-12, 1e30))
+        check_limits(
+            title, self, **dict.fromkeys(("warmup_epochs", "min_lr", "weight_decay", "clip", "seed"), (0, 1e12))
+        )
         shares = ("stochastic_depth", "attention_dropout", "label_smoothing", "ema")
-        check_limits(title, self, limits | {"lr": (1e-12, 1e30)} | dict.fromkeys(shares, (0, 0.99999)))
+        check_limits(title, self, **dict.fromkeys(shares, (0, 0.99999)))
         if self.batch % 2 and self.augmentation.mixes:
             raise UserError(f"{title}: images are mixed in pairs, so batch must be even; it is {self.batch}")
         if self.warmup_epochs >= self.epochs:

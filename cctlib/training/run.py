@@ -4,7 +4,7 @@
     folder/run.json                recipe, images, and the machine that it began on
     folder/log.jsonl               a row every few steps, with held-out accuracy where an epoch ends
     folder/weights.safetensors     the result, fp32
-    folder/manifest.json           what it is (see `model/manifest.py`): every command can open the folder
+    folder/manifest.json           what it is (see `model/manifest.py`), for every command to open the folder
 
 `recipes.py` says what is trained and how, `trainer.py` does a step, `processes.py` knows of torchrun and of signals.
 """
@@ -14,12 +14,12 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from cctlib import stages
 from cctlib.data.images import Images, normalise
@@ -47,7 +47,6 @@ def train(
     hours: float | None = None,
     progress: bool = True,
     checkpoint_minutes: float = 10.0,
-    tensorboard: bool = False,
 ) -> Path:
     """Train a network from nothing, or go on with the run in `folder`.
 
@@ -60,7 +59,6 @@ def train(
             always that of the whole recipe, so a long run may be cut into pieces anywhere.
         progress: show a bar with loss, accuracy, images per second and time left.
         checkpoint_minutes: from one checkpoint to the next. There is one at SIGTERM and SIGINT, too, and at the end.
-        tensorboard: write the log for TensorBoard as well.
 
     Returns the weights file, with a manifest beside it, or, when `hours` ended first, the checkpoint. Under torchrun
     all processes share the recipe's batch, and only the first one writes.
@@ -73,11 +71,14 @@ def train(
         gpus = [place.device] if place.device.type == "cuda" else []
         stack.enter_context(torch.random.fork_rng(devices=gpus))  # dropout draws from the global generator
         if len(images) < recipe.batch:
-            recipe = _fit(recipe, images, says=place.first)
+            fit = fitted(recipe, len(images))
+            if place.first:
+                print(f"{len(images)} training images: the batch is {fit.batch}, not {recipe.batch}", file=sys.stderr)
+            recipe = fit
         _check(recipe, images, held_out, place)
         run = Trainer(recipe, images, held_out, folder, place)
         run.begin(resume)
-        log = stack.enter_context(Log(folder, run.step, writes=place.first, tensorboard=tensorboard))
+        log = Log(folder, run.step) if place.first else None
         bar = stack.enter_context(_bar(run, shown=progress and place.first))
         saved = time.monotonic()
         while run.step < run.steps:
@@ -86,12 +87,13 @@ def train(
             at_row = epoch_ends or run.step % LOG_STEPS == 0
             if at_row:
                 row = run.row() | (run.evaluate() if epoch_ends else {})
-                log.write(row)
+                if log is not None:
+                    log.write(row)
                 _show(bar, run, row)
             if place.world == 1 or at_row:  # several processes agree only where they wait for each other anyway
                 now = time.monotonic()
                 wish = SAVE if now - saved >= 60 * checkpoint_minutes or run.step == run.steps else GO_ON
-                order = place.agreed(STOP if signals or now >= deadline else wish)
+                order = place.gathered(STOP if signals or now >= deadline else wish)[0]
                 if order != GO_ON:
                     run.save()
                     saved = time.monotonic()
@@ -101,7 +103,7 @@ def train(
         if place.first:
             judged = [held_out] if test is None else [held_out, test]
             write_model(weights, folder, judged, device=place.device)
-        place.wait()  # none may open the folder before the first process has written it
+        place.gathered(None)  # none may open the folder before the first process has written it
         return weights
 
 
@@ -118,10 +120,7 @@ def write_model(
     recipe, learned = from_dict(record["recipe"]), record["data"]
     config, normalisation = recipe.config(images[0].num_labels), constants(images[0])
     network = checkpoints.load_weights(weights, config, attention=precision.attention(device)).to(device)
-
-    def normal(pixels: Tensor) -> Tensor:
-        return normalise(pixels, **normalisation)
-
+    normal = partial(normalise, mean=normalisation["mean"], std=normalisation["std"])
     shares = {
         part.split: accuracies(network, normal, part, device=device, precision=recipe.precision) for part in images
     }
@@ -149,31 +148,16 @@ def write_model(
     )
 
 
-def _fit(recipe: Recipe, learned: Images, says: bool) -> Recipe:
-    """The recipe, with a smaller batch where the images are few; a line says so."""
-    fit = fitted(recipe, len(learned))
-    if fit != recipe and says:
-        print(
-            f"{len(learned)} training images: the batch is {fit.batch}, not {recipe.batch}", file=sys.stderr, flush=True
-        )
-    return fit
-
-
 def _check(recipe: Recipe, learned: Images, held_out: Images, place: Place) -> None:
     """Raise `UserError` when recipe, images and processes do not fit together."""
+    size = recipe.image_size
     for images in (learned, held_out):
         height, width = images.pixels.shape[2:]
-        if (height, width) != (recipe.image_size, recipe.image_size):
+        if (height, width) != (size, size):
             raise UserError(
-                f"recipe {recipe.name} takes {recipe.image_size}x{recipe.image_size} images, those of {images.dataset} "
-                f"({images.split}) are {height}x{width}; load them with image_size={recipe.image_size}"
+                f"recipe {recipe.name} takes {size}x{size} images, those of {images.dataset} ({images.split}) are "
+                f"{height}x{width}; load them with image_size={size}"
             )
-    if learned.names != held_out.names:
-        raise UserError(
-            f"training images have {learned.num_labels} labels, held-out ones {held_out.num_labels} or other names"
-        )
-    if len(learned) < recipe.batch:
-        raise UserError(f"{len(learned)} training images do not fill a batch of {recipe.batch}; give it more images")
     if not len(held_out):
         raise UserError(f"{held_out.dataset} has no held-out images; accuracy could not be reported")
     together = place.world * (2 if recipe.augmentation.mixes else 1)
@@ -186,16 +170,9 @@ def _check(recipe: Recipe, learned: Images, held_out: Images, place: Place) -> N
 
 def _bar(run: Trainer, shown: bool) -> tqdm:
     """A bar that counts images, and so shows images per second and time left."""
-    batch = run.recipe.batch
-    return tqdm(
-        total=run.steps * batch,
-        initial=run.step * batch,
-        desc=f"train {run.recipe.model}",
-        unit=" images",
-        unit_scale=True,
-        smoothing=0.05,
-        disable=not shown,
-    )
+    done, total = run.step * run.recipe.batch, run.steps * run.recipe.batch
+    look: dict[str, Any] = {"unit": " images", "unit_scale": True, "smoothing": 0.05, "disable": not shown}
+    return tqdm(total=total, initial=done, desc=f"train {run.recipe.model}", **look)
 
 
 def _show(bar: tqdm, run: Trainer, row: dict[str, float]) -> None:

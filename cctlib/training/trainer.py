@@ -15,35 +15,34 @@ import math
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, interpolate
+from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import get_ema_multi_avg_fn
+from torchvision.transforms.v2.functional import resize
 
 from cctlib import stages
-from cctlib.data import images as data
-from cctlib.data.datasets import PHOTOGRAPHS
-from cctlib.data.images import Images
+from cctlib.data.datasets import DATASETS, PHOTOGRAPHS
+from cctlib.data.images import Images, normalise
 from cctlib.errors import UserError
 from cctlib.model import cct, precision
 from cctlib.model.forward import forward, on_device
-from cctlib.training.augment import Draw, augment, draw
+from cctlib.training.augment import augment
 from cctlib.training.processes import Place
 from cctlib.training.randaugment import to_device
 from cctlib.training.recipes import Recipe
 
 CHECKPOINT, WEIGHTS = "checkpoint.pt", "weights.safetensors"
 LAYOUT = torch.channels_last  # convolutions and pooling are faster in it, and the tokens come out contiguous
-ORDER, DECISIONS, NOISE, DROPOUT = range(4)  # what is drawn from the seed
+ORDER, DECISIONS, DROPOUT = range(3)  # what is drawn from the seed
 
 
 def drawn_from(seed: int, number: int, what: int, rank: int = 0) -> int:
@@ -67,86 +66,80 @@ class Trainer:
         network = cct.CCT(recipe.config(train.num_labels), precision.attention(device))
         self.network = network.to(device).to(memory_format=LAYOUT)
         self.averaged = copy.deepcopy(self.network).requires_grad_(False) if recipe.ema else None
-        self.model = _wrapped(self.network, recipe, place)
+        self.model: nn.Module = self.network
+        if place.world > 1:  # averages gradients over the processes
+            self.model = DistributedDataParallel(self.network, [device] if device.type == "cuda" else None)
         self.optimizers = _optimizers(self.network, recipe)
         self.scaler = precision.scaler(device, recipe.precision)
-        self.noise = torch.Generator(device)
         self.order = torch.empty(0)
 
-        self.step, self.seconds = 0, 0.0
+        self.step = 0
         self.sums = torch.zeros(3, device=device)  # since the last row: loss, correct and all images
         self.broken = torch.full((), math.inf, device=device)  # first step whose loss or gradient was not finite
         self.saved_step: int | None = None
-        self.clock = time.monotonic()
+        self.began = self.clock = time.monotonic()  # the whole run, as if never interrupted; the next row's steps
 
     @property
     def result(self) -> cct.CCT:
         """The network that is judged and written: the average of the weights where there is one."""
         return self.network if self.averaged is None else self.averaged
 
+    @property
+    def seconds(self) -> float:
+        """Of the whole run so far, without those between a stop and going on."""
+        return time.monotonic() - self.began
+
     def learn(self) -> None:
-        """One optimizer step. Raises `UserError` when the step cannot be compiled."""
-        pixels, labels, decisions, noise = self._batch()
-        images, targets = augment(
-            pixels, labels, decisions, num_labels=self.train.num_labels, noise=noise, **self.constants
-        )
-        rate = self.recipe.learning_rate(self.step / self.steps_per_epoch)
+        """One optimizer step."""
+        recipe, place = self.recipe, self.place
+        images, targets = self._batch()
         for group in (group for optimizer in self.optimizers for group in optimizer.param_groups):
-            group["lr"] = rate
-        self.network.image_size = self.recipe.size(self.step // self.steps_per_epoch)
+            group["lr"] = self._rate(self.step)
+        size = self.network.image_size = recipe.size(self.step // self.steps_per_epoch)
         # Processes must not drop the same images' branches.
-        torch.manual_seed(drawn_from(self.recipe.seed, self.step, DROPOUT, self.place.rank))
-        with precision.autocast(self.place.device, self.recipe.precision):
-            logits = self._logits(resized(images, self.network.image_size).contiguous(memory_format=LAYOUT))
-        loss = cross_entropy(logits.float(), targets, label_smoothing=self.recipe.label_smoothing)
+        torch.manual_seed(drawn_from(recipe.seed, self.step, DROPOUT, place.rank))
+        with precision.autocast(place.device, recipe.precision):
+            logits = self.model(resize(images, [size, size]).contiguous(memory_format=LAYOUT))
+        loss = cross_entropy(logits.float(), targets, label_smoothing=recipe.label_smoothing)
         self.network.zero_grad(set_to_none=True)
-        norm = self._descend(loss)
-        self.step += 1
-        if self.averaged is not None:
-            self._average(self.averaged)
-        self._count(loss.detach(), norm, (logits.argmax(1) == targets.argmax(1)).sum(), len(labels))
-
-    def _logits(self, images: Tensor) -> Tensor:
-        try:
-            return self.model(images)
-        except Exception as error:
-            if not self.recipe.compile or not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
-                raise
-            reason = str(error).strip().splitlines()[0]
-            raise UserError(
-                f"torch.compile failed ({type(error).__name__}: {reason}); it needs a working C++ compiler: "
-                "install one, or train without --compile"
-            ) from None
-
-    def _descend(self, loss: Tensor) -> Tensor:
-        """Let the optimizers make their steps. Returns the norm of the gradient before it was clipped."""
         self.scaler.scale(loss).backward()
         for optimizer in self.optimizers:
             self.scaler.unscale_(optimizer)
-        norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.clip or math.inf)
+        norm = nn.utils.clip_grad_norm_(self.network.parameters(), recipe.clip or math.inf)
         for optimizer in self.optimizers:
             self.scaler.step(optimizer)
         self.scaler.update()
-        return norm
+        self.step += 1
+        if self.averaged is not None:
+            self._average(self.averaged)
+        loss, correct = loss.detach(), (logits.argmax(1) == targets.argmax(1)).sum()
+        self.sums += torch.stack([loss * len(images), correct, torch.full_like(loss, len(images))])
+        finite = loss.isfinite() & (norm.isfinite() | self.scaler.is_enabled())  # the scaler leaves such steps out
+        self.broken = torch.minimum(self.broken, torch.where(finite, math.inf, float(self.step)))
 
-    def _batch(self) -> tuple[Tensor, Tensor, Draw, Tensor | None]:
-        """This process's share of the batch: pixels, labels, what is to be done to them, noise to erase with."""
-        device, seed = self.place.device, self.recipe.seed
+    def _rate(self, step: float) -> float:
+        return self.recipe.learning_rate(step / self.steps_per_epoch)
+
+    def _batch(self) -> tuple[Tensor, Tensor]:
+        """This process's share of the batch: augmented images, and distributions over the labels."""
+        recipe, device = self.recipe, self.place.device
         epoch, within = divmod(self.step, self.steps_per_epoch)
         if within == 0 or not len(self.order):
-            shuffle = torch.Generator().manual_seed(drawn_from(seed, epoch, ORDER))
+            shuffle = torch.Generator().manual_seed(drawn_from(recipe.seed, epoch, ORDER))
             self.order = torch.randperm(len(self.train), generator=shuffle).to(self.train.labels.device)
-        size, shape = self.recipe.batch, self.train.pixels.shape[1:]
-        decisions = draw(self.recipe.augmentation, size, shape[1], shape[2], drawn_from(seed, self.step, DECISIONS))
-        share = size // self.place.world
-        start = self.place.rank * share
-        rows = self.order[within * size + start : within * size + start + share]
-        noise = None
-        if decisions.erased is not None:  # drawn for the whole batch: the same for any number of processes
-            self.noise.manual_seed(drawn_from(seed, self.step, NOISE))
-            noise = torch.randn(size, *shape, generator=self.noise, device=device)[start : start + share]
-        pixels, labels = (to_device(part[rows], device) for part in (self.train.pixels, self.train.labels))
-        return pixels, labels, decisions.rows(start, start + share), noise
+        share = recipe.batch // self.place.world
+        first = self.place.rank * share
+        rows = self.order[within * recipe.batch + first :][:share]
+        return augment(
+            to_device(self.train.pixels[rows], device),
+            to_device(self.train.labels[rows], device),
+            recipe.augmentation,
+            seed=drawn_from(recipe.seed, self.step, DECISIONS),
+            num_labels=self.train.num_labels,
+            batch=recipe.batch,
+            first=first,
+            **self.constants,
+        )
 
     @torch.no_grad()
     def _average(self, averaged: nn.Module) -> None:
@@ -159,25 +152,19 @@ class Trainer:
         for kept, present in zip(averaged.buffers(), self.network.buffers(), strict=True):
             kept.copy_(present)
 
-    def _count(self, loss: Tensor, norm: Tensor, correct: Tensor, images: int) -> None:
-        self.sums += torch.stack([loss * images, correct, torch.full_like(loss, images)])
-        finite = loss.isfinite() & (norm.isfinite() | self.scaler.is_enabled())  # the scaler leaves such steps out
-        self.broken = torch.minimum(self.broken, torch.where(finite, math.inf, float(self.step)))
-
     def row(self) -> dict[str, float]:
         """What happened since the last row. Waits for the device. Raises `UserError` when the loss is not finite."""
         self.check_finite()
         loss, correct, images = self.place.total(self.sums).tolist()
         self.sums.zero_()
-        passed, self.clock = time.monotonic() - self.clock, time.monotonic()
-        self.seconds += passed
+        before, self.clock = self.clock, time.monotonic()
         return {
             "step": self.step,
             "epoch": self.step / self.steps_per_epoch,
-            "lr": self.recipe.learning_rate((self.step - 1) / self.steps_per_epoch),
+            "lr": self._rate(self.step - 1),
             "loss": loss / images,
             "accuracy": correct / images,
-            "images_per_second": images / passed,
+            "images_per_second": images / (self.clock - before),
             "seconds": self.seconds,
         }
 
@@ -186,20 +173,30 @@ class Trainer:
         broken = self.broken.item()
         if math.isinf(broken):
             return
-        rate = self.recipe.learning_rate((broken - 1) / self.steps_per_epoch)
         good = "there is no checkpoint yet"
         if self.saved_step is not None:
             good = f"the last good checkpoint is {self.folder / CHECKPOINT} (step {self.saved_step})"
         raise UserError(
             f"training broke down: the loss is not finite at step {broken:.0f} of {self.steps}, "
-            f"learning rate {rate:.3g}; {good}; start again with a lower lr"
+            f"learning rate {self._rate(broken - 1):.3g}; {good}; start again with a lower lr"
         )
 
     def evaluate(self) -> dict[str, float]:
-        """Loss and accuracy on the held-out images, of the averaged weights where there are any."""
-        self.result.image_size = self.recipe.image_size
-        loss, accuracy = evaluate(self.result, self.held_out, self.constants, self.recipe, self.place)
-        self.seconds, self.clock = self.seconds + time.monotonic() - self.clock, time.monotonic()
+        """Cross-entropy and accuracy on the held-out images, of which each process takes its part."""
+        network, images, place = self.result, self.held_out, self.place
+        network.image_size = self.recipe.image_size
+        network.eval()
+        part = slice(*(len(images) * rank // place.world for rank in (place.rank, place.rank + 1)))
+        share = replace(images, pixels=images.pixels[part], labels=images.labels[part])
+        normal = partial(normalise, mean=self.constants["mean"], std=self.constants["std"])
+        how: dict[str, Any] = {"batch": self.recipe.batch, "precision": self.recipe.precision}
+        sums = torch.zeros(2, device=place.device)
+        for _, labels, logits, _ in forward(network, normal, share, device=place.device, **how):
+            loss = cross_entropy(logits.float(), labels, reduction="sum")
+            sums += torch.stack([loss, (logits.argmax(1) == labels).sum()])
+        network.train()
+        loss, accuracy = (place.total(sums) / len(images)).tolist()
+        self.clock = time.monotonic()
         return {"held_out_loss": loss, "held_out_accuracy": accuracy, "seconds": self.seconds}
 
     def begin(self, resume: bool) -> None:
@@ -226,8 +223,6 @@ class Trainer:
     def save(self) -> None:
         """Write the checkpoint, atomically. Raises `UserError` instead when the loss is not finite."""
         self.check_finite()
-        now = time.monotonic()
-        self.seconds, self.clock = self.seconds + now - self.clock, now
         state = {
             "identity": self.identity,
             "made": self._circumstances(),
@@ -256,7 +251,8 @@ class Trainer:
         for name, part in self._parts().items():
             if state[name]:  # empty: of a scaler where none was needed
                 part.load_state_dict(state[name])
-        self.step, self.seconds, self.saved_step = state["step"], state["seconds"], state["step"]
+        self.step = self.saved_step = state["step"]
+        self.began = time.monotonic() - state["seconds"]
         if self.place.first:
             self.sums.copy_(state["sums"])
             if state["made"] != self._circumstances():
@@ -289,35 +285,10 @@ class Trainer:
         return path
 
 
-def resized(images: Tensor, size: int) -> Tensor:
-    """Images [image, channel, height, width] at another size (pixels, square), antialiased."""
-    if images.shape[-1] == size:
-        return images
-    return interpolate(images, size=(size, size), mode="bilinear", antialias=True)
-
-
 def constants(images: Images) -> dict[str, tuple[float, ...]]:
     """Mean and deviation (std) that normalise the images of this data set."""
-    spec = data.DATASETS.get(images.dataset)
+    spec = DATASETS.get(images.dataset)
     return dict(PHOTOGRAPHS) if spec is None else {"mean": spec.mean, "std": spec.std}
-
-
-def evaluate(
-    network: nn.Module, images: Images, constants: Mapping[str, Sequence[float]], recipe: Recipe, place: Place
-) -> tuple[float, float]:
-    """Mean cross-entropy and accuracy (a share of 1); each process takes its part of the images."""
-    network.eval()
-    part = slice(*(len(images) * rank // place.world for rank in (place.rank, place.rank + 1)))
-    share = replace(images, pixels=images.pixels[part], labels=images.labels[part])
-    normalise = partial(data.normalise, mean=constants["mean"], std=constants["std"])
-    sums = torch.zeros(2, device=place.device)
-    shown = forward(network, normalise, share, device=place.device, batch=recipe.batch, precision=recipe.precision)
-    for _, labels, logits, _ in shown:
-        loss = cross_entropy(logits.float(), labels, reduction="sum")
-        sums += torch.stack([loss, (logits.argmax(1) == labels).sum()])
-    network.train()
-    loss, correct = place.total(sums).tolist()
-    return loss / len(images), correct / len(images)
 
 
 def _identity(recipe: Recipe, train: Images, held_out: Images) -> dict[str, dict]:
@@ -346,38 +317,28 @@ def _refuse_another(saved: dict[str, dict], own: dict[str, dict], path: Path) ->
                 )
 
 
-def _wrapped(network: nn.Module, recipe: Recipe, place: Place) -> nn.Module:
-    """The network as the training step calls it: compiled, and averaging gradients over the processes."""
-    step: nn.Module = network
-    if place.world > 1:
-        step = DistributedDataParallel(network, [place.device] if place.device.type == "cuda" else None)
-    return cast(nn.Module, torch.compile(step)) if recipe.compile else step
-
-
 def _optimizers(network: nn.Module, recipe: Recipe) -> list[torch.optim.Optimizer]:
     """AdamW, without decay for biases, norms and position embeddings; with Muon, only for what Muon does not take.
 
     Muon takes the weight matrices of the encoders. Its steps are scaled to the size of AdamW's, so that one learning
     rate and one decay serve both. Raises `UserError` where this torch has no Muon.
     """
-    named = dict(network.named_parameters())
-    matrices = [name for name, p in named.items() if recipe.optimizer == "muon" and ".blocks." in name and p.ndim == 2]
-    free = [name for name, p in named.items() if p.ndim < 2 or name.endswith("positional_emb")]
-    decayed = [name for name in named if name not in {*matrices, *free}]
-    groups = [
-        {"params": [named[name] for name in names], "weight_decay": decay}
-        for names, decay in ((decayed, recipe.weight_decay), (free, 0.0))
-    ]
-    fused = next(network.parameters()).device.type in ("cpu", "cuda")
+    matrices, decayed, free = list[nn.Parameter](), list[nn.Parameter](), list[nn.Parameter]()
+    for name, parameter in network.named_parameters():
+        if parameter.ndim < 2 or name.endswith("positional_emb"):
+            free.append(parameter)
+        elif recipe.optimizer == "muon" and ".blocks." in name and parameter.ndim == 2:
+            matrices.append(parameter)
+        else:
+            decayed.append(parameter)
+    groups = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": free, "weight_decay": 0.0}]
+    fused = free[0].device.type in ("cpu", "cuda")
     optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, lr=recipe.lr, fused=fused)]
-    if matrices:
-        if not hasattr(torch.optim, "Muon"):
-            raise UserError(
-                f"recipe {recipe.name}: Muon needs torch 2.9, this is {torch.__version__}; "
-                "update, or use optimizer adamw"
-            )
-        taken = [named[name] for name in matrices]
-        optimizers.append(
-            torch.optim.Muon(taken, lr=recipe.lr, weight_decay=recipe.weight_decay, adjust_lr_fn="match_rms_adamw")
+    if not matrices:
+        return optimizers
+    if not hasattr(torch.optim, "Muon"):
+        raise UserError(
+            f"recipe {recipe.name}: Muon needs torch 2.9, this is {torch.__version__}; update, or use optimizer adamw"
         )
-    return optimizers
+    how: dict[str, Any] = {"weight_decay": recipe.weight_decay, "adjust_lr_fn": "match_rms_adamw"}
+    return [*optimizers, torch.optim.Muon(matrices, lr=recipe.lr, **how)]

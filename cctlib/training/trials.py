@@ -15,7 +15,7 @@ import pandas as pd
 
 from cctlib import stages
 from cctlib.errors import UserError
-from cctlib.training import log as trainlog
+from cctlib.training.log import read_log
 from cctlib.training.recipes import changed, flat, from_dict
 
 FOLDER, ABOUT = "trials", "about.json"
@@ -35,13 +35,13 @@ def title(group: str, folder: Path | None = None) -> str:
 def courses(group: str, folder: Path | None = None) -> pd.DataFrame:
     """One row an epoch of each trial: trial, minutes (since its start), held_out_accuracy (a share of 1).
 
-    Raises `UserError` where there is no such group, or a log without held-out accuracy.
+    Raises `UserError` where there is no such group.
     """
-    logs = {name: _log(_home(folder) / group / name) for name in _runs(group, folder)}
-    rows = pd.concat(
-        [log.assign(trial=name, minutes=log.seconds / 60) for name, log in logs.items()], ignore_index=True
-    )
-    return rows.dropna(subset="held_out_accuracy")[["trial", "minutes", "held_out_accuracy"]].reset_index(drop=True)
+    logs = [
+        log.dropna(subset="held_out_accuracy").assign(trial=name, minutes=log.seconds / 60)
+        for name, (_, log) in _trials(group, folder).items()
+    ]
+    return pd.concat(logs, ignore_index=True)[["trial", "minutes", "held_out_accuracy"]]
 
 
 def table(group: str, folder: Path | None = None) -> pd.DataFrame:
@@ -50,42 +50,35 @@ def table(group: str, folder: Path | None = None) -> pd.DataFrame:
     trial; settings (those in which it differs from the best trial); model; dataset; images (to learn from); epochs and
     image_passes (done); minutes; images_per_second (of training, median over the log); held_out_accuracy (the last, a
     share of 1); device; commit; command (which trains it again).
-    Raises `UserError` where there is no such group, or a log without held-out accuracy.
+    Raises `UserError` where there is no such group.
     """
-    home, runs = _home(folder) / group, _runs(group, folder)
-    about = stages.read_json(home / ABOUT)
-    rows = []
-    for name, run in runs.items():
-        log = _log(home / name)
-        last = log.iloc[-1]
-        rows.append(
-            {
-                "trial": name,
-                "model": run["recipe"]["model"],
-                "dataset": run["data"]["dataset"],
-                "images": run["data"]["images"],
-                "epochs": last.epoch,
-                "image_passes": int(last.step) * run["recipe"]["batch"],
-                "minutes": log.seconds.max() / 60,
-                "images_per_second": log.images_per_second.median(),
-                "held_out_accuracy": log.held_out_accuracy.dropna().iloc[-1],
-                "device": run["environment"]["device"],
-                "commit": run["environment"]["commit"],
-                "command": command(run, about.get("per_label")),
-            }
-        )
-    table = pd.DataFrame(rows).sort_values("held_out_accuracy", ascending=False, ignore_index=True)
-    recipes = [flat(from_dict(runs[name]["recipe"])) for name in table.trial]
-    differences = [
-        [
-            f"{key} {_words(value) or 'none'}"
-            for key, value in recipe.items()
-            if key not in TOLD and value != recipes[0][key]
-        ]
-        for recipe in recipes
+    trials, per_label = _trials(group, folder), stages.read_json(_home(folder) / group / ABOUT).get("per_label")
+    rows = [
+        {
+            "trial": name,
+            "model": run["recipe"]["model"],
+            "dataset": run["data"]["dataset"],
+            "images": run["data"]["images"],
+            "epochs": log.epoch.iloc[-1],
+            "image_passes": int(log.step.iloc[-1]) * run["recipe"]["batch"],
+            "minutes": log.seconds.max() / 60,
+            "images_per_second": log.images_per_second.median(),
+            "held_out_accuracy": log.held_out_accuracy.dropna().iloc[-1],
+            "device": run["environment"]["device"],
+            "commit": run["environment"]["commit"],
+            "command": command(run, per_label),
+        }
+        for name, (run, log) in trials.items()
     ]
-    table.insert(1, "settings", [", ".join(words) for words in differences])
+    table = pd.DataFrame(rows).sort_values("held_out_accuracy", ascending=False, ignore_index=True)
+    recipes = [flat(from_dict(trials[name][0]["recipe"])) for name in table.trial]
+    table.insert(1, "settings", [_differences(recipe, recipes[0]) for recipe in recipes])
     return table
+
+
+def _differences(recipe: dict[str, Any], best: dict[str, Any]) -> str:
+    others = {key: value for key, value in recipe.items() if key not in TOLD and value != best[key]}
+    return ", ".join(f"{key} {_words(value) or 'none'}" for key, value in others.items())
 
 
 def command(run: dict[str, Any], per_label: int | None = None) -> str:
@@ -105,19 +98,12 @@ def _home(folder: Path | None) -> Path:
     return stages.shipped() / FOLDER if folder is None else folder
 
 
-def _runs(group: str, folder: Path | None) -> dict[str, dict[str, Any]]:
-    """The `run.json` of each trial of a group, by the trial's name."""
+def _trials(group: str, folder: Path | None) -> dict[str, tuple[dict[str, Any], pd.DataFrame]]:
+    """The content of `run.json` and the log of each trial of a group, by the trial's name."""
     home = _home(folder) / group
-    runs = {path.parent.name: stages.read_json(path) for path in sorted(home.glob(f"*/{stages.RUN}"))}
-    if not runs:
+    trials = {run.parent.name: stages.read_json(run) for run in sorted(home.glob(f"*/{stages.RUN}"))}
+    if not trials:
         raise UserError(
             f"{home} holds no trial; each is a folder with {stages.RUN} and {stages.LOG}, as `cctlib train` writes them"
         )
-    return runs
-
-
-def _log(trial: Path) -> pd.DataFrame:
-    log = trainlog.read_log(trial / stages.LOG)
-    if "held_out_accuracy" not in log or log.held_out_accuracy.isna().all():
-        raise UserError(f"{trial}: its log has no held-out accuracy; train it for an epoch at least")
-    return log
+    return {name: (run, read_log(home / name / stages.LOG)) for name, run in trials.items()}
