@@ -4,7 +4,7 @@
     folder/run.json                recipe, images, and the machine that it began on
     folder/log.jsonl               a row every few steps, with held-out accuracy where an epoch ends
     folder/weights.safetensors     the result, fp32
-    folder/manifest.json           what it is (see `model/manifest.py`), for every command to open the folder
+    folder/manifest.json           what it is (see `model/manifest.py`): every command can open the folder
 
 `recipes.py` says what is trained and how, `trainer.py` does a step, `processes.py` knows of torchrun and of signals.
 """
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from cctlib import stages
 from cctlib.data.images import Images, normalise
