@@ -51,7 +51,7 @@ def drawn_sites(config: cct.CCTConfig, groups: int = 20) -> dict[str, Site]:
     group = torch.arange(config.num_classes) * groups // config.num_classes
     found = {}
     for site in sites.site_names(config.encoders):
-        shape = (config.num_classes, sites.width(site, config))
+        shape = (config.num_classes, config.nodes(site))
         alike = torch.randn(groups, shape[1], generator=draw)[group]
         liked = torch.randn(shape, generator=draw) + 0.7 * alike
         mu, W = 0.35 * liked, liked + 0.8 * torch.randn(shape, generator=draw)

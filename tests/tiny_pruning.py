@@ -36,6 +36,6 @@ def normalise(pixels: torch.Tensor) -> torch.Tensor:
 def diagonals(share: float = 0.2, seed: int = 0, config: CCTConfig = CONFIG) -> dict[str, torch.Tensor]:
     """Random diagonal sets of all sites, and of the network's own read-out."""
     generator = torch.Generator().manual_seed(seed)
-    widths = {site: sites.width(site, config) for site in sites.site_names(config.encoders)}
+    widths = {site: config.nodes(site) for site in sites.site_names(config.encoders)}
     widths[f"enc{config.encoders}/readout"] = config.width
     return {site: torch.rand(width, config.num_classes, generator=generator) < share for site, width in widths.items()}

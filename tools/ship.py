@@ -11,7 +11,6 @@ a GPU. The picture in the README is drawn from them.
 import io
 import shutil
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -25,7 +24,7 @@ from cctlib.data import images as data
 from cctlib.errors import UserError
 from cctlib.figures.node import hero, look_at, typical
 from cctlib.model import manifest
-from cctlib.model.manifest import Model, Unrounded
+from cctlib.model.manifest import Model
 from cctlib.snp import measure
 from cctlib.study import Study, open_study, resolve_device
 from cctlib.training import run, trainer
@@ -65,8 +64,7 @@ def ship_run(folder: Path, name: str = "", *, default: bool, device: torch.devic
         shutil.copyfile(folder / stages.LOG, temporary)
     if default:
         _no_other_default(destination)
-    assert original.manifest.accuracy is not None  # it was just measured
-    unrounded = Unrounded(original.weights_hash, original.manifest.accuracy)
+    unrounded = {"sha256": original.weights_hash, "accuracy": original.manifest.accuracy}
     return run.write_model(rounded, folder, judged, device=device, name=name, default=default, unrounded=unrounded)
 
 
@@ -90,7 +88,7 @@ def _remove_measurement(folder: Path) -> None:
 def _no_other_default(destination: Path) -> None:
     for path in destination.parent.glob(f"*/{manifest.FILE}"):
         if path.parent != destination:
-            manifest.save(path.parent, replace(manifest.open_model(path.parent).manifest, default=False))
+            stages.write_json(path, stages.read_json(path) | {"default": False})
 
 
 def ship_study(study: Study) -> Path:

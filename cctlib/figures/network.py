@@ -23,7 +23,6 @@ from cctlib.figures.style import (
     theme,
 )
 from cctlib.model.cct import SITES, CCTConfig
-from cctlib.model.sites import width
 
 STEEL, STEEL_LIGHT = "#33475B", "#D9E0E6"
 WIDE, TALL = 6.8, 4.58  # inches: the drawing's own coordinates
@@ -35,7 +34,7 @@ def network(config: CCTConfig) -> Card:
     """Draw the network that `config` describes; every size is computed from it (Method, sections 2, 3)."""
     figure, [[axes]] = card(TALL)
     axes.axis("off")
-    nodes = {kind: width(f"enc1/{kind}", config) for kind in SITES}
+    nodes = {kind: config.nodes(f"enc1/{kind}") for kind in SITES}
     _pipeline(axes, config)
     _encoder(axes, config, nodes)
     axes.set(xlim=(0, WIDE), ylim=(0, TALL), aspect="equal")

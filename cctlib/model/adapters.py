@@ -5,6 +5,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
@@ -52,16 +53,12 @@ class Tapped(nn.Module):
             if site not in self.places:
                 raise unknown_site(site, self.places)
         recorded: dict[str, list[tuple[Tensor, int]]] = {site: [] for site in taps}
-        hooks = []
-        try:
-            for site in recorded:
+        with ExitStack() as hooks:
+            for site, calls in recorded.items():
                 name, side = self.places[site]
                 module = self.module.get_submodule(name)
-                hooks.append(module.register_forward_hook(partial(_record, recorded[site], side)))
+                hooks.enter_context(module.register_forward_hook(partial(_record, calls, side)))
             logits = self.module(images)
-        finally:
-            for hook in hooks:
-                hook.remove()
         nodes = {site: self._nodes(site, calls) for site, calls in recorded.items()}
         return (logits, nodes) if taps else logits
 
@@ -88,43 +85,39 @@ def _version(value: Any) -> int:
     return value._version if isinstance(value, Tensor) and not value.is_inference() else 0
 
 
-def timm_vit(module: nn.Module) -> dict[str, tuple[str, str]]:
+def timm_vit(module: nn.Module) -> Places:
     """Places of all four sites in timm's VisionTransformer; `mha` is taken before the projection."""
-    places = {}
-    for m in range(1, _count(module, r"blocks\.\d+", "timm VisionTransformer") + 1):
-        block = f"blocks.{m - 1}"
-        places[f"enc{m}/mha"] = (f"{block}.attn.proj", "input")
-        places[f"enc{m}/trunk"] = (f"{block}.norm2", "output")
-        places[f"enc{m}/ff_hidden"] = (f"{block}.mlp.fc2", "input")
-        places[f"enc{m}/ff"] = (block, "output")
-    return places
+    inside = {"mha": ("attn.proj", "input"), "trunk": ("norm2", "output"), "ff_hidden": ("mlp.fc2", "input")}
+    return _in_blocks(module, r"blocks\.\d+", "timm VisionTransformer", inside)
 
 
-def torchvision_vit(module: nn.Module) -> dict[str, tuple[str, str]]:
+def torchvision_vit(module: nn.Module) -> Places:
     """Places in torchvision's VisionTransformer (vit_b_16 ...): trunk, ff_hidden and ff.
 
     There is no `mha`: its attention runs inside one function that never calls the projection as a module.
     """
-    places = {}
-    encoders = _count(module, r"encoder\.layers\.encoder_layer_\d+", "torchvision VisionTransformer")
-    for m in range(1, encoders + 1):
-        block = f"encoder.layers.encoder_layer_{m - 1}"
-        places[f"enc{m}/trunk"] = (f"{block}.ln_2", "output")
-        places[f"enc{m}/ff_hidden"] = (f"{block}.mlp.3", "input")
+    inside = {"trunk": ("ln_2", "output"), "ff_hidden": ("mlp.3", "input")}
+    return _in_blocks(module, r"encoder\.layers\.encoder_layer_\d+", "torchvision VisionTransformer", inside)
+
+
+def torchvision_vgg(module: nn.Module) -> Places:
+    """Places in torchvision's VGG, with or without batch norm: the filters of convolution m after ReLU."""
+    features = _named(module, r"features\.\d+", "torchvision VGG")
+    relus = [name for name in features if isinstance(module.get_submodule(name), nn.ReLU)]
+    return {f"layer{m}/{FILTERS}": (name, "output") for m, name in enumerate(relus, start=1)}
+
+
+def _in_blocks(module: nn.Module, pattern: str, kind: str, inside: Places) -> Places:
+    """Places in the blocks of a transformer, which are the same in each; a block's own output is `ff`."""
+    places: dict[str, tuple[str, str]] = {}
+    for m, block in enumerate(_named(module, pattern, kind), start=1):
+        places |= {f"enc{m}/{site}": (f"{block}.{name}", side) for site, (name, side) in inside.items()}
         places[f"enc{m}/ff"] = (block, "output")
     return places
 
 
-def torchvision_vgg(module: nn.Module) -> dict[str, tuple[str, str]]:
-    """Places in torchvision's VGG, with or without batch norm: the filters of convolution m after ReLU."""
-    _count(module, r"features\.\d+", "torchvision VGG")
-    features = module.get_submodule("features").named_children()
-    relus = [f"features.{name}" for name, layer in features if isinstance(layer, nn.ReLU)]
-    return {f"layer{m}/{FILTERS}": (name, "output") for m, name in enumerate(relus, start=1)}
-
-
-def _count(module: nn.Module, pattern: str, kind: str) -> int:
-    count = sum(re.fullmatch(pattern, name) is not None for name, _ in module.named_modules())
-    if count == 0:
+def _named(module: nn.Module, pattern: str, kind: str) -> list[str]:
+    names = [name for name, _ in module.named_modules() if re.fullmatch(pattern, name)]
+    if not names:
         raise UserError(f"{type(module).__name__} is no {kind}: it has no modules named like {pattern}")
-    return count
+    return names

@@ -30,8 +30,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cctlib.errors import UserError
-from cctlib.model import sites
-from cctlib.model.sites import SITES, unknown_site
+from cctlib.model.sites import SITES, site_names, unknown_site
 
 POSITIONAL = ("learnable", "sine", "none")
 ATTENTION = ("explicit", "fused")
@@ -112,6 +111,12 @@ class CCTConfig:
     def hidden(self) -> int:
         """Number of nodes of `ff_hidden`."""
         return int(self.width * self.mlp_ratio)
+
+    def nodes(self, site: str) -> int:
+        """Number of nodes of a site. Raises `UserError` for a site that the network does not have."""
+        if site not in (names := site_names(self.encoders)):
+            raise unknown_site(site, names)
+        return self.hidden if site.endswith("/ff_hidden") else self.width
 
 
 def config(name: str, **settings: Any) -> CCTConfig:
@@ -335,16 +340,13 @@ class CCT(nn.Module):
             raise UserError(f"attention is {self.attention!r}; use one of {', '.join(ATTENTION)}")
         if isinstance(taps, str):
             raise UserError(f"taps is the text {taps!r}; give a list of names, as [{taps!r}]")
-        for site in (*taps, *gains):
+        for site in taps:
             if site not in self.tap_names:
                 raise unknown_site(site, self.tap_names)
             if site.endswith("/attention") and self.attention == "fused":
                 raise UserError(f'{site}: fused attention forms no maps; set network.attention = "explicit"')
         for site, gain in gains.items():
-            if site.endswith("/attention"):
-                raise UserError(f"gains: {site} has no nodes; the kinds that have are {', '.join(SITES)}")
-            nodes = sites.width(site, self.config)
-            if gain.shape != (nodes,):
+            if gain.shape != (nodes := self.config.nodes(site),):
                 raise UserError(f"gains: {site} has {nodes} nodes, its gains have shape {tuple(gain.shape)}")
 
 

@@ -34,16 +34,13 @@ def forward(
     progress: the name of a progress bar; none without a name.
     """
     images = on_device(images, device)
+    pixels_and_labels = batches(images, batch, device=device, generator=generator, skip=skip)
     total = -(-len(images) // batch)
-    bar = tqdm(total=total, initial=skip, desc=progress, unit="batch", disable=not progress)
-    with bar:
-        for number, (pixels, labels) in enumerate(
-            batches(images, batch, device=device, generator=generator, skip=skip), start=skip
-        ):
-            with torch.no_grad(), autocast(device, precision):  # not around the yield: the loop's body is the caller's
-                logits, nodes = network(normalise(pixels), taps=taps) if taps else (network(normalise(pixels)), {})
-            yield number * batch, labels, logits, nodes
-            bar.update()
+    bar = tqdm(pixels_and_labels, progress, total=total, initial=skip, unit="batch", disable=not progress)
+    for number, (pixels, labels) in enumerate(bar, start=skip):
+        with torch.no_grad(), autocast(device, precision):  # not around the yield: the loop's body is the caller's
+            logits, nodes = network(normalise(pixels), taps=taps) if taps else (network(normalise(pixels)), {})
+        yield number * batch, labels, logits, nodes
 
 
 def accuracies(
@@ -64,10 +61,8 @@ def accuracies(
     passes = forward(network, normalise, images, device=device, precision=precision, batch=batch)
     correct = torch.cat([logits.argmax(1) == labels for _, labels, logits, _ in passes]).cpu()
     labels = images.labels.cpu()
-    of_label = labels.bincount(minlength=images.num_labels)
-    correct_of_label = labels[correct].bincount(minlength=images.num_labels)
-    shares = (correct_of_label / of_label.double())[of_label > 0]
-    return correct.double().mean().item(), shares.mean().item()
+    per_label = [correct[labels == label].double().mean() for label in labels.unique()]
+    return correct.double().mean().item(), torch.stack(per_label).mean().item()
 
 
 def on_device(images: Images, device: torch.device | str) -> Images:

@@ -11,11 +11,12 @@ Models that ship are in `artifacts/<data set>/<name>/`.
 """
 
 import json
-import re
-from collections.abc import Mapping
-from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
+import reprlib
+from dataclasses import MISSING, asdict, dataclass, fields
+from inspect import formatannotation
+from itertools import zip_longest
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -46,19 +47,8 @@ class Training:
 
 
 @dataclass(frozen=True)
-class Unrounded:
-    """The weights before they were rounded to ship."""
-
-    sha256: str
-    accuracy: dict[str, float]  # by split
-
-
-@dataclass(frozen=True)
 class Manifest:
-    """What weights are. What is not known of them is None.
-
-    Raises `UserError` for values that cannot be.
-    """
+    """What weights are. What is not known of them is None. Raises `UserError` for values that cannot be."""
 
     name: str  # for people and files, as cct_7_3x2
     config: cct.CCTConfig
@@ -73,22 +63,16 @@ class Manifest:
     training: Training | None = None
     accuracy: dict[str, float] | None = None  # share of the images of a split that are classified correctly
     accuracy_per_label: dict[str, float] | None = None  # the same share for each label, and the mean over labels
-    unrounded: Unrounded | None = None
+    unrounded: dict[str, Any] | None = None  # sha256 and accuracy of the weights before they were rounded to ship
     measured: dict[str, str] | None = None  # where the accuracies were measured: device, versions, commit
 
     def __post_init__(self) -> None:
-        if not re.fullmatch(r"[0-9a-f]{64}", self.sha256):
-            raise UserError(f"sha256 is {self.sha256!r}; expected 64 hexadecimal digits")
-        if Path(self.weights).name != self.weights:
-            raise UserError(f"weights is {self.weights!r}; expected the name of a file in the same folder")
         sizes = {name: len(values) for name, values in self.normalisation.items()}
         if sizes != {"mean": 3, "std": 3} or min(self.normalisation["std"]) <= 0:
             raise UserError("normalisation is not a mean and a positive std of three channels each")
-        if self.labels is not None and len(self.labels) != self.config.num_classes:
-            raise UserError(f"labels has {len(self.labels)} names, config has num_classes {self.config.num_classes}")
-        for name, shares in (("accuracy", self.accuracy), ("accuracy_per_label", self.accuracy_per_label)):
-            if not all(0 <= share <= 1 for share in (shares or {}).values()):
-                raise UserError(f"{name} is {shares}; expected shares between 0 and 1")
+
+
+NESTED = {"config": cct.CCTConfig, "training": Training}  # entries that are dataclasses themselves
 
 
 @dataclass(frozen=True)
@@ -123,10 +107,7 @@ class Model:
         return normalise(pixels, **self.manifest.normalisation)
 
     def network(self, device: torch.device | str, attention: str = "explicit") -> cct.CCT:
-        """The network in eval mode, frozen, in fp32 on `device`.
-
-        Raises `UserError` when the weights are missing or are not those of the manifest.
-        """
+        """The network in eval mode, frozen, in fp32 on `device`. Raises `UserError` as `weights` does."""
         network = checkpoints.load_weights(self.weights(), self.config, attention=attention)
         return network.requires_grad_(False).to(device)
 
@@ -147,42 +128,25 @@ class Model:
 
         Raises `UserError` when it does not.
         """
-        described, ours = describe(dataset), self.manifest.dataset
-        if self.config.num_classes != len(described.names):
+        names, count, trained_on = describe(dataset).names, self.config.num_classes, self.manifest.dataset
+        problem = None
+        if count != len(names):
+            problem = f"knows {count} labels, {dataset} has {len(names)}"
+        for label, (here, there) in enumerate(zip_longest(self.manifest.labels or names, names)):
+            if here != there and problem is None:
+                problem = f"has label {label} as {here!r}, {dataset} as {there!r}"
+        if trained_on in DATASETS and dataset in DATASETS and trained_on != dataset:
+            problem = f"was trained on {trained_on}, and {dataset} may test with its training images"
+        if problem:
             raise UserError(
-                f"the model in {self.folder} knows {self.config.num_classes} labels, {dataset} has "
-                f"{len(described.names)}; use the data set that it was trained on, or another model"
-            )
-        for label, (here, there) in enumerate(
-            zip(self.manifest.labels or described.names, described.names, strict=True)
-        ):
-            if here != there:
-                raise UserError(
-                    f"label {label} is {here!r} in {self.folder / FILE} and {there!r} in {dataset}; "
-                    "use the data set that the model was trained on, or another model"
-                )
-        if ours in DATASETS and dataset in DATASETS and ours != dataset:
-            raise UserError(
-                f"the model in {self.folder} was trained on {ours}, and {dataset} may hold its training images among "
-                f"the test images; use --dataset {ours}, or another model"
+                f"the model in {self.folder} {problem}; use the data set that it was trained on, or another model"
             )
         self.weights()
-        self._check_measurement()
-        return self
-
-    def _check_measurement(self) -> None:
         path = self.folder / MEASUREMENT
-        if not path.is_file():
-            return
-        try:
-            weights = stages.read_json(path)["about"]["weights"]
-        except (KeyError, TypeError):
-            raise UserError(f"{path} does not say which weights it measured; remove it and measure again") from None
-        if weights != self.weights_hash:
-            raise UserError(
-                f"{path} was measured with weights {str(weights)[:12]}, those beside it are {self.weights_hash[:12]}; "
-                "remove it and measure again"
-            )
+        about = stages.read_json(path).get("about") if path.is_file() else {"weights": self.weights_hash}
+        if not isinstance(about, dict) or about.get("weights") != self.weights_hash:
+            raise UserError(f"{path} is not of the weights beside it; remove it and measure again")
+        return self
 
 
 def find(dataset: str, model: str = DEFAULT) -> Model | None:
@@ -200,13 +164,11 @@ def find(dataset: str, model: str = DEFAULT) -> Model | None:
     for folder in (Path(model), home / model):
         if (folder / FILE).is_file():
             return open_model(folder).check(dataset)
-    if Path(model).is_dir():
-        raise UserError(
-            f"{model} holds no {FILE}; a training writes it at its end (cctlib train --resume), "
-            "and for other weights cctlib.model.manifest.write_manifest does"
-        )
     names = ", ".join(shipped.folder.name for shipped in _shipped(home)) or "none"
-    raise UserError(f"no model {model!r} for {dataset}; shipped are: {names}; or name a folder with a {FILE}")
+    raise UserError(
+        f"no model {model!r} for {dataset}; shipped are: {names}; or name a folder with a {FILE}: a training writes it "
+        "at its end (cctlib train --resume), for other weights cctlib.model.manifest.write_manifest does"
+    )
 
 
 def _shipped(home: Path) -> list[Model]:
@@ -226,46 +188,36 @@ def write_manifest(folder: Path, *, name: str, config: cct.CCTConfig, weights: P
     Raises `UserError` for entries that a manifest cannot have; nothing is written then.
     """
     given = {"name": name, "config": config, "weights": weights.name, "sha256": stages.sha256_file(weights), **entries}
-    manifest = _parsed(Manifest, json.loads(json.dumps(given, default=asdict)), str(folder / FILE))
-    return save(folder, manifest)
+    known = {entry: value for entry, value in given.items() if value is not None}
+    as_read = json.loads(json.dumps(known, default=asdict))
+    model = Model(folder, _parsed(Manifest, as_read, str(folder / FILE)))
+    stages.write_json(folder / FILE, as_read)
+    return model
 
 
-def save(folder: Path, manifest: Manifest) -> Model:
-    """Write a manifest into a folder; what is not known is left out."""
-    stages.write_json(folder / FILE, {name: value for name, value in asdict(manifest).items() if value is not None})
-    return Model(folder, manifest)
-
-
-def _parsed(kind: type[T], entries: object, where: str) -> T:
-    """A dataclass from JSON, its entries compared with the types of its fields."""
-    if not isinstance(entries, Mapping):
-        raise UserError(f"{where} is {_short(entries)}; expected entries by name")
-    known = {field.name: field for field in fields(kind)}  # type: ignore[arg-type]
-    for name in entries:
+def _parsed(kind: type[T], entries: Any, where: str) -> T:
+    """A dataclass from JSON. Raises `UserError` for entries that are unknown, missing, or of another type."""
+    if not isinstance(entries, dict):
+        raise UserError(f"{where} is {reprlib.repr(entries)}; expected entries by name")
+    known: dict[str, Any] = {field.name: field for field in fields(kind)}  # type: ignore[arg-type]
+    # A configuration is stored whole: a default for a missing entry could be another network's.
+    needed = [name for name, field in known.items() if field.default is MISSING or kind is cct.CCTConfig]
+    for name in (*needed, *entries):
+        if name not in entries:
+            raise UserError(f"{where} lacks the entry {name!r}; restore the file, or write it anew")
         if name not in known:
             raise UserError(f"{where} has an entry {name!r}, which is not known; known are {', '.join(known)}")
     values = {}
-    for name, field in known.items():
-        if name not in entries:
-            # A configuration is stored whole: a default for a missing entry could be another network's.
-            if field.default is MISSING or kind is cct.CCTConfig:
-                raise UserError(f"{where} lacks the entry {name!r}; restore the file, or write it anew")
-            continue
-        value, inner = entries[name], [part for part in (field.type, *get_args(field.type)) if is_dataclass(part)]
-        if inner and value is not None:
-            value = _parsed(inner[0], value, f"{where}: {name}")  # type: ignore[arg-type]
+    for name, value in entries.items():
+        if name in NESTED and value is not None:
+            value = _parsed(NESTED[name], value, f"{where}: {name}")
         try:
-            check_type(value, field.type, collection_check_strategy=CollectionCheckStrategy.ALL_ITEMS)
+            check_type(value, known[name].type, collection_check_strategy=CollectionCheckStrategy.ALL_ITEMS)
         except TypeCheckError:
-            expected = field.type.__name__ if isinstance(field.type, type) else str(field.type)
-            raise UserError(f"{where}: {name} is {_short(value)}; expected {expected}") from None
+            expected = formatannotation(known[name].type)
+            raise UserError(f"{where}: {name} is {reprlib.repr(value)}; expected {expected}") from None
         values[name] = value
     try:
         return kind(**values)
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:60]}..."

@@ -20,22 +20,11 @@ _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 _CPU_BF16_FEATURES = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
 
 
-def has_native_bf16(device: torch.device | str) -> bool:
-    """True where bf16 products run in hardware (Ampere GPUs and later, AVX512-BF16 or AMX processors)."""
-    device = torch.device(device)
-    if device.type == "cuda" and torch.cuda.is_available():
-        with torch.cuda.device(device):  # torch's question is about the current device
-            return torch.cuda.is_bf16_supported(including_emulation=False)
-    if device.type == "cpu":
-        return any(hasattr(torch.cpu, name) and getattr(torch.cpu, name)() for name in _CPU_BF16_FEATURES)
-    return False
-
-
 def resolve(device: torch.device | str, precision: Precision = "auto") -> Resolved:
     """The precision that `autocast` uses; this is what a record of a computation states.
 
-    `auto` is bf16 where it is native, fp16 on older GPUs with tensor cores (T4, V100), else fp32.
-    Whoever trains scales the loss by `scaler`.
+    `auto` is bf16 where its products run in hardware (Ampere GPUs and later, AVX512-BF16 or AMX processors), fp16 on
+    older GPUs with tensor cores (T4, V100), else fp32. Whoever trains scales the loss by `scaler`.
 
     Raises `UserError` for another name.
     """
@@ -43,11 +32,14 @@ def resolve(device: torch.device | str, precision: Precision = "auto") -> Resolv
         raise UserError(f"precision {precision!r} is not known; use auto, {', '.join(_DTYPES)}")
     if precision != "auto":
         return precision
-    if has_native_bf16(device):
-        return "bf16"
     device = torch.device(device)
-    on_gpu = device.type == "cuda" and torch.cuda.is_available()
-    return "fp16" if on_gpu and torch.cuda.get_device_capability(device) >= (7, 0) else "fp32"
+    if device.type == "cuda" and torch.cuda.is_available():
+        with torch.cuda.device(device):  # torch's question is about the current device
+            if torch.cuda.is_bf16_supported(including_emulation=False):
+                return "bf16"
+        return "fp16" if torch.cuda.get_device_capability(device) >= (7, 0) else "fp32"
+    native = device.type == "cpu" and any(getattr(torch.cpu, name, lambda: False)() for name in _CPU_BF16_FEATURES)
+    return "bf16" if native else "fp32"
 
 
 def autocast(device: torch.device | str, precision: Precision = "auto") -> AbstractContextManager:

@@ -10,7 +10,6 @@ Our own networks hand their nodes out by these names; `adapters.py` teaches othe
 import difflib
 import re
 from collections.abc import Iterable, Sequence
-from typing import Protocol, runtime_checkable
 
 from cctlib.errors import UserError
 
@@ -21,23 +20,6 @@ SITES = (
     "ff",  # encoder output, after the FF residual
 )
 FILTERS = "filters"
-
-
-@runtime_checkable
-class Sizes(Protocol):
-    """What a transformer's configuration says of its sites."""
-
-    @property
-    def encoders(self) -> int:
-        """Number of encoders L."""
-
-    @property
-    def width(self) -> int:
-        """Number of nodes of `mha`, `trunk` and `ff`."""
-
-    @property
-    def hidden(self) -> int:
-        """Number of nodes of `ff_hidden`."""
 
 
 def site_names(encoders: int, kinds: Sequence[str] = SITES) -> tuple[str, ...]:
@@ -62,14 +44,6 @@ def parse(site: str) -> tuple[int, str]:
         m = int(number[0]) if number else 1
         raise unknown_site(site, [*(f"enc{m}/{kind}" for kind in SITES), f"layer{m}/{FILTERS}"])
     return int(parts[1] or parts[3]), parts[2] or parts[4]
-
-
-def width(site: str, config: Sizes) -> int:
-    """Number of nodes of a site of a transformer. Raises `UserError` for a site that the network does not have."""
-    m, kind = parse(site)
-    if m > config.encoders or kind not in SITES:
-        raise unknown_site(site, site_names(config.encoders))
-    return config.hidden if kind == "ff_hidden" else config.width
 
 
 def unknown_site(site: str, known: Iterable[str]) -> UserError:

@@ -511,7 +511,7 @@ def test_taps_and_gains_that_do_not_exist(plain):
         ({"gains": {"enc0/ff": torch.ones(24)}}, "'enc0/ff' is not known"),
         ({"gains": {"enc1/ff": torch.ones(23)}}, r"enc1/ff has 24 nodes, its gains have shape \(23,\)"),
         ({"gains": {"enc1/ff": torch.ones(2, 24)}}, r"shape \(2, 24\)"),
-        ({"gains": {"enc1/attention": torch.ones(24)}}, "enc1/attention has no nodes"),
+        ({"gains": {"enc1/attention": torch.ones(24)}}, "'enc1/attention' is not known here"),
     ]:
         with pytest.raises(UserError, match=message) as caught:
             network(images, **arguments)
@@ -545,7 +545,7 @@ def test_shipped_weights_reach_their_accuracy(manifest):
     pixels = np.stack([np.asarray(Image.open(io.BytesIO(entry["bytes"]))) for entry in rows.img])
     mean, std = (torch.tensor(said["normalisation"][name])[:, None, None] for name in ("mean", "std"))
     images = (torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255 - mean) / std
-    network = checkpoints.load_weights(manifest.parent / said["weights"]["file"], cct.CCTConfig(**said["config"]))
+    network = checkpoints.load_weights(manifest.parent / said["weights"], cct.CCTConfig(**said["config"]))
     with torch.no_grad():
         predicted = torch.cat([network(batch).argmax(1) for batch in images.split(100)])
     accuracy = (predicted == torch.tensor(rows.fine_label.tolist())).float().mean().item()

@@ -103,7 +103,6 @@ def test_what_timm_saves(tmp_path):
     saver.save_checkpoint(3, metric=0.5)
     path = tmp_path / "checkpoint-3.pth.tar"
     assert same(load_weights(path, TINY), average)
-    assert same(load_weights(path, TINY, averaged=False), network)
 
 
 @pytest.mark.parametrize(
@@ -121,16 +120,12 @@ def test_averaged_weights_are_preferred_aloud(tmp_path, caplog, content):
     with caplog.at_level(logging.WARNING):
         assert same(load_weights(path, TINY), mean)
         assert "averaged weights" in caplog.text and str(path) in caplog.text
-        caplog.clear()
-        assert same(load_weights(path, TINY, averaged=False), last) and not caplog.text
 
 
 def test_an_average_alone_is_read_as_it_is(tmp_path, caplog):
     network, path = tiny(), tmp_path / "swa.pt"
     torch.save(torch.optim.swa_utils.AveragedModel(network).state_dict(), path)  # module. and n_averaged
-    for averaged in (True, False):
-        assert same(load_weights(path, TINY, averaged=averaged), network)
-    assert not caplog.text
+    assert same(load_weights(path, TINY), network) and not caplog.text
 
 
 def test_half_precision_files_become_fp32(tmp_path):
@@ -197,7 +192,7 @@ def test_a_file_without_the_network_lists_what_it_has(tmp_path):
     with pytest.raises(UserError) as caught:
         load_weights(path, TINY)
     message = str(caught.value)
-    assert "epoch (a int), state_dict/layer0.weight" in message and "and 6 more" in message
+    assert "the file has state_dict/layer0.weight, state_dict/layer1.weight" in message
     assert "expected are tokenizer.conv_layers.0.0.weight, tokenizer.conv_layers.1.0.weight" in message
     assert "\n" not in message
 
@@ -205,10 +200,10 @@ def test_a_file_without_the_network_lists_what_it_has(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "it is empty"),
+        (b"", "an empty file of 0 bytes"),
         (
             b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 14980000\n",
-            "a Git LFS pointer of 71 bytes, not the weights; run git lfs pull",
+            "a Git LFS pointer of 71 bytes, not weights; .*git lfs pull",
         ),
         (b"<!DOCTYPE html>\n<html><body>Sign in</body></html>", "an HTML page of 49 bytes"),
         (b"\n  <html>404</html>", "an HTML page of 19 bytes"),
@@ -226,22 +221,22 @@ def test_what_a_file_is_instead_of_weights(tmp_path, name, content, message):
     assert str(path) in str(caught.value) and "\n" not in str(caught.value) and "\x1b" not in str(caught.value)
 
 
-@pytest.mark.parametrize(("content", "message"), [(tiny, "holds an object of some class"), (list, "holds a list")])
-def test_a_pickled_network_is_no_state_dict(tmp_path, content, message):
+@pytest.mark.parametrize("content", [tiny, list, lambda: torch.ones(3)])
+def test_a_pickled_network_is_no_state_dict(tmp_path, content):
     path = tmp_path / "network.pt"
     torch.save(content(), path)
-    with pytest.raises(UserError, match=f"{message}.*save network.state_dict"):
+    with pytest.raises(UserError, match=r"the file has .*save network.state_dict"):
         load_weights(path, TINY)
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"num_classes": 7}, r"tensor classifier.fc.weight has shape \(5, 24\), expected \(7, 24\)"),
-        ({"encoders": 4}, r"tensor classifier.blocks.3.pre_norm.weight \(24,\) is missing"),
-        ({"encoders": 2}, r"tensor classifier.blocks.2\S+ \(.*\) has no place in this network"),
-        ({"positional": "none"}, r"tensor classifier.positional_emb \(1, 16, 24\) has no place"),
-        ({"width": 36}, r"tensor \S+ has shape \(.*\), expected \(.*36.*\)"),
+        ({"num_classes": 7}, r"mismatch for classifier.fc.weight: .*\[5, 24\].*\[7, 24\]"),
+        ({"encoders": 4}, r'Missing key.* "classifier.blocks.3.pre_norm.weight"'),
+        ({"encoders": 2}, r'Unexpected key.* "classifier.blocks.2.'),
+        ({"positional": "none"}, r'Unexpected key.* "classifier.positional_emb"'),
+        ({"width": 36}, r"mismatch for .*24.* current model is .*36"),
     ],
 )
 def test_the_first_tensor_that_does_not_fit_is_named(tmp_path, settings, message):

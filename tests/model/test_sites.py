@@ -48,9 +48,7 @@ def test_widths_are_those_of_the_network():
     config = cct.CCTConfig(encoders=2, width=24, heads=2, mlp_ratio=1.5, conv_channels=8, image_size=16)
     names = sites.site_names(config.encoders)
     _, taps = cct.CCT(config).eval()(torch.zeros(1, 3, 16, 16), taps=names)
-    assert {site: nodes.shape[-1] for site, nodes in taps.items()} == {
-        site: sites.width(site, config) for site in names
-    }
+    assert {site: nodes.shape[-1] for site, nodes in taps.items()} == {site: config.nodes(site) for site in names}
     for site in ("enc3/ff", "layer1/filters"):
         with pytest.raises(UserError, match=f"'{site}' is not known"):
-            sites.width(site, config)
+            config.nodes(site)

@@ -33,7 +33,7 @@ def images():
 
 
 def trained(network, images, settings=SETTINGS):
-    widths = {site: sites.width(site, network.config) for site in sites.site_names(network.config.encoders)}
+    widths = {site: network.config.nodes(site) for site in sites.site_names(network.config.encoders)}
     probes = probe.make_probes(widths, 10, settings)
     probe.train_probes(network, half, probes, images["train"], settings, device="cpu")
     return probes.eval().requires_grad_(False)

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from cctlib.data import images as data
 from cctlib.errors import UserError
-from cctlib.model import cct, sites
+from cctlib.model import cct
 from cctlib.snp import fit, probe
 
 SETTINGS = probe.ProbeSettings(penalty=0.1, tolerance=1e-2, most_passes=5, short_steps=2, precision="fp32")
@@ -128,7 +128,7 @@ def images():
 
 def trained(network, images, checkpoint=None, **changes):
     settings = replace(SETTINGS, **changes)
-    widths = {site: sites.width(site, network.config) for site in SITES}
+    widths = {site: network.config.nodes(site) for site in SITES}
     probes = probe.make_probes(widths, 10, settings)
     history = probe.train_probes(network, half, probes, images, settings, device="cpu", checkpoint=checkpoint)
     return probes.state_dict(), history
