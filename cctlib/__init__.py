@@ -7,36 +7,27 @@ The names below are what a user needs, in three tiers; everything else is reache
 from importlib import import_module
 from typing import Any
 
-CORE = {
-    "open_study": "study",
-    "Study": "study",
-    "site_names": "model.sites",
-    "Probe": "snp.probe",
-    "Probes": "snp.probe",
-    "train_probes": "snp.probe",
-    "measure": "snp.fields",  # mu and W of a site -> its statistics
-    "boolean": "snp.fields",
-    "clusters": "snp.fields",
-    "ownership": "heads.stage",
-    "connected": "andc.masks",
-    "andc_masks": "andc.masks",
+TIERS = {
+    "Measuring": {
+        "study": ("open_study", "Study"),
+        "model.sites": ("site_names",),
+        "snp.probe": ("Probe", "Probes", "train_probes"),
+        "snp.fields": ("measure", "boolean", "clusters"),
+        "heads.stage": ("ownership",),
+        "andc.masks": ("connected", "andc_masks"),
+    },
+    "Data, models, training": {
+        "data.images": ("load", "Images"),
+        "model.cct": ("config", "CCT"),
+        "model.checkpoints": ("load_weights",),
+        "model.adapters": ("Tapped", "timm_vit", "torchvision_vit", "torchvision_vgg"),
+        "training.recipes": ("recipe",),
+        "training.run": ("train",),
+    },
+    "Claims": {"claims.judge": ("all_claims",), "claims.rules": ("Verdict",)},
 }
-DATA_MODELS_TRAINING = {
-    "load": "data.images",
-    "Images": "data.images",
-    "config": "model.cct",
-    "CCT": "model.cct",
-    "load_weights": "model.checkpoints",
-    "train": "training.run",
-    "recipe": "training.recipes",
-    "Tapped": "model.adapters",
-    "timm_vit": "model.adapters",
-    "torchvision_vit": "model.adapters",
-    "torchvision_vgg": "model.adapters",
-}
-CLAIMS = {"all_claims": "claims.judge", "Verdict": "claims.rules"}
 
-_MODULES = CORE | DATA_MODELS_TRAINING | CLAIMS
+_MODULES = {name: module for tier in TIERS.values() for module, names in tier.items() for name in names}
 __all__ = list(_MODULES)
 
 

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import pandas as pd
 import tyro
@@ -27,18 +27,9 @@ DESCRIPTION = "Measure what single nodes of a Compact Convolutional Transformer 
 Dataset = Annotated[
     str, tyro.conf.arg(help="cifar100, flowers102, flowers102-kaggle, demo, or folder:PATH", metavar="NAME")
 ]
-ModelName = Annotated[
-    str, tyro.conf.arg(help="a shipped model, a folder with a manifest.json, or default", metavar="NAME")
-]
-ProfileArg = Annotated[
-    str,
-    tyro.conf.arg(
-        help="quick: a subset of images; full: all; scratch: train first; shipped: compute nothing; auto: full on GPUs",
-        metavar="NAME",
-    ),
-]
-Runs = Annotated[Path, tyro.conf.arg(help="where finished and half-finished stages are kept", metavar="DIR")]
 Device = Annotated[str, tyro.conf.arg(help="cpu, cuda, or auto", metavar="NAME")]
+Csv = Annotated[Path | None, tyro.conf.arg(help="write the whole table, at threshold 0.3, to this file")]
+Theta = Annotated[float, tyro.conf.arg(help="threshold, one of the measured ones; only at 0.3 networks are retrained")]
 
 
 @dataclass(frozen=True)
@@ -46,18 +37,28 @@ class StudyOptions:
     """Which network is measured on which images."""
 
     dataset: Dataset = "cifar100"
-    model: ModelName = "default"
-    profile: ProfileArg = "auto"
-    runs: Runs = Path("runs")
+    model: str = "default"
+    """a shipped model, a folder with a manifest.json, or default"""
+    profile: str = "auto"
+    """quick: a subset of images; full: all; scratch: train first; shipped: compute nothing; auto: full on GPUs"""
+    runs: Path = Path("runs")
+    """where finished and half-finished stages are kept"""
     device: Device = "auto"
 
     def open(self) -> Study:
-        """The study, measured or found."""
-        return open_study(self.dataset, self.model, self.profile, self.runs, self.device)
+        """The study, found or measured now; says on standard output what it is."""
+        study = open_study(self.dataset, self.model, self.profile, self.runs, self.device)
+        about = study.provenance
+        network = f"{about['model']} (weights {about['weights'][:10]})"
+        print(
+            f"{about['dataset']}, {network}, profile {about['profile']}, {study.source}: "
+            f"{study.measurement.accuracy():.2%} of {len(study.measurement.labels['test']):,} test images"
+        )
+        return study
 
 
-Chosen = tyro.conf.OmitArgPrefixes[StudyOptions]
-AS_USUAL = StudyOptions()
+Options = tyro.conf.OmitArgPrefixes[StudyOptions]
+DEFAULTS = StudyOptions()
 
 
 def data_command(dataset: Dataset = "cifar100") -> None:
@@ -66,142 +67,60 @@ def data_command(dataset: Dataset = "cifar100") -> None:
     for split in ("train", "held-out", "test"):
         images = data.load(dataset, split)
         counts = images.labels.bincount(minlength=images.num_labels)
-        size = "x".join(str(side) for side in images.pixels.shape[2:])
-        rows.append(
-            {
-                "split": split,
-                "images": len(images),
-                "labels": images.num_labels,
-                "size": size,
-                "per label": f"{counts.min()}-{counts.max()}",
-                "fingerprint": images.fingerprint[:12],
-            }
-        )
-    _show(pd.DataFrame(rows))
+        per_label, size = f"{counts.min()}-{counts.max()}", "x".join(map(str, images.pixels.shape[2:]))
+        rows.append((split, len(images), images.num_labels, size, per_label, images.fingerprint[:12]))
+    _show(pd.DataFrame(rows, columns=["split", "images", "labels", "size", "per label", "fingerprint"]))
 
 
-def probe_command(chosen: Chosen = AS_USUAL) -> None:
+def probe_command(study: Options = DEFAULTS) -> None:
     """Train a probe on every site and show its accuracy on test images, per image and per label."""
-    study = chosen.open()
-    _say(study)
-    table, result = study.tables["accuracy"], study.measurement
+    opened = study.open()
+    table, result = opened.tables["accuracy"], opened.measurement
     by_label = [measure.per_label(result[site].predictions["test"], result.labels["test"]) for site in table.site]
-    _show(table.assign(per_label=by_label).round(4))
+    _show(table.assign(per_label=by_label), digits=4)
 
 
-def snp_command(
-    chosen: Chosen = AS_USUAL,
-    theta: Annotated[float, tyro.conf.arg(help="threshold of the Boolean matrices, one of the measured ones")] = 0.3,
-    csv: Annotated[
-        Path | None, tyro.conf.arg(help="write the table of all nodes (at threshold 0.3) to this file")
-    ] = None,
-) -> None:
+def snp_command(study: Options = DEFAULTS, theta: Theta = 0.3, csv: Csv = None) -> None:
     """Single-nodal performance: clusters, noise and signal to noise of every site."""
-    study = chosen.open()
-    table = study.tables["by_theta"]
-    found = table[(table.theta - theta).abs() < 1e-6]
-    if found.empty:
-        measured = ", ".join(str(value) for value in sorted(table.theta.unique()))
-        raise UserError(f"theta {theta} was not measured; measured are {measured}")
-    _say(study)
-    columns = [
-        "site",
-        "nodes",
-        "silent",
-        "clusters",
-        "cluster_size",
-        "labels",
-        "noise",
-        "column_noise",
-        "foreign_noise",
-        "snr",
-    ]
-    _show(found[columns].round(2))
-    if csv is not None:
-        with replacing(csv) as temporary:
-            study.tables["nodes"].to_csv(temporary, index=False)
-        print(f"wrote {csv}: {len(study.tables['nodes']):,} nodes")
+    opened = study.open()
+    columns = "site nodes silent clusters cluster_size labels noise column_noise foreign_noise snr"
+    _show(_at(theta, opened.tables["by_theta"]), columns, digits=2)
+    _write(opened.tables["nodes"], csv)
 
 
-def heads_command(chosen: Chosen = AS_USUAL) -> None:
+def heads_command(study: Options = DEFAULTS) -> None:
     """Heads: the labels they own, whether that could be chance, and whether they are experts at them."""
     from cctlib.heads.stage import heads_tables, ownership
 
-    study = chosen.open()
-    _say(study)
-    owned = ownership(study)
-    _show(
-        owned.sites.drop(columns="site").round(3), "Concentration of labels on heads, against dealt nodes (test images)"
-    )
+    opened = study.open()
+    owned = ownership(opened)
+    sites = owned.sites.drop(columns="site")
+    _show(sites, title="Concentration of labels on heads, against dealt nodes (test images)")
     sets = owned.sets.pivot(index="encoder", columns="head", values="designated").add_prefix("head ").reset_index()
-    _show(sets, "Labels that each head owns (held-out images)")
+    _show(sets, title="Labels that each head owns (held-out images)")
     try:
-        tables = heads_tables(study)
+        tables = heads_tables(opened)
     except Missing as missing:
         print(f"\n{missing}")
         return
-    columns = ["encoder", "own", "others", "gap", "gap_low", "gap_high", "dealt_mean", "dealt_95", "p"]
-    _show(
-        tables["expert_sites"][columns].round(3),
-        "Accuracy of a head alone, on own labels and on the others' (test images)",
-    )
-    columns = [
-        "encoder",
-        "images",
-        "drop_own",
-        "drop_others",
-        "random_own",
-        "random_others",
-        "excess",
-        "excess_low",
-        "excess_high",
-    ]
-    _show(
-        tables["ablation_sites"][columns].round(3), "Accuracy that the network loses with a head silenced (test images)"
-    )
+    columns = "encoder own others gap gap_low gap_high dealt_mean dealt_95 p"
+    title = "Accuracy of a head alone, on own labels and on the others' (test images)"
+    _show(tables["expert_sites"], columns, title)
+    columns = "encoder images drop_own drop_others random_own random_others excess excess_low excess_high"
+    _show(tables["ablation_sites"], columns, "Accuracy that the network loses with a head silenced (test images)")
 
 
-def andc_command(
-    chosen: Chosen = AS_USUAL,
-    theta: Annotated[
-        float, tyro.conf.arg(help="threshold of the diagonal sets; 0.3 is retrained, others are not")
-    ] = 0.3,
-    csv: Annotated[Path | None, tyro.conf.arg(help="write the table of all prunings at 0.3 to this file")] = None,
-) -> None:
+def andc_command(study: Options = DEFAULTS, theta: Theta = 0.3, csv: Csv = None) -> None:
     """Pruning by diagonal connections, beside other masks that keep as many weights; cost and latency."""
     from cctlib.andc.stage import pruning_tables
 
-    study = chosen.open()
-    tables = pruning_tables(study)
-    found = tables["pruning" if abs(theta - 0.3) < 1e-6 else "curves"]
-    found = found[(found.theta - theta).abs() < 1e-6]
-    if found.empty:
-        known = sorted({0.3, *tables["curves"].theta})
-        raise UserError(f"theta {theta:g} was not measured; measured are {', '.join(f'{value:g}' for value in known)}")
-    _say(study)
-    columns = [
-        "target",
-        "method",
-        "seed",
-        "epochs",
-        "density",
-        "accuracy",
-        "low",
-        "high",
-        "accuracy_dense",
-        "parameters",
-        "macs",
-        "bytes",
-    ]
-    _show(
-        found[columns].round(4),
-        f"Pruned networks at theta {theta:g}, judged by {int(found.images.iloc[0]):,} test images",
-    )
-    _show(tables["latency"].round(3), "Latency of ANDC-pruned networks, all layers, on this or the shipping machine")
-    if csv is not None:
-        with replacing(csv) as temporary:
-            tables["pruning"].to_csv(temporary, index=False)
-        print(f"wrote {csv}: {len(tables['pruning']):,} prunings")
+    tables = pruning_tables(study.open())
+    pruned = _at(theta, tables["pruning" if abs(theta - 0.3) < 1e-6 else "curves"])
+    columns = "target method seed epochs density accuracy low high accuracy_dense parameters macs bytes"
+    title = f"Pruned networks at theta {theta:g}, judged by {int(pruned.images.iloc[0]):,} test images"
+    _show(pruned, columns, title, digits=4)
+    _show(tables["latency"], title="Latency of ANDC-pruned networks, all layers, on this or the shipping machine")
+    _write(tables["pruning"], csv)
 
 
 def train_command(
@@ -241,7 +160,7 @@ def train_command(
     print(f"wrote {weights}" + ("; go on with --resume" if weights.name == trainer.CHECKPOINT else ""))
 
 
-def reproduce_command(chosen: Chosen = AS_USUAL) -> None:
+def reproduce_command(study: Options = DEFAULTS) -> None:
     """Measure, execute all notebooks and build the book; what is done already is not done again."""
     clone = PACKAGE.parent
     if not (clone / "tools" / "reproduce.py").is_file():
@@ -252,21 +171,31 @@ def reproduce_command(chosen: Chosen = AS_USUAL) -> None:
     sys.path.insert(0, str(clone))  # tools are not installed
     from tools.reproduce import reproduce
 
-    page = reproduce(chosen.dataset, chosen.model, chosen.profile, chosen.runs, chosen.device)
+    page = reproduce(study.dataset, study.model, study.profile, study.runs, study.device)
     print(f"The book is built: open {page}")
 
 
-def _say(study: Study) -> None:
-    about = study.provenance
-    network = f"{about['model']} (weights {about['weights'][:10]})"
-    print(
-        f"{about['dataset']}, {network}, profile {about['profile']}, {study.source}: "
-        f"{study.measurement.accuracy():.2%} of {len(study.measurement.labels['test']):,} test images"
-    )
+def _show(table: pd.DataFrame, columns: str = "", title: str = "", digits: int = 3) -> None:
+    """Print a table: all its columns, or those named, under a title if there is one."""
+    shown = table[columns.split()] if columns else table
+    print((f"\n{title}\n" if title else "") + shown.round(digits).to_string(index=False))
 
 
-def _show(table: pd.DataFrame, title: str = "") -> None:
-    print((f"\n{title}\n" if title else "") + table.to_string(index=False))
+def _at(theta: float, table: pd.DataFrame) -> pd.DataFrame:
+    """The rows of a threshold. Raises `UserError`, with the measured ones, where there are none."""
+    rows = table[(table.theta - theta).abs() < 1e-6]
+    if rows.empty:
+        measured = ", ".join(f"{value:g}" for value in sorted(table.theta.unique()))
+        raise UserError(f"theta {theta:g} was not measured; measured are {measured}")
+    return rows
+
+
+def _write(table: pd.DataFrame, path: Path | None) -> None:
+    """Write a table as CSV, if a path was given."""
+    if path is not None:
+        with replacing(path) as temporary:
+            table.to_csv(temporary, index=False)
+        print(f"wrote {path}: {len(table):,} rows")
 
 
 def commands(recipe: str = "cpu") -> dict[str, Callable]:
@@ -298,19 +227,14 @@ def main(arguments: list[str] | None = None) -> None:
             config=(tyro.conf.OmitSubcommandPrefixes,),
         )
     except UserError as error:
-        sys.exit(_fail(str(error), 2))
+        _fail(str(error), 2)
     except KeyboardInterrupt:
-        sys.exit(
-            _fail(
-                "interrupted; what is finished is kept, and the same command goes on from there (train: with --resume)",
-                130,
-            )
-        )
+        _fail("interrupted; the same command goes on from what is finished (train: with --resume)", 130)
     except OSError as error:
         where = error.filename or "the system"
-        sys.exit(_fail(f"{where}: {error.strerror or error}; free the space or mend the path, then run again", 1))
+        _fail(f"{where}: {error.strerror or error}; free the space or mend the path, then run again", 1)
 
 
-def _fail(message: str, status: int) -> int:
+def _fail(message: str, status: int) -> NoReturn:
     print(f"cctlib: {message}", file=sys.stderr)
-    return status
+    sys.exit(status)

@@ -13,6 +13,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import shutil
 import socket
 import subprocess
@@ -32,17 +33,8 @@ from cctlib.errors import UserError
 
 PACKAGE = Path(__file__).parent
 FOUNDATION = ("errors", "bootstrap", "stages")  # modules that every room may import
-ROOMS = (
-    "data",
-    "model",
-    "training",
-    "snp",
-    "study",
-    "heads",
-    "andc",
-    "claims",
-    "figures",
-)  # each may import those before it
+# Each may import those before it.
+ROOMS = ("data", "model", "training", "snp", "study", "heads", "andc", "claims", "figures")
 DOOR = {"study": ("profiles", "study")}  # modules beside the rooms that have a place among them
 RECORD = "stage.json"  # what went in and the hash of what came out: equal for equal runs
 PROVENANCE = "provenance.json"  # when, where, how long: different for every run
@@ -118,16 +110,9 @@ def device_name(device: torch.device | str) -> str:
 
 def _processor() -> str:
     cpuinfo = Path("/proc/cpuinfo")
-    names = (
-        [
-            line
-            for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
-            if line.startswith("model name")
-        ]
-        if cpuinfo.exists()
-        else []
-    )
-    return names[0].partition(":")[2].strip() if names else (platform.processor() or platform.machine())
+    text = cpuinfo.read_text(encoding="utf-8", errors="replace") if cpuinfo.exists() else ""
+    name = re.search(r"^model name\s*: (.+)$", text, re.M)
+    return name[1].strip() if name else platform.processor() or platform.machine()
 
 
 def environment(device: torch.device | str) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """The flow as users meet it: without data, with wrong words, and killed in the middle."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -14,7 +15,7 @@ import torch
 from tiny_data import write_folder
 from tiny_study import untrained
 
-from cctlib import open_study, stages, study
+from cctlib import cli, open_study, stages, study
 from cctlib.andc import latency, sweep
 from cctlib.andc.stage import pruning_tables
 from cctlib.claims import judge
@@ -75,12 +76,16 @@ def test_the_command_line_answers_a_mistake_in_one_line(tmp_path):
     assert run.stderr.startswith("cctlib: theta 0.33 was not measured") and run.stderr.count("\n") == 1
 
 
-def test_help_reads_well(tmp_path):
-    for command in ("data", "train", "probe", "snp", "heads", "andc", "reproduce"):
-        run = subprocess.run(
-            [sys.executable, "-m", "cctlib", command, "--help"], capture_output=True, text=True, cwd=tmp_path
-        )
-        assert run.returncode == 0 and "usage: cctlib" in run.stdout
+@pytest.mark.parametrize("command", sorted(cli.commands()))
+def test_help_says_what_a_command_and_each_of_its_settings_is(command, capsys):
+    with pytest.raises(SystemExit) as left:
+        cli.main([command, "--help"])
+    said = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert left.value.code == 0 and said.startswith(f"usage: cctlib {command}")
+    if "--profile" in said:
+        shown = {"dataset": "cifar100", "model": "a shipped", "profile": "quick", "device": "cpu"}
+        for setting, words in shown.items():
+            assert re.search(rf"--{setting} \w+ {words}", said), setting
 
 
 UNEQUAL = {

@@ -5,7 +5,6 @@
 the source are right), and `build` runs Jupyter Book on it.
 """
 
-import hashlib
 import json
 import os
 import re
@@ -14,16 +13,18 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 
+import cctlib
+from cctlib import stages
+from cctlib.claims.rules import RULES, STATEMENTS
 from cctlib.errors import UserError
 from tools.executed import as_page, glued, read_executed, run_of
 
 ROOT = Path(__file__).resolve().parent.parent
 ADDRESS = "https://github.com/cctlib/cctlib"  # as in pyproject.toml, README and the notebooks: a test compares
-RECORD = "stage.json"  # of an executed notebook, as of any stage
-ROOMS = ("data", "model", "training", "snp", "heads", "andc", "claims", "figures")  # in the order of the method
 
 
 # --- the book ---
@@ -65,17 +66,13 @@ def assemble(executed: Sequence[Path], out: Path) -> None:
     (out / "_config.yml").write_text(settings + repository, encoding="utf-8")
     _copy_plotly(out / "book" / "_static")
     runs = {name: run_of(copies[name], notebook) for name, notebook in notebooks.items()}
-    (out / "book" / "found.json").write_text(json.dumps(glued(notebooks), indent=1), encoding="utf-8")
+    stages.write_json(out / "book" / "found.json", glued(notebooks))
     _fill(out / "book" / "runs.md", "<!-- runs -->", _runs_table(runs))
-    _fill(out / "book" / "api.md", "<!-- modules -->", _modules())
+    _fill(out / "book" / "api.md", "<!-- public names -->", _public_names())
     _fill(out / "book" / "methods.md", "<!-- rules -->", _rules())
     _fill(out / "book" / "methods.md", "<!-- first version -->", _first_version())
-    (out / "notebooks").mkdir()
     for name, notebook in notebooks.items():
-        written = as_page(notebook, name, runs[name])
-        (out / "notebooks" / name).write_text(
-            json.dumps(written, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
-        )
+        stages.write_json(out / "notebooks" / name, as_page(notebook, name, runs[name]))
 
 
 def build(source: Path, html: Path) -> None:
@@ -107,22 +104,10 @@ def _jupyter_book(source: Path, out: Path, log: Path, *options: str) -> None:
     except metadata.PackageNotFoundError:
         raise UserError('jupyter-book is not installed; run: pip install -e ".[book]" -c constraints.txt') from None
     main = "from jupyter_book.cli.main import main; main()"
-    command = [
-        sys.executable,
-        "-c",
-        main,
-        "build",
-        str(source),
-        "--path-output",
-        str(out),
-        "-W",
-        "-n",
-        "--keep-going",
-        *options,
-    ]
+    options = ("--path-output", str(out), "-W", "-n", "--keep-going", *options)
     paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     done = subprocess.run(
-        command,
+        [sys.executable, "-c", main, "build", str(source), *options],
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -140,13 +125,10 @@ def _jupyter_book(source: Path, out: Path, log: Path, *options: str) -> None:
 
 def _hash(source: Path) -> str:
     """SHA-256 over the assembled files, the package (its docstrings are a page), and the versions of the builders."""
-    from cctlib.stages import CODE  # late: it loads torch, which nothing else here needs
-
-    digest = hashlib.sha256(CODE["everything"].encode())
-    digest.update(json.dumps(_versions("jupyter-book", "sphinx", "sphinx-book-theme", "myst-nb")).encode())
-    for path in sorted(path for path in source.rglob("*") if path.is_file() and "__pycache__" not in path.parts):
-        digest.update(f"{path.relative_to(source)}\0".encode() + hashlib.sha256(path.read_bytes()).digest())
-    return digest.hexdigest()
+    paths = [path for path in source.rglob("*") if path.is_file() and "__pycache__" not in path.parts]
+    files = {path.relative_to(source).as_posix(): stages.sha256_file(path) for path in paths}
+    builders = _versions("jupyter-book", "sphinx", "sphinx-book-theme", "myst-nb")
+    return stages.sha256_json([stages.CODE["everything"], builders, files])
 
 
 # --- pages that are written by the build ---
@@ -162,30 +144,23 @@ def _runs_table(runs: Mapping[str, Mapping[str, str]]) -> str:
     if settings:
         lines += ["", "Settings: " + "; ".join(f"`{text}`" for text in settings) + "."]
     versions = _versions(*sorted({re.split(r"[\s<>=!~;\[]", line)[0] for line in metadata.requires("cctlib") or []}))
-    lines += [
-        "",
-        "| package | version |",
-        "|---|---|",
-        *(f"| {name} | {version} |" for name, version in versions.items()),
-    ]
+    lines += ["", "| package | version |", "|---|---|"]
+    lines += [f"| {name} | {version} |" for name, version in versions.items()]
     return "\n".join(lines)
 
 
-def _modules() -> str:
-    """Markdown: a section for every public module, in the order of the rooms, filled from docstrings by autodoc."""
-    package = ROOT / "cctlib"
-    door = sorted(path.stem for path in package.glob("[a-z]*.py"))
-    rooms = [f"{room}.{path.stem}" for room in ROOMS for path in sorted((package / room).glob("[a-z]*.py"))]
-    names = [*door, *rooms]
-    options = "   :members:\n   :member-order: bysource\n"
-    section = "## `cctlib.{0}`\n\n```{{eval-rst}}\n.. automodule:: cctlib.{0}\n" + options + "```\n"
-    return "\n".join(section.format(name) for name in names)
+def _public_names() -> str:
+    """Markdown: the public names by tier and by module, filled from docstrings by autodoc."""
+    section = "### `{0}`\n\n```{{eval-rst}}\n.. automodule:: {0}\n   :members: {1}\n   :member-order: bysource\n```\n"
+    lines = []
+    for tier, modules in cctlib.TIERS.items():
+        lines.append(f"## {tier}\n")
+        lines += [section.format(f"cctlib.{module}", ", ".join(names)) for module, names in modules.items()]
+    return "\n".join(lines)
 
 
 def _rules() -> str:
     """Markdown: a table of the claims and of the rules that judge them as stated."""
-    from cctlib.claims.rules import RULES, STATEMENTS  # late: it loads torch, which nothing else here needs
-
     lines = ["| | claim | holds as stated when |", "|---|---|---|"]
     return "\n".join(lines + [f"| {claim} | {STATEMENTS[claim]} | {rule} |" for claim, rule in RULES.items()])
 
@@ -216,12 +191,11 @@ def _copy_plotly(static: Path) -> None:
 
 
 def _versions(*packages: str) -> dict[str, str]:
+    """Versions of those packages that are installed."""
     found = {}
     for package in packages:
-        try:
+        with suppress(metadata.PackageNotFoundError):
             found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
     return found
 
 
@@ -248,7 +222,7 @@ def make_again() -> None:
     Only copies with equal parameters make one book. Raises `UserError` where there are none.
     """
     runs: dict[str, list[Path]] = {}
-    for record in (ROOT / "runs" / "notebooks").glob(f"*/{RECORD}"):
+    for record in (ROOT / "runs" / "notebooks").glob(f"*/{stages.RECORD}"):
         parameters = json.dumps(json.loads(record.read_text(encoding="utf-8"))["inputs"]["settings"])
         runs.setdefault(parameters, []).append(record)
     if not runs:

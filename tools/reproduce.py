@@ -2,12 +2,12 @@
 
 Papermill is the only executor. An executed copy is a stage like any other: keyed by the notebook's source, its
 parameters, the stages that it reads and the code that it calls, so that a second run executes only what changed.
+Two notebooks run at a time: most of each is one kernel's start and the drawing of figures, which keep one core busy.
 """
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import papermill
-from papermill.exceptions import PapermillExecutionError
 from tqdm import tqdm
 
 from cctlib import stages
@@ -16,6 +16,8 @@ from cctlib.errors import UserError
 from cctlib.heads.stage import heads_stage
 from cctlib.study import Study, open_study
 from tools import book
+
+AT_ONCE = 2  # notebooks
 
 
 def notebooks(folder: Path) -> list[Path]:
@@ -34,7 +36,9 @@ def reproduce(dataset: str, model: str, profile: str, runs: Path, device: str) -
     parameters = {"dataset": dataset, "model": model, "profile": profile, "runs": str(runs), "device": device}
     if study.source == "shipped":
         parameters["profile"] = "shipped"
-    executed = [execute(source, parameters, study, runs) for source in tqdm(sources, desc="notebooks", unit="notebook")]
+    with ThreadPoolExecutor(AT_ONCE) as pool:  # papermill waits for a kernel, which is a process of its own
+        copies = pool.map(lambda source: execute(source, parameters, study, runs), sources)
+        executed = list(tqdm(copies, total=len(sources), desc="notebooks", unit="notebook"))
     return book.make(executed, book.ROOT / "_build")
 
 
@@ -53,17 +57,13 @@ def execute(source: Path, parameters: dict[str, str], study: Study, runs: Path) 
     """The executed copy of a notebook. Raises `UserError` with the notebook's own error when a cell fails."""
 
     def compute(work: Path) -> None:
+        import papermill  # late: it takes two seconds, which a run that has nothing to do shall not pay
+        from papermill.exceptions import PapermillExecutionError
+
+        quiet = ["--log-level=40"]  # the kernel's own warnings are not for a reader of the progress bar
+        settings = {"progress_bar": False, "log_output": False, "extra_arguments": quiet}
         try:
-            papermill.execute_notebook(
-                source,
-                work / source.name,
-                parameters,
-                progress_bar=False,
-                log_output=False,
-                extra_arguments=[
-                    "--log-level=40"
-                ],  # the kernel's own warnings are not for a reader of the progress bar
-            )
+            papermill.execute_notebook(source, work / source.name, parameters, **settings)
         except PapermillExecutionError as error:
             raise UserError(f"{source} failed in cell {error.exec_count}: {error.ename}: {error.evalue}") from None
 

@@ -13,7 +13,6 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 from torch.nn.functional import affine_grid, avg_pool2d, grid_sample
-from torchvision.transforms.v2 import functional as vision
 
 LAYERS = 2  # operations per image
 PROBABILITY = 0.5  # of each of them to happen
@@ -88,14 +87,21 @@ def solarize_add(pixels: Pixels, level: Level, fill: Colour) -> Pixels:
     return torch.where(pixels < 128, pixels + added.to(torch.uint8), pixels)
 
 
+def vision(operation: str, pixels: Pixels) -> Pixels:
+    """An operation of torchvision, which is imported late: that takes seconds, and most commands do not train."""
+    from torchvision.transforms.v2 import functional
+
+    return getattr(functional, operation)(pixels)
+
+
 OPERATIONS: dict[str, Callable[[Pixels, Level, Colour], Pixels]] = {
     **{name: partial(affine, name) for name in ("rotate", "shear_x", "shear_y", "translate_x", "translate_y")},
-    "colour": partial(blend, vision.rgb_to_grayscale),
-    "contrast": partial(blend, lambda pixels: vision.rgb_to_grayscale(pixels).float().mean((1, 2, 3), keepdim=True)),
+    "colour": partial(blend, partial(vision, "rgb_to_grayscale")),
+    "contrast": partial(blend, lambda pixels: vision("rgb_to_grayscale", pixels).float().mean((1, 2, 3), keepdim=True)),
     "brightness": partial(blend, torch.zeros_like),
     "sharpness": partial(blend, smooth),
-    "autocontrast": lambda pixels, level, fill: vision.autocontrast(pixels),
-    "equalize": lambda pixels, level, fill: vision.equalize(pixels),
+    "autocontrast": lambda pixels, level, fill: vision("autocontrast", pixels),
+    "equalize": lambda pixels, level, fill: vision("equalize", pixels),
     "invert": lambda pixels, level, fill: 255 - pixels,
     "posterize": posterize,
     "solarize": solarize,
