@@ -30,7 +30,7 @@ from cctlib.profiles import Profile, resolve_profile
 from cctlib.snp import measure, stage, tables
 from cctlib.snp.measure import Measurement
 from cctlib.snp.probe import Probes
-from cctlib.training import processes
+from cctlib.training import processes, run
 from cctlib.training.recipes import fitted, recipe_for
 
 
@@ -260,8 +260,6 @@ def measured_study(dataset: str, model: str, profile: Profile, runs: Path, devic
 
 def train_model(dataset: str, home: Path, device: torch.device) -> Model:
     """Train the data set's own recipe; the stage's folder is a model folder."""
-    from cctlib.training import run  # late: it loads torchvision, which takes seconds
-
     recipe = recipe_for(dataset, device)
     images = {split: data.load(dataset, split, image_size=recipe.image_size) for split in ("train", "held-out", "test")}
     recipe = fitted(recipe, len(images["train"]))

@@ -27,7 +27,6 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import get_ema_multi_avg_fn
-from torchvision.transforms.v2.functional import resize
 
 from cctlib import stages
 from cctlib.data.datasets import DATASETS, PHOTOGRAPHS
@@ -91,6 +90,8 @@ class Trainer:
 
     def learn(self) -> None:
         """One optimizer step."""
+        from torchvision.transforms.v2.functional import resize  # late: it takes seconds to load
+
         recipe, place = self.recipe, self.place
         images, targets = self._batch()
         for group in (group for optimizer in self.optimizers for group in optimizer.param_groups):
