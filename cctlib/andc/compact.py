@@ -5,22 +5,21 @@ and returns one with the same logits:
 
 1. Silent hidden nodes go. One that nothing reaches is a constant, GELU of its bias, and moves into the next
    bias; one that reaches nothing is dropped.
-2. Every layer that has zeros takes the form that is fastest for it on this machine, which is measured:
+2. Every layer that has zeros takes the form that is faster for it on this machine, which is measured:
 
     dense    torch's linear layer, zeros and all
     bags     weighted bags of embeddings: each output adds up those rows of the transposed tokens that its
              weights name, by the kernel behind `embedding_bag`, which runs along the tokens
-    csr      torch's product of a CSR matrix with the transposed tokens
 
-Written in torch alone, the forms run on every device that has the kernels. A fourth form, outputs with similar inputs
-in groups that multiply the union of their inputs densely, was slower than the dense layer in each of 26 cases.
+Two other forms were tried: torch's product of a CSR matrix with the transposed tokens, and outputs with similar inputs
+in groups that multiply the union of their inputs densely. In each of the 20 cases that ship, a network in either was
+slower than one in bags, and the second form slower than the dense network as well.
 """
 
 import copy
 import functools
 import math
 import time
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -31,12 +30,11 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from cctlib.andc.masks import Masks, layers
-from cctlib.errors import UserError
 from cctlib.model.cct import CCT, CCTConfig, Encoder
 
-FORMS = ("dense", "bags", "csr")
+FORMS = ("dense", "bags")
 TURNS = 3  # each form is timed so often at least
-WORTH = 0.95  # a form other than the dense one must take less than this share of its time
+WORTH = 0.95  # bags must take less than this share of the dense layer's time
 REPEATED = 32  # images whose tokens one call of `Bags` takes; its indices are repeated for so many
 
 
@@ -91,26 +89,20 @@ def remove_silent(network: CCT) -> dict[str, int]:
     removed = {}
     for m, block in enumerate(network.classifier.blocks, start=1):
         assert isinstance(block, Encoder)
-        incoming = block.linear1.weight.count_nonzero(1) > 0
-        outgoing = block.linear2.weight.count_nonzero(0) > 0
+        first, second = block.linear1, block.linear2
+        incoming = first.weight.count_nonzero(1) > 0
+        outgoing = second.weight.count_nonzero(0) > 0
         keep, constant = incoming & outgoing, ~incoming & outgoing
         removed[f"enc{m}/ff_hidden"] = int((~keep).sum())
-        if keep.all():
-            continue
-        bias = block.linear2.bias + block.linear2.weight[:, constant] @ F.gelu(block.linear1.bias[constant])
-        block.linear1 = linear(block.linear1.weight[keep], block.linear1.bias[keep])
-        block.linear2 = linear(block.linear2.weight[:, keep], bias)
+        second.bias.add_(second.weight[:, constant] @ F.gelu(first.bias[constant]))
+        first.weight, first.bias = _frozen(first.weight[keep]), _frozen(first.bias[keep])
+        second.weight = _frozen(second.weight[:, keep])
+        first.out_features = second.in_features = int(keep.sum())
     return removed
 
 
-def linear(weight: Float[Tensor, "output input"], bias: Float[Tensor, "output"]) -> nn.Linear:
-    """A frozen linear layer with copies of the given weights."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch finds layers without nodes worth a warning
-        module = nn.Linear(weight.shape[1], weight.shape[0], device="meta")
-    module.weight = nn.Parameter(weight.detach().clone().contiguous(), requires_grad=False)
-    module.bias = nn.Parameter(bias.detach().clone(), requires_grad=False)
-    return module
+def _frozen(tensor: Tensor) -> nn.Parameter:
+    return nn.Parameter(tensor.contiguous(), requires_grad=False)
 
 
 # Forms of a sparse linear layer, for inference ------------------------------------------------------------
@@ -157,62 +149,46 @@ class Bags(nn.Module):
         return torch.embedding_bag(rows, self.columns[:entries], starts, False, 0, False, self.values[:entries])[0]
 
 
-class CSR(nn.Module):
-    """A sparse linear layer by torch's product of a CSR matrix with the transposed tokens."""
-
-    weight: Tensor
-    bias: Tensor
-
-    def __init__(self, weight: Float[Tensor, "output input"], bias: Float[Tensor, "output"]):
-        super().__init__()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch calls CSR a beta feature
-            self.register_buffer("weight", weight.detach().to_sparse_csr())
-        self.register_buffer("bias", bias.detach().clone())
-
-    def forward(self, x: Float[Tensor, "*token node"]) -> Float[Tensor, "*token output"]:
-        flat = x.to(self.bias.dtype).reshape(-1, x.shape[-1])
-        return ((self.weight @ flat.T).T + self.bias).view(*x.shape[:-1], -1)
-
-
-def make_form(form: str, module: nn.Linear, images: int = 1) -> nn.Module:
-    """`module` in one of FORMS, with the same outputs. Raises `UserError` for a form that does not exist."""
-    if form not in FORMS:
-        raise UserError(f"form {form!r} of a sparse layer is not known; use one of {', '.join(FORMS)}")
+def make_form(form: str, name: str, module: nn.Linear, batch: int) -> nn.Module:
+    """`module` in one of FORMS, with the same outputs; name: of the layer, for it is fc alone that has no tokens."""
     if form == "dense" or not module.weight.count_nonzero():
         return module
-    if form == "bags":
-        return Bags(module.weight, module.bias, min(images, REPEATED))
-    return CSR(module.weight, module.bias)
+    images = 1 if name == "classifier.fc" else batch  # fc's input is one vector an image, so that a batch is one table
+    return Bags(module.weight, module.bias, min(images, REPEATED))
+
+
+def forms_here(device: torch.device) -> tuple[str, ...]:
+    """The FORMS whose kernels torch has on this device."""
+    try:
+        Bags(torch.ones(1, 1, device=device), torch.ones(1, device=device))(torch.ones(1, 1, device=device))
+    except (RuntimeError, NotImplementedError):
+        return FORMS[:1]
+    return FORMS
 
 
 # The choice -----------------------------------------------------------------------------------------------
 
 
 @torch.no_grad()
-def compact(
-    network: CCT, batch: int, forms: Mapping[str, str] | None = None, *, seconds: float = 5.0
-) -> tuple[CCT, dict[str, str]]:
+def compact(network: CCT, batch: int, form: str | None = None, *, seconds: float = 5.0) -> tuple[CCT, dict[str, str]]:
     """A copy of a pruned network without silent nodes, each sparse layer in the form that is fastest here.
 
     The network is pruned where its weights are zero. The copy is for inference, and best for batches of
     `batch` images: in eval mode, frozen, with fewer nodes at the tap "encM/ff_hidden".
 
-    forms: the form of each layer by name, where it is not to be measured. seconds: of measuring, during which the
-    machine should have nothing else to do.
-    Returns the network, and the form of each sparse layer by name. Raises `UserError` for a form that does not
-    exist, or a layer with zeros that is given none.
+    form: of all sparse layers, where it is not to be measured. seconds: of measuring, during which the machine should
+    have nothing else to do.
+    Returns the network, and the form of each sparse layer by name.
     """
     network = copy.deepcopy(network).eval().requires_grad_(False)
     remove_silent(network)
     sparse = sparse_layers(network)
-    if forms is None:
+    if form is not None:
+        forms = dict.fromkeys(sparse, form)
+    else:
         forms = {name: fastest(times) for name, times in time_forms(network, sparse, batch, seconds).items()}
-    for name in sparse.keys() - forms.keys():
-        raise UserError(f"{name} has zeros but was given no form; use one of {', '.join(FORMS)}")
-    chosen = {name: forms[name] for name in sparse}
-    _install(network, {name: make_form(form, sparse[name], _images(name, batch)) for name, form in chosen.items()})
-    return network, chosen
+    _install(network, {name: make_form(forms[name], name, module, batch) for name, module in sparse.items()})
+    return network, forms
 
 
 def masks_of(network: CCT) -> dict[str, Bool[Tensor, "_ _"]]:
@@ -244,21 +220,17 @@ def time_forms(
     size, some = network.config.image_size, next(iter(sparse.values())).weight
     images = torch.zeros(batch, 3, size, size, dtype=some.dtype, device=some.device)
     timed = {
-        form: {name: _Timed(make_form(form, module, _images(name, batch))) for name, module in sparse.items()}
-        for form in FORMS
+        form: {name: _Timed(make_form(form, name, module, batch)) for name, module in sparse.items()}
+        for form in forms_here(some.device)
     }
-    failed = set()
     end, turns = time.perf_counter() + seconds, 0
     while turns < TURNS or time.perf_counter() < end:
-        for form in (form for form in FORMS if form not in failed):
-            _install(network, timed[form])
-            try:
-                network(images)
-            except (RuntimeError, NotImplementedError):  # no such kernel on this device, or in this build of torch
-                failed.add(form)
+        for layers_in_form in timed.values():
+            _install(network, layers_in_form)
+            network(images)
         turns += 1
     _install(network, sparse)
-    return {name: {form: timed[form][name].seconds for form in FORMS if form not in failed} for name in sparse}
+    return {name: {form: timed[form][name].seconds for form in timed} for name in sparse}
 
 
 class _Timed(nn.Module):
@@ -282,11 +254,6 @@ def timed_call(module: nn.Module, x: Tensor) -> tuple[Tensor, float]:
     result = module(x)
     wait(x.device)
     return result, time.perf_counter() - start
-
-
-def _images(name: str, batch: int) -> int:
-    """How many tables a layer gets for a batch: fc reads one vector an image, so that a batch is one table."""
-    return 1 if name == "classifier.fc" else batch
 
 
 def _install(network: nn.Module, modules: Mapping[str, nn.Module]) -> None:

@@ -8,10 +8,9 @@ node of the last encoder to output j stays iff j is in its D. Four kinds of laye
 
 The diagonal sets of fc's nodes are those of the network's own read-out: its final norm, SeqPool and fc.
 
-In the order of reading: layers -> masks of a layer, by one score or another -> `METHODS`, each a way to mask a
-whole target with exactly as many weights in each layer -> `make_masks`. `retrain.py` applies masks to a
-network, `sweep.py` does so for many, `compact.py` turns the zeros into speed. Masks have the name and the
-shape of their weight, [output, input].
+In the order of reading: layers -> ANDC's masks -> `METHODS`, each a way to keep exactly as many weights of a layer ->
+`make_masks`. `retrain.py` applies masks to a network, `sweep.py` does so for many, `compact.py` turns the zeros into
+speed. Masks have the name and the shape of their weight, [output, input].
 """
 
 from collections.abc import Callable, Mapping
@@ -74,12 +73,7 @@ def layers(encoders: int, target: str = "all") -> tuple[Layer, ...]:
 
 
 def weights_of(network: nn.Module, masks: Masks) -> dict[str, nn.Parameter]:
-    """The network's own weights that masks belong to.
-
-    Raises `UserError` when there is no mask, or one that has no weight, another shape, or keeps nothing.
-    """
-    if not masks:
-        raise UserError("no masks: a pruning needs at least one layer")
+    """The network's own weights that masks belong to. Raises `UserError` when one has no weight, or another shape."""
     parameters = dict(network.named_parameters())
     for name, mask in masks.items():
         if name not in parameters:
@@ -87,8 +81,6 @@ def weights_of(network: nn.Module, masks: Masks) -> dict[str, nn.Parameter]:
         if parameters[name].shape != mask.shape:
             shape = tuple(parameters[name].shape)
             raise UserError(f"mask {name} has shape {tuple(mask.shape)}; its weight is [output, input] {shape}")
-        if not mask.any():
-            raise UserError(f"mask {name} keeps no weight (density 0); lower theta, or keep 1 weight at least")
     return {name: parameters[name] for name in masks}
 
 
@@ -130,43 +122,11 @@ def keep_largest_per_row(scores: Float[Tensor, "output input"], count: int) -> B
     return mask
 
 
-def random_mask(shape: tuple[int, int], count: int, generator: torch.Generator) -> Bool[Tensor, "output input"]:
-    """A mask that keeps exactly `count` entries, each set of them equally likely.
-
-    Raises `UserError` when it would keep none, or more than there are.
-    """
-    total = shape[0] * shape[1]
-    if not 0 < count <= total:
-        raise UserError(f"a mask cannot keep {count} of {total} weights (density {count / total:.3g}); keep 1 at least")
-    mask = torch.zeros(total, dtype=torch.bool)
-    mask[torch.randperm(total, generator=generator)[:count]] = True
-    return mask.view(shape)
-
-
 # Masks of a target, by method -----------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Evidence:
-    """All that a mask can be decided from. inputs: from `input_statistics`, which Wanda alone needs."""
-
-    network: CCT
-    diagonals: Diagonals
-    inputs: Mapping[str, "Inputs"] | None
-    generator: torch.Generator
-
-    def weights(self, masks: Masks) -> dict[str, Float[Tensor, "output input"]]:
-        """Sizes of the weights that masks belong to."""
-        return {name: weight.detach().abs() for name, weight in weights_of(self.network, masks).items()}
-
-
-def andc(evidence: Evidence, target: str) -> dict[str, Bool[Tensor, "_ _"]]:
-    """A weight stays iff the diagonal sets of the nodes that it joins share a label."""
-    return andc_masks(evidence.diagonals, evidence.network.config.encoders, target)
-
-
 def andc_masks(diagonals: Diagonals, encoders: int, target: str = "all") -> dict[str, Bool[Tensor, "_ _"]]:
-    """ANDC's masks of a target, by name of the weight.
+    """ANDC's masks of a target, by name of the weight: nodes that share a label stay connected.
 
     Raises `UserError` for an unknown target, a site without diagonal sets, a layer that loses all weights.
     """
@@ -189,49 +149,50 @@ def andc_masks(diagonals: Diagonals, encoders: int, target: str = "all") -> dict
     return masks
 
 
-def shuffled(evidence: Evidence, target: str) -> dict[str, Bool[Tensor, "_ _"]]:
-    """ANDC of the same diagonal sets, dealt at random to the nodes of their site.
+@dataclass(frozen=True)
+class Evidence:
+    """All that the mask of one layer can be decided from. norm: of the layer's inputs, which Wanda alone needs."""
 
-    These masks have ANDC's density and ANDC's pattern of rows and columns, but at the wrong nodes: the sharpest
-    control, which asks whether it matters *which* node has which labels.
-    """
-    dealt = {
-        site: sets[torch.randperm(len(sets), generator=evidence.generator)] for site, sets in evidence.diagonals.items()
-    }
-    return andc_masks(dealt, evidence.network.config.encoders, target)
+    andc: Bool[Tensor, "output input"]
+    weight: Float[Tensor, "output input"]
+    norm: Float[Tensor, "input"] | None
+    generator: torch.Generator
 
-
-def random(evidence: Evidence, target: str) -> dict[str, Bool[Tensor, "_ _"]]:
-    """As many weights of each layer as ANDC keeps, anywhere."""
-    return {
-        name: random_mask((len(mask), mask.shape[1]), int(mask.sum()), evidence.generator)
-        for name, mask in andc(evidence, target).items()
-    }
+    @property
+    def count(self) -> int:
+        """How many weights ANDC keeps."""
+        return int(self.andc.sum())
 
 
-def magnitude(evidence: Evidence, target: str) -> dict[str, Bool[Tensor, "_ _"]]:
-    """As many weights of each layer as ANDC keeps: the largest ones."""
-    masks = andc(evidence, target)
-    return {name: keep_largest(size, int(masks[name].sum())) for name, size in evidence.weights(masks).items()}
+def random(layer: Evidence) -> Bool[Tensor, "output input"]:
+    """As many weights as ANDC keeps, anywhere."""
+    return keep_largest(torch.rand(layer.andc.shape, generator=layer.generator), layer.count)
 
 
-def wanda(evidence: Evidence, target: str) -> dict[str, Bool[Tensor, "_ _"]]:
+def magnitude(layer: Evidence) -> Bool[Tensor, "output input"]:
+    """As many weights as ANDC keeps: the largest ones."""
+    return keep_largest(layer.weight.abs(), layer.count)
+
+
+def wanda(layer: Evidence) -> Bool[Tensor, "output input"]:
     """Wanda (Sun et al., arXiv:2306.11695): the largest |weight| * norm of its input.
 
     As published, weights are compared within an output, and every output keeps equally many **(choice)**.
     The layer as a whole keeps as many as ANDC. Raises `UserError` without statistics of the layers' inputs.
     """
-    if evidence.inputs is None:
+    if layer.norm is None:
         raise UserError("Wanda needs norms of the layers' inputs, from held-out images; none were given")
-    masks, inputs = andc(evidence, target), evidence.inputs
-    return {
-        name: keep_largest_per_row(size * inputs[name].norm, int(masks[name].sum()))
-        for name, size in evidence.weights(masks).items()
-    }
+    return keep_largest_per_row(layer.weight.abs() * layer.norm, layer.count)
 
 
-METHODS: Mapping[str, Callable[[Evidence, str], dict[str, Bool[Tensor, "_ _"]]]] = {
-    method.__name__: method for method in (andc, shuffled, random, magnitude, wanda)
+# shuffled: ANDC of the same diagonal sets, dealt at random to the nodes of their site. These masks have ANDC's density
+# and its pattern of rows and columns, but at the wrong nodes: does it matter *which* node has which labels?
+METHODS: Mapping[str, Callable[[Evidence], Bool[Tensor, "output input"]]] = {
+    "andc": lambda layer: layer.andc,
+    "shuffled": lambda layer: layer.andc,  # of dealt sets
+    "random": random,
+    "magnitude": magnitude,
+    "wanda": wanda,
 }
 
 
@@ -245,11 +206,8 @@ class Pruning:
     seed: int = 0  # of masks by chance, and of the order of images in retraining
 
     def __post_init__(self) -> None:
-        if self.target not in TARGETS or self.method not in METHODS:
-            raise UserError(
-                f"no pruning of {self.target!r} by {self.method!r}; targets are {', '.join(TARGETS)}, "
-                f"methods are {', '.join(METHODS)}"
-            )
+        if self.method not in METHODS:
+            raise UserError(f"no pruning by {self.method!r}; methods are {', '.join(METHODS)}")
 
     @property
     def name(self) -> str:
@@ -266,7 +224,14 @@ def make_masks(
     Raises `UserError` as `andc_masks` and `wanda`.
     """
     generator = torch.Generator().manual_seed(pruning.seed)
-    return METHODS[pruning.method](Evidence(network, diagonals, inputs, generator), pruning.target)
+    if pruning.method == "shuffled":
+        diagonals = {site: sets[torch.randperm(len(sets), generator=generator)] for site, sets in diagonals.items()}
+    of_andc = andc_masks(diagonals, network.config.encoders, pruning.target)
+    masks = {}
+    for name, weight in weights_of(network, of_andc).items():
+        norm = inputs[name].norm if inputs else None
+        masks[name] = METHODS[pruning.method](Evidence(of_andc[name], weight.detach(), norm, generator))
+    return masks
 
 
 # What the layers read -------------------------------------------------------------------------------------

@@ -1,22 +1,18 @@
 """A pruned network: masks applied, retrained, evaluated (Method, section 7).
 
-    with masked(network, masks):
-        retrain(network, masks, train, epochs=1, ...)
-        predictions = predict(test)
-
-Masked weights are zero in the network itself, so whatever is run inside the block runs without them; when
-the block ends, the network is as it was.
+    pruned = prune(network, masks)
+    retrain_layers(pruned, masks, train, epochs=1, ...)
+    labels = predict(pruned, test)
 
 There are two ways to retrain. `retrain_whole` trains all weights as the trainer does, with its augmentation, to
-saturation: the method's own way, which takes hours on a processor. `retrain` trains the masked layers alone, for
-a part of an epoch, from what `reduce` has computed once for all masks: the listed alternative, which takes
-seconds.
+saturation: the method's own way, which takes hours on a processor. `retrain_layers` trains the masked layers alone, for
+a part of an epoch, from what `reduce` has computed once for all masks: the listed alternative, which takes seconds.
 """
 
+import copy
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -38,55 +34,40 @@ from cctlib.training.recipes import Recipe
 from cctlib.training.trainer import Trainer
 
 TOKENS_HELD = 2 * 2**30  # bytes of tokens kept on a processor, to save the tokenizer's share of each pass
-SATURATED = 0.002  # a retraining that gains less accuracy than this in its last quarter has been long enough
 LOW_RATE = 0.1  # of the recipe's largest learning rate, to retrain the whole network with
 
 
 # Masks in a network ---------------------------------------------------------------------------------------
 
 
-@contextmanager
-def masked(network: nn.Module, masks: Masks, compensate: Mapping[str, Inputs] | None = None) -> Iterator[None]:
-    """Within the block, masked weights are exactly zero in the network itself.
-
-    After it the network is as it was: weights and biases of the masked layers are put back, retrained or
-    not. Raises `UserError` as `weights_of`.
+@torch.no_grad()
+def prune(network: CCT, masks: Masks, compensate: Mapping[str, Inputs] | None = None) -> CCT:
+    """A copy of the network whose masked weights are zero. Raises `UserError` as `weights_of`.
 
     compensate: statistics of the layers' inputs; what the cut weights add to an output on average then goes into its
     bias. The means are those of the dense network, also behind other masked layers.
     """
-    trained = _trained(network, weights_of(network, masks))
-    touched = list(trained.values())
-    saved = [parameter.detach().clone() for parameter in touched]
-    try:
+    pruned = copy.deepcopy(network)
+    for name, weight in weights_of(pruned, masks).items():
         if compensate is not None:
-            for name, mask in masks.items():
-                cut = trained[name].detach().masked_fill(mask.to(trained[name].device), 0)
-                trained[f"{name.removesuffix('weight')}bias"].data += cut @ compensate[name].mean.to(cut.device)
-        _hold(network, masks)()
-        yield
-    finally:
-        with torch.no_grad():
-            for parameter, before in zip(touched, saved, strict=True):
-                parameter.copy_(before)
+            cut = weight.masked_fill(masks[name].to(weight.device), 0)
+            pruned.get_parameter(_bias(name)).add_(cut @ compensate[name].mean.to(cut.device))
+    _hold(pruned, masks)()
+    return pruned
 
 
-def _trained(network: nn.Module, masks: Mapping) -> dict[str, nn.Parameter]:
-    """Weights and biases of the masked layers, by name."""
-    parameters = dict(network.named_parameters())
-    names = [name.removesuffix("weight") + part for name in masks for part in ("weight", "bias")]
-    return {name: parameters[name] for name in names if name in parameters}
+def _bias(weight: str) -> str:
+    return f"{weight.removesuffix('weight')}bias"
 
 
 def _hold(network: nn.Module, masks: Masks) -> Callable[[], None]:
     """A function that sets the masked weights to zero, as often as it is called."""
-    weights = weights_of(network, masks) if masks else {}
-    cut = {name: ~masks[name].to(weight.device) for name, weight in weights.items()}
+    cut = [(weight, ~masks[name].to(weight.device)) for name, weight in weights_of(network, masks).items()]
 
     @torch.no_grad()
     def hold() -> None:
-        for name, weight in weights.items():
-            weight.masked_fill_(cut[name], 0)
+        for weight, entries in cut:
+            weight.masked_fill_(entries, 0)
 
     return hold
 
@@ -98,13 +79,13 @@ def _hold(network: nn.Module, masks: Masks) -> Callable[[], None]:
 class Reduced:
     """Images, taken as far through the network as no mask reaches.
 
-    values: [image, ...], pixels, tokens or pooled nodes. forward: from a batch of them, on `device`, to the
-    logits of the network as it is when called.
+    values: [image, ...], pixels, tokens or pooled nodes. rest: the rest of a network, from a batch of values on
+    `device` to its logits.
     """
 
     values: Tensor
     labels: Int64[Tensor, "image"]
-    forward: Callable[[Tensor], Tensor] = field(repr=False)
+    rest: Callable[[CCT, Tensor], Tensor] = field(repr=False)
     device: torch.device
 
     def batches(self, size: int, generator: torch.Generator | None = None) -> Iterator[tuple[Tensor, Tensor]]:
@@ -119,38 +100,33 @@ def reduce(
     network: CCT,
     normalise: Callable[[Tensor], Tensor],
     images: Images,
-    target: str,
+    start: str,
     *,
     device: torch.device | str,
-    batch: int = 128,
     precision: Precision = "auto",
 ) -> Reduced:
-    """`images` as far as no mask of `target` reaches: pooled nodes for fc, else tokens if memory allows.
+    """`images` as the rest of the network takes them from its `start` on: "pooled" nodes, "tokens" or "pixels".
 
-    `network` is in eval mode. Values are kept in the precision that they are computed in. Raises `UserError` when
-    there are no images.
+    Tokens that would take too much memory are computed again from pixels at each pass. Values are kept in the precision
+    that they are computed in. `network` is in eval mode. Raises `UserError` when there are no images.
     """
     device = torch.device(device)
     if len(images) == 0:
         raise UserError(f"no {images.split} images to evaluate or retrain a pruned network on; check that split")
 
     def outputs(part: nn.Module) -> Tensor:
-        passes = forward(part, normalise, images, device=device, batch=batch, precision=precision)
+        passes = forward(part, normalise, images, device=device, precision=precision)
         return torch.cat([output for _, _, output, _ in passes])
 
     labels = images.labels.cpu()
-    if target == "fc":
-        fc = network.classifier.fc
-        network.classifier.fc = nn.Identity()  # type: ignore[assignment]
-        try:
-            pooled = outputs(network)
-        finally:
-            network.classifier.fc = fc
-        return Reduced(pooled, labels, lambda nodes: network.classifier.fc(nodes), device)
+    if start == "pooled":
+        headless = copy.deepcopy(network)
+        headless.classifier.fc = nn.Identity()  # type: ignore[assignment]
+        return Reduced(outputs(headless), labels, lambda net, nodes: net.classifier.fc(nodes), device)
     wide = 4 if resolve(device, precision) == "fp32" else 2  # bytes
-    if wide * len(images) * network.config.tokens * network.config.width <= _memory(device):
-        return Reduced(outputs(network.tokenizer), labels, lambda tokens: _from_tokens(network, tokens), device)
-    return Reduced(on_device(images, device).pixels, labels, lambda pixels: network(normalise(pixels)), device)
+    if start == "tokens" and wide * len(images) * network.config.tokens * network.config.width <= _memory(device):
+        return Reduced(outputs(network.tokenizer), labels, _from_tokens, device)
+    return Reduced(on_device(images, device).pixels, labels, lambda net, pixels: net(normalise(pixels)), device)
 
 
 def _memory(device: torch.device) -> int:
@@ -163,12 +139,14 @@ def _from_tokens(network: CCT, tokens: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def predict(reduced: Reduced, *, batch: int = 128, precision: Precision = "auto") -> Int64[Tensor, "image"]:
-    """The label that the network, as it is now, gives to each image; on the CPU."""
+def predict(
+    network: CCT, reduced: Reduced, *, batch: int = 128, precision: Precision = "auto"
+) -> Int64[Tensor, "image"]:
+    """The label that a network gives to each image; on the CPU."""
     labels = []
     for values, _ in reduced.batches(batch):
         with autocast(reduced.device, precision):
-            labels.append(reduced.forward(values).argmax(1))
+            labels.append(reduced.rest(network, values).argmax(1))
     return torch.cat(labels).cpu()
 
 
@@ -188,56 +166,41 @@ class Retraining:
     label_smoothing: float = 0.1
     precision: Precision = "auto"
 
-    def __post_init__(self) -> None:
-        if self.batch < 1 or not self.learning_rate > 0:
-            given = f"{self.batch} and {self.learning_rate}"
-            raise UserError(f"retraining needs a batch of 1 at least and a positive learning rate; got {given}")
-
     def steps(self, images: int, epochs: float) -> int:
         """Optimiser steps in so many passes over so many images; any part of a pass is one step at least."""
-        return max(1, round(epochs * -(-images // self.batch))) if epochs > 0 else 0
+        return max(1, round(epochs * math.ceil(images / self.batch)))
 
 
-def retrain(
-    network: nn.Module, masks: Masks, train: Reduced, epochs: float, settings: Retraining, generator: torch.Generator
-) -> float:
+def retrain_layers(
+    network: CCT, masks: Masks, train: Reduced, epochs: float, settings: Retraining, generator: torch.Generator
+) -> None:
     """Train weights and biases of the masked layers, in place, for `epochs` passes or parts of one.
 
-    To be called inside `masked`. Masked weights are set to zero after each step. Returns the mean loss of the last
-    tenth of the steps; NaN for no step. Raises `UserError` when the loss stops being finite.
+    Masked weights are set to zero after each step. The network is frozen afterwards. Raises `UserError` when the loss
+    stops being finite.
     """
-    trained, hold = _trained(network, weights_of(network, masks)), _hold(network, masks)
-    steps = settings.steps(len(train.labels), epochs)
-    optimizer = torch.optim.AdamW(trained.values(), lr=settings.learning_rate, weight_decay=0.0)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: max(0.0, 1 - step / max(1, steps)))
-    scale, losses = scaler(train.device, settings.precision), []
-    frozen = {parameter: parameter.requires_grad for parameter in network.parameters()}
-    try:
-        for parameter in frozen:
-            parameter.requires_grad_(False)
-        for parameter in trained.values():
-            parameter.requires_grad_(True)
-        passes = (train.batches(settings.batch, generator) for _ in itertools.count())  # each in fresh order
-        for values, labels in itertools.islice(itertools.chain.from_iterable(passes), steps):
-            with autocast(train.device, settings.precision):
-                logits = train.forward(values)
-            loss = F.cross_entropy(logits.float(), labels, label_smoothing=settings.label_smoothing)
-            optimizer.zero_grad()
-            scale.scale(loss).backward()
-            scale.step(optimizer)
-            scale.update()
-            hold()
-            schedule.step()
-            losses.append(loss.detach())
-    finally:
-        for parameter, before in frozen.items():
-            parameter.requires_grad_(before).grad = None
-    if not losses:
-        return float("nan")
-    last = float(torch.stack(losses[-max(1, steps // 10) :]).mean())
-    if not math.isfinite(last):
-        raise UserError(f"retraining diverged (loss {last}); lower the learning rate, {settings.learning_rate:g}")
-    return last
+    network.requires_grad_(False)
+    trained = [network.get_parameter(name).requires_grad_() for weight in masks for name in (weight, _bias(weight))]
+    hold, steps = _hold(network, masks), settings.steps(len(train.labels), epochs)
+    optimizer = torch.optim.AdamW(trained, lr=settings.learning_rate, weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=steps)
+    scale = scaler(train.device, settings.precision)
+    total = torch.zeros((), device=train.device)
+    passes = (train.batches(settings.batch, generator) for _ in itertools.count())  # each in fresh order
+    for values, labels in itertools.islice(itertools.chain.from_iterable(passes), steps):
+        with autocast(train.device, settings.precision):
+            logits = train.rest(network, values)
+        loss = F.cross_entropy(logits.float(), labels, label_smoothing=settings.label_smoothing)
+        optimizer.zero_grad()
+        scale.scale(loss).backward()
+        scale.step(optimizer)
+        scale.update()
+        hold()
+        schedule.step()
+        total += loss.detach()
+    network.requires_grad_(False)
+    if not total.isfinite():
+        raise UserError(f"retraining diverged (loss {total:g}); lower the learning rate, {settings.learning_rate:g}")
 
 
 # Retraining of the whole network --------------------------------------------------------------------------

@@ -7,18 +7,16 @@ Where the images are missing, the tables that ship with the model are read. Held
 judge.
 """
 
-import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import pandas as pd
 from tqdm import tqdm
 
 from cctlib import stages
-from cctlib.andc import latency, masks, saturate, sweep
-from cctlib.andc.retrain import Retraining, masked
-from cctlib.andc.saturate import Saturation
+from cctlib.andc import latency, masks, sweep
+from cctlib.andc.retrain import Retraining, prune
 from cctlib.errors import UserError
 from cctlib.model.precision import arithmetic
 from cctlib.profiles import Profile, PruningSettings
@@ -34,14 +32,26 @@ BATCHES = (1, 128)  # images at a time, for latency
 COMPARED = ("andc", "random", "magnitude", "wanda")  # retrained, and drawn along the thresholds
 
 
+@dataclass(frozen=True)
+class Saturation:
+    """What a campaign retrains. lengths: epochs to try, shortest first; train, test: images per label, None for all."""
+
+    targets: tuple[str, ...] = ("all", "fc", "proj", "linear1", "linear2")
+    methods: tuple[str, ...] = COMPARED
+    thetas: tuple[float, ...] = (fields.THETA,)
+    seeds: tuple[int, ...] = (0, 1, 2)  # of random masks
+    lengths: tuple[int, ...] = (4, 8, 16)
+    train: int | None = None
+    test: int | None = None
+
+
 def pruning_tables(study: Study) -> dict[str, pd.DataFrame]:
     """Pruned networks, by the names in `PRUNING`.
 
-    pruning: `sweep.sweep` at theta 0.3, all methods, retrained as the profile says, with the columns images (judged)
-    and trained_images (in a whole pass of retraining). curves: the same along the thresholds, without retraining.
-    latency: `latency.measure` of ANDC's masks for all layers, with theta.
+    pruning: `sweep.sweep` at theta 0.3, all methods, retrained as the profile says. curves: the same along the
+    thresholds, without retraining. latency: `latency.measure` of ANDC's masks for all layers, with theta.
     Where they are: compensated, linear1 at theta 0.3 by ANDC and random masks, with the mean effect of the cut weights
-    in the biases; saturated, `saturate.saturate`, which a campaign makes and no profile.
+    in the biases; saturated, `sweep.saturate`, which a campaign makes and no profile.
     Raises `Missing` for a shipped study that came without them.
     """
     if study.profile is None:
@@ -55,10 +65,15 @@ def pruning_tables(study: Study) -> dict[str, pd.DataFrame]:
     return tables
 
 
+def _diagonals(study: Study, thetas: Sequence[float]) -> dict[float, masks.Diagonals]:
+    """By theta, from held-out images."""
+    return {theta: measure.diagonals(study.measurement, theta) for theta in thetas}
+
+
 def sweep_stage(study: Study, profile: Profile) -> Path:
     """The folder of the tables pruning, curves and compensated. Raises `UserError` under torchrun."""
     refuse_torchrun("pruning")
-    settings = profile.pruning
+    settings, encoders = profile.pruning, study.model.config.encoders
     images = {
         "held-out": load_images(study.dataset, "held-out", profile.held_out, study.model),
         "test": load_images(study.dataset, "test", settings.test, study.model),
@@ -68,37 +83,23 @@ def sweep_stage(study: Study, profile: Profile) -> Path:
     retraining = Retraining(precision=profile.probe.precision)
 
     def compute(work: Path) -> None:
-        network = study.network()
-        diagonals = {theta: measure.diagonals(study.measurement, theta) for theta in {*settings.thetas, fields.THETA}}
-
-        def swept(
-            prunings: list[masks.Pruning], epochs: Sequence[float], test: str, compensate: bool = False
-        ) -> pd.DataFrame:
-            possible = _possible(prunings, diagonals, study.model.config.encoders)
-            table = sweep.sweep(
-                network,
-                study.model.normalise,
-                possible,
-                diagonals,
-                images[test],
-                device=study.device,
-                held_out=images["held-out"],
-                train=images["train"],
-                epochs=epochs,
-                settings=retraining,
-                folder=work,
-                compensate=compensate,
-            )
-            return table.assign(images=len(images[test]), trained_images=len(images["train"]))
-
-        at, later = (fields.THETA,), tuple(amount for amount in settings.amounts(len(images["train"])) if amount > 0)
-        pruned = [swept(sweep.plan(masks.TARGETS, masks.METHODS, at, settings.seeds), (0.0,), "test")]
-        if later:
-            pruned.append(swept(sweep.plan(settings.retrained, COMPARED, at, settings.seeds), later, "test"))
-        curves = swept(sweep.plan(settings.curves, COMPARED, settings.thetas, settings.seeds[:1]), (0.0,), "curve")
-        compensated = swept(sweep.plan(("linear1",), ("andc", "random"), at, settings.seeds), (0.0,), "test", True)
-        tables = {"pruning": pd.concat(pruned, ignore_index=True), "curves": curves, COMPENSATED: compensated}
-        stages.write_tables(tables, work)
+        campaign = sweep.Campaign(study.network(), study.model.normalise, images, work, study.device, retraining)
+        along = replace(campaign, images=images | {"test": images["curve"]})
+        compensating = replace(campaign, compensate=True)
+        at, thresholds = _diagonals(study, [fields.THETA]), _diagonals(study, settings.thetas)
+        prunings = sweep.plan(masks.TARGETS, masks.METHODS, settings.seeds, at, encoders)
+        tables = [sweep.sweep(campaign, prunings, at)]
+        if later := [amount for amount in settings.amounts(len(images["train"])) if amount > 0]:
+            retrained = sweep.plan(settings.retrained, COMPARED, settings.seeds, at, encoders)
+            tables.append(sweep.sweep(campaign, retrained, at, later))
+        curves = sweep.plan(settings.curves, COMPARED, settings.seeds[:1], thresholds, encoders)
+        linear1 = sweep.plan(["linear1"], ["andc", "random"], settings.seeds, at, encoders)
+        made = {
+            "pruning": pd.concat(tables, ignore_index=True),
+            "curves": sweep.sweep(along, curves, thresholds),
+            COMPENSATED: sweep.sweep(compensating, linear1, at),
+        }
+        stages.write_tables(made, work)
 
     study.folders["andc"] = stages.stage(
         study.home,
@@ -118,38 +119,16 @@ def sweep_stage(study: Study, profile: Profile) -> Path:
     return study.folders["andc"]
 
 
-def _possible(
-    prunings: list[masks.Pruning], diagonals: Mapping[float, masks.Diagonals], encoders: int
-) -> list[masks.Pruning]:
-    """Those that leave every layer a weight; the others are named on standard error.
-
-    Raises `UserError` when none are left.
-    """
-    refused: dict[tuple[str, float], str] = {}
-    for target, theta in dict.fromkeys((pruning.target, pruning.theta) for pruning in prunings):
-        try:
-            masks.andc_masks(diagonals[theta], encoders, target)
-        except UserError as error:
-            refused[target, theta] = str(error)
-            print(f"pruning of {target} at theta {theta:g} is left out: {error}", file=sys.stderr, flush=True)
-    possible = [pruning for pruning in prunings if (pruning.target, pruning.theta) not in refused]
-    if not possible:
-        raise UserError(f"nothing can be pruned: {next(iter(refused.values()))}")
-    return possible
-
-
 def latency_stage(study: Study, settings: PruningSettings) -> Path:
     """The folder of the table latency: under ANDC's masks for all layers, at each threshold, on this machine."""
 
     def compute(work: Path) -> None:
-        network = study.network()
-        all_layers = [masks.Pruning("all", "andc", theta) for theta in settings.latency_thetas]
-        diagonals = {theta: measure.diagonals(study.measurement, theta) for theta in settings.latency_thetas}
+        network, diagonals = study.network(), _diagonals(study, settings.latency_thetas)
         timed = []
-        possible = _possible(all_layers, diagonals, study.model.config.encoders)
-        for pruning in tqdm(possible, desc="latency", unit="threshold"):
-            with masked(network, masks.make_masks(pruning, network, diagonals[pruning.theta])):
-                timed.append(latency.measure(network, BATCHES, settings.seconds).assign(theta=pruning.theta))
+        prunings = sweep.plan(["all"], ["andc"], [0], diagonals, network.config.encoders)
+        for pruning in tqdm(prunings, desc="latency", unit="threshold"):
+            pruned = prune(network, masks.make_masks(pruning, network, diagonals[pruning.theta]))
+            timed.append(latency.measure(pruned, BATCHES, settings.seconds).assign(theta=pruning.theta))
         stages.write_tables({"latency": pd.concat(timed, ignore_index=True)}, work)
 
     study.folders["latency"] = stages.stage(
@@ -182,17 +161,15 @@ def saturated_stage(study: Study, settings: Saturation, runs: Path) -> Path:
         )
     counts = {"train": settings.train, "held-out": None, "test": settings.test}
     images = {split: load_images(study.dataset, split, count, study.model) for split, count in counts.items()}
-    recipe = from_dict(training.recipe)
-    diagonals = {theta: measure.diagonals(study.measurement, theta) for theta in settings.thetas}
+    recipe, diagonals = from_dict(training.recipe), _diagonals(study, settings.thetas)
 
     def compute(work: Path) -> None:
-        campaign = saturate.Campaign(
-            study.network(), study.model.normalise, images, recipe, runs / "retrained", study.device
+        campaign = sweep.Campaign(
+            study.network(), study.model.normalise, images, runs / "retrained", study.device, recipe
         )
-        prunings = sweep.plan(settings.targets, settings.methods, settings.thetas, settings.seeds)
-        possible = _possible(prunings, diagonals, study.model.config.encoders)
-        table = saturate.saturate(campaign, possible, diagonals, settings.lengths)
-        stages.write_tables({SATURATED: table}, work)
+        encoders = study.model.config.encoders
+        prunings = sweep.plan(settings.targets, settings.methods, settings.seeds, diagonals, encoders)
+        stages.write_tables({SATURATED: sweep.saturate(campaign, prunings, diagonals, settings.lengths)}, work)
 
     return stages.stage(
         runs,

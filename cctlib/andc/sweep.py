@@ -1,14 +1,18 @@
-"""Many prunings of one network, evaluated on the same images: the table behind the claim C4 (Method,
-sections 7 and 8).
+"""Many prunings of one network, judged by the same images: the tables behind the claim C4 (Method, sections 7 and 8).
 
-Each row is one pruning after one amount of retraining. Its predictions are kept in a file of their own as soon as
-they are there, so a sweep that was killed goes on where it was. Intervals come from the predictions afterwards,
-from the same resamples of images for all rows and for the dense network.
+    sweep       the masked layers retrained alone, by given amounts, or nothing retrained
+    saturate    the whole network retrained until it stops gaining, beside the dense network trained as long
+
+Each row is one pruning after one amount of retraining; with whole networks it takes minutes on a GPU and an hour on a
+processor. Its predictions are kept as soon as they are there, so that a campaign that was killed goes on where it was.
 """
 
+import functools
 import hashlib
+import sys
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +23,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from cctlib import bootstrap, stages
+from cctlib.andc import retrain
 from cctlib.andc.compact import count
 from cctlib.andc.masks import (
     BY_CHANCE,
@@ -31,201 +36,153 @@ from cctlib.andc.masks import (
     input_statistics,
     make_masks,
 )
-from cctlib.andc.retrain import Reduced, Retraining, masked, predict, reduce, retrain
+from cctlib.andc.retrain import Reduced, Retraining
 from cctlib.data.images import Images
 from cctlib.errors import UserError
 from cctlib.model.cct import CCT
+from cctlib.training.recipes import Recipe
+from cctlib.training.trainer import CHECKPOINT
+
+SATURATED = 0.002  # a retraining that gains less accuracy than this in its last quarter has been long enough
+
+Predictions = Int64[np.ndarray, "image"]
+
+
+# What is pruned -------------------------------------------------------------------------------------------
 
 
 def plan(
-    targets: Iterable[str], methods: Collection[str], thetas: Collection[float], seeds: Sequence[int] = (0, 1, 2)
+    targets: Iterable[str],
+    methods: Collection[str],
+    seeds: Sequence[int],
+    diagonals: Mapping[float, Diagonals],
+    encoders: int,
 ) -> list[Pruning]:
-    """All combinations; methods that draw nothing get the first seed only."""
-    return [
-        Pruning(target, method, theta, seed)
-        for target in targets
-        for theta in thetas
-        for method in methods
-        for seed in (seeds if method in BY_CHANCE else seeds[:1])
-    ]
+    """All combinations, at each theta of the diagonal sets; methods that draw nothing get the first seed only.
 
-
-def sweep(
-    network: CCT,
-    normalise: Callable[[Tensor], Tensor],
-    prunings: Sequence[Pruning],
-    diagonals: Mapping[float, Diagonals],
-    test: Images,
-    *,
-    device: torch.device | str,
-    held_out: Images | None = None,
-    train: Images | None = None,
-    epochs: Sequence[float] = (0.0,),
-    settings: Retraining | None = None,
-    folder: Path | None = None,
-    batch: int = 128,
-    compensate: bool = False,
-) -> pd.DataFrame:
-    """Evaluate every pruning after every amount of retraining; `network` is as before when it is done.
-
-    diagonals: `measure.diagonals` by theta, from held-out images. held_out: for Wanda. train: for retraining,
-    needed where `epochs` are not all zero. folder: where finished rows are kept, as checkpoint-*.npy; a row
-    that is there, made from the same network, masks, images and settings, is not done again. compensate: biases make
-    up for the mean effect of the cut weights on held-out images (see `masked`).
-
-    Returns a row for each pruning and amount of retraining, with columns
-      target, method, theta, seed, epochs: what was done;
-      density: share of the target's weights that is kept;
-      accuracy, accuracy_dense: share of the test images that the pruned and the dense network get right;
-      low, high: 95% interval of the accuracy by the bootstrap over images, from the resamples' differences to the
-      dense network, so that low - accuracy_dense and high - accuracy_dense bound the change;
-      parameters, macs, bytes and dense_parameters, dense_macs, dense_bytes: the cost of the whole network, pruned and
-      dense (`compact.Cost`).
-    Raises `UserError` before anything long is started: for a mask that cannot be made, or images that are
-    missing.
+    A target that would lose all weights of a layer at some theta, or whose sites were not measured, is left out and
+    named on standard error. Raises `UserError` when nothing is left.
     """
-    settings = settings or Retraining()
-    check(network, prunings, diagonals, held_out, train, epochs)
-    inputs = None
-    if held_out is not None and (compensate or any(pruning.method == "wanda" for pruning in prunings)):
-        inputs = input_statistics(
-            network, normalise, held_out, device=device, batch=batch, precision=settings.precision
-        )
-    means = inputs if compensate else None
-    run = _Run(network, normalise, test, train, settings, torch.device(device), folder, batch, means)
-    dense_cost = {f"dense_{name}": value for name, value in asdict(count(network, {})).items()}
-    rows, predictions, dense = [], [], []
-    with tqdm(total=len(prunings) * len(epochs), desc="pruning", unit="row") as bar:
-        for pruning in prunings:
-            masks = make_masks(pruning, network, diagonals[pruning.theta], inputs)
-            cost = asdict(count(network, masks)) | dense_cost
-            for amount in epochs:
-                rows.append({**asdict(pruning), "epochs": float(amount), "density": density(masks), **cost})
-                predictions.append(run.pruned(pruning, masks, float(amount)))
-                dense.append(run.dense(pruning.target))
-                bar.update()
-                bar.set_postfix_str(f"{pruning.target}, {pruning.method}")
-    return with_accuracies(pd.DataFrame(rows), np.stack(predictions), np.stack(dense), test.labels.cpu().numpy())
+    possible, refused = [], UserError("no target or threshold was given")
+    for target in targets:
+        for theta, sets in diagonals.items():
+            try:
+                andc_masks(sets, encoders, target)
+            except UserError as error:
+                refused = error
+                print(f"pruning of {target} at theta {theta:g} is left out: {error}", file=sys.stderr, flush=True)
+                continue
+            for method in methods:
+                of_method = seeds if method in BY_CHANCE else seeds[:1]
+                possible += [Pruning(target, method, theta, seed) for seed in of_method]
+    if not possible:
+        raise UserError(f"nothing can be pruned: {refused}")
+    return possible
 
 
-def with_accuracies(
-    rows: pd.DataFrame,
-    predictions: Int64[np.ndarray, "row image"],
-    dense: Int64[np.ndarray, "row image"],
-    labels: Int64[np.ndarray, "image"],
-    seed: int = 0,
-) -> pd.DataFrame:
-    """`rows` with the columns accuracy, accuracy_dense, low and high (see `sweep`) after density."""
-    truth = torch.from_numpy(labels)
-    correct, dense_correct = (torch.from_numpy(part == labels).T.double() for part in (predictions, dense))
-    weights = bootstrap.resample(truth, bootstrap.RESAMPLES, torch.Generator().manual_seed(seed))
-    change: Float[Tensor, "3 row"] = bootstrap.estimate((correct - dense_correct) / len(truth), weights)
-    accuracy_dense = dense_correct.mean(0).numpy()
-    numbers = {
-        "accuracy": correct.mean(0).numpy(),
-        "accuracy_dense": accuracy_dense,
-        "low": np.clip(accuracy_dense + change[1].double().numpy(), 0, 1),
-        "high": np.clip(accuracy_dense + change[2].double().numpy(), 0, 1),
-    }
-    after = list(rows.columns).index("density") + 1
-    return pd.concat([rows.iloc[:, :after], pd.DataFrame(numbers, index=rows.index), rows.iloc[:, after:]], axis=1)
+# A row ----------------------------------------------------------------------------------------------------
 
 
-def check(
-    network: CCT,
-    prunings: Sequence[Pruning],
-    diagonals: Mapping[float, Diagonals],
-    held_out: Images | None,
-    train: Images | None,
-    epochs: Sequence[float],
-) -> None:
-    """Raise `UserError` for whatever would stop the sweep later."""
-    if not prunings or not epochs:
-        raise UserError("a sweep needs one pruning and one amount of retraining at least (0 epochs is one)")
-    if min(epochs) < 0 or (max(epochs) > 0 and (train is None or len(train) == 0)):
-        raise UserError(f"retraining for {max(epochs):g} epochs needs training images and no negative epochs")
-    if any(pruning.method == "wanda" for pruning in prunings) and held_out is None:
-        raise UserError("Wanda needs held-out images to measure the layers' inputs on; none were given")
-    for target, theta in sorted({(pruning.target, pruning.theta) for pruning in prunings}):
-        if theta not in diagonals:
-            given = ", ".join(f"{known:g}" for known in diagonals)
-            raise UserError(f"no diagonal sets at theta {theta:g}; there are those at {given}")
-        andc_masks(diagonals[theta], network.config.encoders, target)
+@dataclass(frozen=True)
+class Campaign:
+    """What all rows share.
 
-
-@dataclass
-class _Run:
-    """What all rows share. Images go through the network up to the masks when a row first needs them."""
+    images: "train", "held-out" and "test". folder: where finished rows are kept, as checkpoint-*; a row that is there,
+    made from the same network, masks, images and settings, is not done again. how: the masked layers alone, or the
+    whole network by the recipe that it was trained with. compensate: biases make up for the mean effect of the cut
+    weights on held-out images (see `prune`).
+    """
 
     network: CCT
     normalise: Callable[[Tensor], Tensor]
-    test: Images
-    train: Images | None
-    settings: Retraining
+    images: Mapping[str, Images]
+    folder: Path
     device: torch.device
-    folder: Path | None
-    batch: int
-    compensate: Mapping[str, Inputs] | None
-    reduced: dict[tuple[str, str], Reduced] = field(default_factory=dict)
-    densely: dict[str, np.ndarray] = field(default_factory=dict)
+    how: Retraining | Recipe = field(default_factory=Retraining)
+    compensate: bool = False
 
-    def __post_init__(self) -> None:
-        self.shared = {
-            "weights": tensors_hash(tensor for _, tensor in sorted(self.network.state_dict().items())),
-            "test": self.test.fingerprint,
-            "precision": self.settings.precision,
-        }
-
-    def images(self, split: str, target: str) -> Reduced:
-        """Test or training images as far as no mask reaches; computed once for fc, once for all others."""
-        where = _reached(target)
-        if (split, where) not in self.reduced:
-            images = self.test if split == "test" else self.train
-            assert images is not None
-            how = {"device": self.device, "batch": self.batch, "precision": self.settings.precision}
-            self.reduced[split, where] = reduce(self.network, self.normalise, images, where, **how)  # type: ignore[arg-type]
-        return self.reduced[split, where]
-
-    def dense(self, target: str) -> Int64[np.ndarray, "image"]:
-        """Predictions of the unpruned network, from the images as they are prepared for a target."""
-        where = _reached(target)
-        if where not in self.densely:
-            self.densely[where] = self._kept(f"dense-{where}", {}, lambda: self._predict(target))
-        return self.densely[where]
-
-    def pruned(self, pruning: Pruning, masks: Masks, epochs: float) -> Int64[np.ndarray, "image"]:
-        """Predictions of one pruned network after so many epochs of retraining."""
-
-        def compute() -> np.ndarray:
-            with masked(self.network, masks, self.compensate):
-                if epochs > 0:
-                    generator = torch.Generator().manual_seed(pruning.seed)
-                    retrain(self.network, masks, self.images("train", pruning.target), epochs, self.settings, generator)
-                return self._predict(pruning.target)
-
-        name = f"{pruning.name}-{epochs:g}"
-        inputs: dict[str, object] = {"masks": {key: tensors_hash([mask]) for key, mask in masks.items()}}
-        if epochs > 0 and self.train is not None:
-            inputs |= {"settings": asdict(self.settings), "train": self.train.fingerprint, "seed": pruning.seed}
-        if self.compensate is not None:
-            inputs["means"] = tensors_hash(self.compensate[key].mean for key in masks)
-        return self._kept(name, inputs | {"epochs": epochs}, compute)
-
-    def _predict(self, target: str) -> Int64[np.ndarray, "image"]:
-        return predict(self.images("test", target), batch=self.batch, precision=self.settings.precision).numpy()
-
-    def _kept(self, name: str, inputs: dict, compute: Callable[[], np.ndarray]) -> np.ndarray:
-        """The row that is in the folder, or computed and put there; its name carries a hash of all that went in."""
-        if self.folder is None:
-            return compute()
-        return kept_array(
-            self.folder / f"checkpoint-{name}-{stages.sha256_json(inputs | self.shared)[:12]}.npy", compute
+    @functools.cached_property
+    def inputs(self) -> dict[str, Inputs]:
+        """What the layers read, on held-out images."""
+        held_out = self.images["held-out"]
+        return input_statistics(
+            self.network, self.normalise, held_out, device=self.device, precision=self.how.precision
         )
 
+    def masks(self, pruning: Pruning, diagonals: Mapping[float, Diagonals]) -> dict[str, Tensor]:
+        """Raises `UserError` as `make_masks`."""
+        inputs = self.inputs if pruning.method == "wanda" else None
+        return make_masks(pruning, self.network, diagonals[pruning.theta], inputs)
 
-def _reached(target: str) -> str:
-    """Up to where images are prepared for a target: the pooled nodes for fc, the tokens for all others."""
-    return "fc" if target == "fc" else "all"
+    def row(
+        self, name: str, target: str, masks: Masks, epochs: float = 0.0, seed: int = 0
+    ) -> tuple[Predictions, float]:
+        """Predictions of the network under masks after so many epochs of retraining.
+
+        The second number is the accuracy on held-out images that a whole network gained in the last quarter of it.
+        Without masks this is the dense network, from the images as they are prepared for a target.
+        """
+        start = self._start(target)
+        path = self.folder / f"checkpoint-{name}-{start}-{epochs:g}-{self._key(masks, epochs, seed)}.npy"
+        log = path.with_suffix("")
+        predictions = kept_array(path, lambda: self._compute(start, masks, epochs, seed, log))
+        (log / CHECKPOINT).unlink(missing_ok=True)  # three times the weights, and of no more use
+        return predictions, retrain.gain_of_last_quarter(log) if log.is_dir() else np.nan
+
+    def _start(self, target: str) -> str:
+        """Where the part of the network begins that masks or retraining can change."""
+        if isinstance(self.how, Recipe):
+            return "pixels"
+        return "pooled" if target == "fc" else "tokens"
+
+    def _compute(self, start: str, masks: Masks, epochs: float, seed: int, log: Path) -> Predictions:
+        network = retrain.prune(self.network, masks, self.inputs if self.compensate else None)
+        if epochs > 0 and isinstance(self.how, Recipe):
+            recipe = retrain.retraining_recipe(self.how, int(epochs), seed)
+            retrain.retrain_whole(
+                network, masks, self.images["train"], self.images["held-out"], recipe, log, device=self.device
+            )
+        elif epochs > 0:
+            assert isinstance(self.how, Retraining)
+            generator = torch.Generator().manual_seed(seed)
+            retrain.retrain_layers(network, masks, self._reduced("train", start), epochs, self.how, generator)
+        return retrain.predict(network, self._reduced("test", start), precision=self.how.precision).numpy()
+
+    @functools.cached_property
+    def _prepared(self) -> dict[tuple[str, str], Reduced]:
+        return {}
+
+    def _reduced(self, split: str, start: str) -> Reduced:
+        """Images as far as nothing changes; computed when a row first needs them."""
+        if (split, start) not in self._prepared:
+            self._prepared[split, start] = retrain.reduce(
+                self.network,
+                self.normalise,
+                self.images[split],
+                start,
+                device=self.device,
+                precision=self.how.precision,
+            )
+        return self._prepared[split, start]
+
+    def _key(self, masks: Masks, epochs: float, seed: int) -> str:
+        """A hash of all that determines a row, beside the start that its name has."""
+        inputs: dict[str, object] = {
+            "weights": self._weights,
+            "masks": {name: tensors_hash([mask]) for name, mask in masks.items()},
+            "test": self.images["test"].fingerprint,
+            "precision": self.how.precision,
+        }
+        if epochs > 0:
+            learned = {split: self.images[split].fingerprint for split in ("train", "held-out")}
+            inputs |= {"how": asdict(self.how), "epochs": epochs, "seed": seed, **learned}
+        if self.compensate and masks:
+            inputs["means"] = tensors_hash(self.inputs[name].mean for name in masks)
+        return stages.sha256_json(inputs)[:12]
+
+    @functools.cached_property
+    def _weights(self) -> str:
+        return tensors_hash(tensor for _, tensor in sorted(self.network.state_dict().items()))
 
 
 def kept_array(path: Path, compute: Callable[[], np.ndarray]) -> np.ndarray:
@@ -245,3 +202,104 @@ def tensors_hash(tensors: Iterable[Tensor]) -> str:
     for tensor in tensors:
         digest.update(str(tuple(tensor.shape)).encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
+
+
+# Tables of rows -------------------------------------------------------------------------------------------
+
+
+def sweep(
+    campaign: Campaign,
+    prunings: Iterable[Pruning],
+    diagonals: Mapping[float, Diagonals],
+    epochs: Sequence[float] = (0.0,),
+) -> pd.DataFrame:
+    """Evaluate every pruning after every amount of retraining of the masked layers.
+
+    diagonals: `measure.diagonals` by theta, from held-out images.
+
+    Returns a row for each pruning and amount of retraining, with columns
+      target, method, theta, seed, epochs: what was done;
+      density: share of the target's weights that is kept;
+      accuracy, accuracy_dense: share of the test images that the pruned and the dense network get right;
+      low, high: 95% interval of the accuracy by the bootstrap over images, from the resamples' differences to the
+      dense network, so that low - accuracy_dense and high - accuracy_dense bound the change;
+      parameters, macs, bytes and dense_parameters, dense_macs, dense_bytes: the cost of the whole network, pruned and
+      dense (`compact.Cost`);
+      images, trained_images: test images, and those in a whole pass of retraining.
+    Raises `UserError` for a mask that cannot be made, or where there are no images.
+    """
+    tables = [_rows(campaign, masks, amount) for masks in _groups(campaign, prunings, diagonals) for amount in epochs]
+    return pd.concat(tables, ignore_index=True).drop(columns=["gain", "gain_dense"])
+
+
+def saturate(
+    campaign: Campaign, prunings: Iterable[Pruning], diagonals: Mapping[float, Diagonals], lengths: Sequence[int]
+) -> pd.DataFrame:
+    """Retrain every pruned network, and the dense one beside it, until it stops gaining.
+
+    lengths: epochs to try, shortest first. The prunings of one target and theta, and the dense network, are all
+    retrained for the first length in whose last quarter none gains `SATURATED`; for the last one, where some do.
+
+    Returns a row for each pruning, with the columns of `sweep`, where the dense network is trained as long, and
+      accuracy_before, accuracy_dense_before: of both, before any retraining;
+      gain, gain_dense: of both, in the last quarter, on held-out images; saturated: whether none gained too much.
+    Raises `UserError` as `sweep`.
+    """
+    tables = []
+    for masks in _groups(campaign, prunings, diagonals):
+        for epochs in lengths:
+            table = _rows(campaign, masks, epochs)
+            saturated = table[["gain", "gain_dense"]].max(axis=None) < SATURATED
+            if saturated:
+                break
+        before = _rows(campaign, masks, 0.0)
+        table = table.assign(
+            accuracy_before=before.accuracy, accuracy_dense_before=before.accuracy_dense, saturated=saturated
+        )
+        tables.append(table)
+    return pd.concat(tables, ignore_index=True)
+
+
+def _groups(
+    campaign: Campaign, prunings: Iterable[Pruning], diagonals: Mapping[float, Diagonals]
+) -> Iterable[dict[Pruning, Masks]]:
+    """The masks of prunings that follow each other and have one target and theta, group by group."""
+    groups = [list(group) for _, group in groupby(prunings, lambda pruning: (pruning.target, pruning.theta))]
+    for group in tqdm(groups, desc="pruning", unit="target"):
+        yield {pruning: campaign.masks(pruning, diagonals) for pruning in group}
+
+
+def _rows(campaign: Campaign, masks: Mapping[Pruning, Masks], epochs: float) -> pd.DataFrame:
+    """The rows of one target and theta after so many epochs: see `sweep` and `saturate`."""
+    target = next(iter(masks)).target
+    whole = isinstance(campaign.how, Recipe)
+    dense, gain_dense = campaign.row("dense", target, {}, epochs if whole else 0.0)
+    rows = [campaign.row(pruning.name, target, of_one, epochs, pruning.seed) for pruning, of_one in masks.items()]
+    images = campaign.images["test"]
+    what = [
+        asdict(pruning) | {"epochs": float(epochs), "density": density(of_one)} for pruning, of_one in masks.items()
+    ]
+    shares = accuracies(np.stack([predictions for predictions, _ in rows]), dense, images.labels.cpu())
+    costs = pd.DataFrame([asdict(count(campaign.network, of_one)) for of_one in masks.values()])
+    dense_cost = {f"dense_{name}": value for name, value in asdict(count(campaign.network, {})).items()}
+    return pd.concat([pd.DataFrame(what), shares, costs], axis=1).assign(
+        **dense_cost,
+        images=len(images),
+        trained_images=len(campaign.images["train"]),
+        gain=[gain for _, gain in rows],
+        gain_dense=gain_dense,
+    )
+
+
+def accuracies(
+    predictions: Int64[np.ndarray, "row image"], dense: Predictions, labels: Int64[Tensor, "image"]
+) -> pd.DataFrame:
+    """Columns accuracy, accuracy_dense, low and high (see `sweep`), from the same resamples at every call."""
+    correct, dense_correct = (torch.from_numpy(part == labels.numpy()).double() for part in (predictions, dense))
+    weights = bootstrap.resample(labels, bootstrap.RESAMPLES, torch.Generator().manual_seed(0))
+    change: Float[Tensor, "3 row"] = bootstrap.estimate((correct - dense_correct).T / len(labels), weights)
+    accuracy_dense = dense_correct.mean().item()
+    low, high = (accuracy_dense + change[1:].double()).clamp(0, 1).numpy()
+    return pd.DataFrame(
+        {"accuracy": correct.mean(1).numpy(), "accuracy_dense": accuracy_dense, "low": low, "high": high}
+    )

@@ -1,6 +1,5 @@
 """Masks, their rivals, pruned networks and sweeps, against plain loops and Python sets."""
 
-import math
 from dataclasses import replace
 
 import numpy as np
@@ -15,10 +14,9 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from cctlib.andc import compact, sweep
 from cctlib.andc import masks as andc
-from cctlib.andc import retrain as pruned
 from cctlib.andc.masks import Pruning
-from cctlib.andc.retrain import Retraining, masked, predict, reduce, retrain
-from cctlib.andc.sweep import plan, with_accuracies
+from cctlib.andc.retrain import Retraining, predict, prune, reduce, retrain_layers
+from cctlib.andc.sweep import plan
 from cctlib.errors import UserError
 from cctlib.model.precision import autocast
 
@@ -92,9 +90,7 @@ def test_what_cannot_be_pruned_is_said_in_one_line():
     found["enc1/ff_hidden"][:] = False
     with pytest.raises(UserError, match=r"blocks.0.linear1.weight would lose every weight.*use a smaller theta"):
         andc.andc_masks(found, 2, "linear1")
-    with pytest.raises(UserError, match="keep 0 of 12 weights"):
-        andc.random_mask((3, 4), 0, torch.Generator())
-    with pytest.raises(UserError, match="no pruning of 'fc' by 'luck'"):
+    with pytest.raises(UserError, match="no pruning by 'luck'"):
         Pruning("fc", "luck")
 
 
@@ -193,37 +189,28 @@ def test_statistics_of_inputs_are_those_of_the_taps():
 # Pruned networks
 
 
-def test_a_mask_acts_and_is_gone_afterwards():
+def test_a_mask_acts_and_the_network_is_left_alone():
     network, images = tiny.network(), tiny.normalise(tiny.images(8).pixels)
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    dense = network(images)
     masks = andc.andc_masks(tiny.diagonals(), ENCODERS)
-    with masked(network, masks):
-        for name, tensor in network.state_dict().items():
-            expected = before[name] * masks[name] if name in masks else before[name]
-            assert torch.equal(tensor, expected)
-        assert not torch.allclose(network(images), dense, atol=1e-3)
-        network.classifier.fc.bias += 1
+    pruned = prune(network, masks)
+    for name, tensor in pruned.state_dict().items():
+        assert torch.equal(tensor, before[name] * masks[name] if name in masks else before[name])
+    assert not torch.allclose(pruned(images), network(images), atol=1e-3)
     assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
-    with pytest.raises(ZeroDivisionError), masked(network, masks):
-        raise ZeroDivisionError
-    assert torch.equal(network(images), dense)
 
 
 def test_biases_make_up_for_the_mean_effect_of_cut_weights():
-    """On average over images, a compensated layer puts out what the dense one does; afterwards all is as before."""
+    """On average over images, a compensated layer puts out what the dense one does."""
     network, images = tiny.network(), tiny.images(30)
-    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     inputs = andc.input_statistics(network, tiny.normalise, images, **FP32)
     masks = andc.andc_masks(tiny.diagonals(), ENCODERS, "fc")
     pixels = tiny.normalise(images.pixels)
     dense = network(pixels).mean(0)
-    with masked(network, masks):
-        assert not torch.allclose(network(pixels).mean(0), dense, atol=1e-2)
-    with masked(network, masks, inputs):
-        torch.testing.assert_close(network(pixels).mean(0), dense, rtol=0, atol=1e-5)
-        assert (network.classifier.fc.weight[~masks["classifier.fc.weight"]] == 0).all()
-    assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
+    assert not torch.allclose(prune(network, masks)(pixels).mean(0), dense, atol=1e-2)
+    compensated = prune(network, masks, inputs)
+    torch.testing.assert_close(compensated(pixels).mean(0), dense, rtol=0, atol=1e-5)
+    assert (compensated.classifier.fc.weight[~masks["classifier.fc.weight"]] == 0).all()
 
 
 def test_cut_connections_carry_nothing():
@@ -231,149 +218,144 @@ def test_cut_connections_carry_nothing():
     network, images = tiny.network(), tiny.normalise(tiny.images(8).pixels)
     found = tiny.diagonals(0.5)
     found["enc2/readout"][3], found["enc1/ff_hidden"][7] = False, False
-    with masked(network, andc.andc_masks(found, ENCODERS)):
-        logits = network(images)
-        for site, node in (("enc1/ff_hidden", 7), ("enc1/mha", 2)):
-            gains = torch.ones(network.config.hidden if "hidden" in site else network.config.width)
-            gains[node] = 1000
-            assert torch.equal(network(images, gains={site: gains}), logits) == (site == "enc1/ff_hidden")
-        # fc reads nothing of node 3: the derivative of every logit by its pooled value is zero.
-        pooled = torch.randn(2, network.config.width, requires_grad=True)
-        network.classifier.fc(pooled).sum().backward()
-        assert (pooled.grad[:, 3] == 0).all() and (pooled.grad != 0).any()
+    network = prune(network, andc.andc_masks(found, ENCODERS))
+    logits = network(images)
+    for site, node in (("enc1/ff_hidden", 7), ("enc1/mha", 2)):
+        gains = torch.ones(network.config.hidden if "hidden" in site else network.config.width)
+        gains[node] = 1000
+        assert torch.equal(network(images, gains={site: gains}), logits) == (site == "enc1/ff_hidden")
+    # fc reads nothing of node 3: the derivative of every logit by its pooled value is zero.
+    pooled = torch.randn(2, network.config.width, requires_grad=True)
+    network.classifier.fc(pooled).sum().backward()
+    assert (pooled.grad[:, 3] == 0).all() and (pooled.grad != 0).any()
+
+
+STARTS = {"fc": "pooled", "linear1": "tokens", "all": "tokens", "proj": "tokens"}
 
 
 @pytest.mark.parametrize("target", ["fc", "linear1", "all"])
 @pytest.mark.parametrize("held", [0, 2**30], ids=["from pixels", "from tokens"])
 def test_retraining_moves_kept_weights_only(monkeypatch, target, held):
-    monkeypatch.setattr(pruned, "TOKENS_HELD", held)
-    network = tiny.network()
-    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    monkeypatch.setattr("cctlib.andc.retrain.TOKENS_HELD", held)
     masks = andc.andc_masks(tiny.diagonals(), ENCODERS, target)
-    seen = []
+    network = prune(tiny.network(), masks)
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    zero_before_step = []
 
-    def check(optimizer, arguments, keywords):
-        seen.append(all((parameters[name][~mask] == 0).all() for name, mask in masks.items()))
+    def check(*_):
+        zero_before_step.append(all((network.get_parameter(name)[~mask] == 0).all() for name, mask in masks.items()))
 
-    parameters = dict(network.named_parameters())
     handle = register_optimizer_step_pre_hook(check)
     try:
-        with masked(network, masks):
-            train = reduce(network, tiny.normalise, tiny.images(40, split="train"), target, **CPU)
-            loss = retrain(network, masks, train, 2.4, Retraining(batch=8), torch.Generator().manual_seed(0))
-            after = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+        train = reduce(network, tiny.normalise, tiny.images(40, split="train"), STARTS[target], **CPU)
+        retrain_layers(network, masks, train, 2.4, Retraining(batch=8), torch.Generator().manual_seed(0))
     finally:
         handle.remove()
-    assert math.isfinite(loss) and len(seen) == 12 and all(seen), "2.4 passes of 5 batches, zero before each step"
-    for name, tensor in after.items():
+    assert zero_before_step == [True] * 12, "2.4 passes of 5 batches"
+    for name, tensor in network.state_dict().items():
         if name in masks:
             assert (tensor[~masks[name]] == 0).all()
             assert (tensor != before[name])[masks[name]].float().mean() > 0.9
         elif name.removesuffix("bias") + "weight" not in masks:
             assert torch.equal(tensor, before[name])
-    assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
-    assert not any(parameter.requires_grad or parameter.grad is not None for parameter in network.parameters())
+    assert not any(parameter.requires_grad for parameter in network.parameters())
 
 
 def test_retraining_learns_and_repeats():
     """Random images, learned by heart: the loss falls; the same generator gives the same weights."""
-    network, images = tiny.network(), tiny.images(40, split="train")
-    masks = andc.andc_masks(tiny.diagonals(0.4), ENCODERS)
+    images, masks = tiny.images(40, split="train"), andc.andc_masks(tiny.diagonals(0.4), ENCODERS)
     results = []
     for _ in range(2):
-        with masked(network, masks):
-            train = reduce(network, tiny.normalise, images, "all", **CPU)
-            first = float(F.cross_entropy(network(tiny.normalise(images.pixels)), images.labels, label_smoothing=0.1))
-            settings = Retraining(batch=10, learning_rate=1e-2)
-            last = retrain(network, masks, train, 30.0, settings, torch.Generator().manual_seed(1))
-            results.append((network.state_dict()["classifier.fc.weight"].clone(), predict(train)))
-    assert last < 0.8 * first
-    assert torch.equal(results[0][0], results[1][0]) and torch.equal(results[0][1], results[1][1])
+        network = prune(tiny.network(), masks)
+        train = reduce(network, tiny.normalise, images, "tokens", **CPU)
+        first = float(F.cross_entropy(network(tiny.normalise(images.pixels)), images.labels))
+        settings = Retraining(batch=10, learning_rate=1e-2)
+        retrain_layers(network, masks, train, 30.0, settings, torch.Generator().manual_seed(1))
+        results.append(network.classifier.fc.weight)
+    assert float(F.cross_entropy(network(tiny.normalise(images.pixels)), images.labels)) < 0.8 * first
+    assert torch.equal(*results)
 
 
 def test_so_many_steps_of_retraining():
-    assert [Retraining(batch=10).steps(95, epochs) for epochs in (0.0, 0.01, 0.5, 1.0, 2.0)] == [0, 1, 5, 10, 20]
-    network = tiny.network()
-    train = reduce(network, tiny.normalise, tiny.images(20), "fc", **CPU)
+    assert [Retraining(batch=10).steps(95, epochs) for epochs in (0.01, 0.5, 1.0, 2.0)] == [1, 5, 10, 20]
     masks = andc.andc_masks(tiny.diagonals(), ENCODERS, "fc")
-    assert math.isnan(retrain(network, masks, train, 0.0, Retraining(), torch.Generator()))
-    with pytest.raises(UserError, match="positive learning rate"):
-        Retraining(learning_rate=0.0)
+    network = prune(tiny.network(), masks)
+    train = reduce(network, tiny.normalise, tiny.images(20), "pooled", **CPU)
     broken = replace(train, values=train.values * torch.inf)
-    with pytest.raises(UserError, match=r"diverged \(loss nan\)"), masked(network, masks):
-        retrain(network, masks, broken, 2.0, Retraining(), torch.Generator())
+    with pytest.raises(UserError, match=r"diverged \(loss nan\)"):
+        retrain_layers(network, masks, broken, 2.0, Retraining(), torch.Generator())
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("target", ["fc", "proj"])
 def test_predictions_do_not_depend_on_where_the_masks_begin(monkeypatch, target, precision):
     network, images = tiny.network(), tiny.images(33)
-    with masked(network, andc.andc_masks(tiny.diagonals(), ENCODERS, target)):
-        with autocast("cpu", precision):
-            expected = network(tiny.normalise(images.pixels)).argmax(1)
-        for held in (0, 2**30):
-            monkeypatch.setattr(pruned, "TOKENS_HELD", held)
-            reduced = reduce(network, tiny.normalise, images, target, batch=8, precision=precision, **CPU)
-            assert torch.equal(predict(reduced, batch=8, precision=precision), expected)
+    pruned = prune(network, andc.andc_masks(tiny.diagonals(), ENCODERS, target))
+    with autocast("cpu", precision):
+        expected = pruned(tiny.normalise(images.pixels)).argmax(1)
+    for held in (0, 2**30):
+        monkeypatch.setattr("cctlib.andc.retrain.TOKENS_HELD", held)
+        reduced = reduce(network, tiny.normalise, images, STARTS[target], precision=precision, **CPU)
+        assert torch.equal(predict(pruned, reduced, batch=8, precision=precision), expected)
     kept = torch.bfloat16 if precision == "bf16" else torch.float32
     assert reduced.values.dtype == kept, "what was computed in two bytes is kept in two"
 
 
-def test_wrong_masks_are_refused():
+def test_wrong_masks_and_missing_images_are_refused():
     network = tiny.network()
     name = "classifier.fc.weight"
     shape = network.state_dict()[name].shape
     for masks, message in (
-        ({}, "no masks"),
         ({"classifier.fd.weight": torch.ones(2, 2, dtype=torch.bool)}, "no such weight"),
         ({name: torch.ones(*reversed(shape), dtype=torch.bool)}, r"weight is \[output, input\]"),
-        ({name: torch.zeros(*shape, dtype=torch.bool)}, r"keeps no weight \(density 0\)"),
     ):
-        with pytest.raises(UserError, match=message), masked(network, masks):
-            pass
+        with pytest.raises(UserError, match=message):
+            prune(network, masks)
+    with pytest.raises(UserError, match="no test images"):
+        reduce(network, tiny.normalise, tiny.images(0), "pooled", **CPU)
 
 
 # Sweeps
 
-
-def run(folder=None, prunings=None, network=None, **settings):
-    found = {theta: tiny.diagonals(share) for theta, share in ((0.3, 0.3), (0.5, 0.15))}
-    return sweep.sweep(
-        network or tiny.network(),
-        tiny.normalise,
-        prunings or plan(["fc", "linear1"], andc.METHODS, [0.3, 0.5], seeds=(0, 1)),
-        found,
-        tiny.images(30),
-        held_out=tiny.images(10, seed=1, split="held-out"),
-        train=tiny.images(20, seed=2, split="train"),
-        folder=folder,
-        **{"epochs": (0.0, 0.5), "settings": Retraining(batch=8, precision="fp32"), **CPU, **settings},
-    )
+DIAGONALS = {theta: tiny.diagonals(share) for theta, share in ((0.3, 0.3), (0.5, 0.15))}
+IMAGES = {
+    "test": tiny.images(30),
+    "held-out": tiny.images(10, seed=1, split="held-out"),
+    "train": tiny.images(20, seed=2, split="train"),
+}
+SETTINGS = Retraining(batch=8, precision="fp32")
 
 
-def test_a_sweep_is_what_single_prunings_are():
+def run(folder, network=None, epochs=(0.0, 0.5)):
+    campaign = sweep.Campaign(network or tiny.network(), tiny.normalise, IMAGES, folder, torch.device("cpu"), SETTINGS)
+    prunings = plan(["fc", "linear1"], andc.METHODS, (0, 1), DIAGONALS, ENCODERS)
+    return sweep.sweep(campaign, prunings, DIAGONALS, epochs)
+
+
+def test_a_sweep_is_what_single_prunings_are(tmp_path):
     network = tiny.network()
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    table, images = run(network=network), tiny.images(30)
+    table, images = run(tmp_path, network), IMAGES["test"]
     assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
     assert " ".join(table.columns) == (
         "target method theta seed epochs density accuracy accuracy_dense low high parameters macs bytes "
-        "dense_parameters dense_macs dense_bytes"
+        "dense_parameters dense_macs dense_bytes images trained_images"
     )
     assert len(table) == 2 * 2 * 7 * 2, "targets, thetas, five methods of which two have two seeds, epochs"
     dense = (network(tiny.normalise(images.pixels)).argmax(1) == images.labels).double().mean().item()
     assert np.allclose(table.accuracy_dense, dense)
-    inputs = andc.input_statistics(network, tiny.normalise, tiny.images(10, seed=1, split="held-out"), **FP32)
-    for number in (0, 3, 16, 40):
+    assert (table.images == 30).all() and (table.trained_images == 20).all()
+    inputs = andc.input_statistics(network, tiny.normalise, IMAGES["held-out"], **FP32)
+    for number in (0, 6, 9, 27, 40, 55):
         row = table.iloc[number]
         pruning = Pruning(row.target, row.method, row.theta, int(row.seed))
-        masks = andc.make_masks(pruning, network, tiny.diagonals(0.3 if row.theta == 0.3 else 0.15), inputs)
-        with masked(network, masks):
-            if row.epochs:
-                train = reduce(network, tiny.normalise, tiny.images(20, seed=2, split="train"), row.target, **FP32)
-                generator = torch.Generator().manual_seed(pruning.seed)
-                retrain(network, masks, train, row.epochs, Retraining(batch=8, precision="fp32"), generator)
-            expected = network(tiny.normalise(images.pixels)).argmax(1)
+        masks = andc.make_masks(pruning, network, DIAGONALS[row.theta], inputs)
+        pruned = prune(network, masks)
+        if row.epochs:
+            train = reduce(network, tiny.normalise, IMAGES["train"], STARTS[row.target], **FP32)
+            generator = torch.Generator().manual_seed(pruning.seed)
+            retrain_layers(pruned, masks, train, row.epochs, SETTINGS, generator)
+        expected = pruned(tiny.normalise(images.pixels)).argmax(1)
         assert row.accuracy == pytest.approx((expected == images.labels).double().mean().item())
         assert row.density == andc.density(masks)
         assert (row.parameters, row.macs, row.bytes) == tuple(vars(compact.count(network, masks)).values())
@@ -386,33 +368,35 @@ def test_a_sweep_is_what_single_prunings_are():
 def test_the_dense_network_is_predicted_once_for_each_way_to_prepare_the_images(tmp_path):
     """Rows of fc and of other targets are each compared with the dense network from images prepared alike."""
     run(tmp_path, epochs=(0.0,))
-    assert len(list(tmp_path.glob("checkpoint-dense-fc-*"))) == len(list(tmp_path.glob("checkpoint-dense-all-*"))) == 1
+    for start in ("pooled", "tokens"):
+        assert len(list(tmp_path.glob(f"checkpoint-dense-{start}-*"))) == 1
 
 
 def test_a_sweep_goes_on_where_it_was_killed(tmp_path, monkeypatch):
-    whole = run()
-    predict_row, calls = sweep._Run._predict, []
+    whole = run(tmp_path / "whole")
+    compute, calls = sweep.Campaign._compute, []
 
-    def dies(self, target):
+    def dies(self, *arguments):
         if len(calls) == 5:
             raise KeyboardInterrupt
-        calls.append(target)
-        return predict_row(self, target)
+        calls.append(arguments)
+        return compute(self, *arguments)
 
-    monkeypatch.setattr(sweep._Run, "_predict", dies)
+    monkeypatch.setattr(sweep.Campaign, "_compute", dies)
+    killed = tmp_path / "killed"
     with pytest.raises(KeyboardInterrupt):
-        run(tmp_path)
-    assert len(list(tmp_path.iterdir())) == 5
-    next(iter(sorted(tmp_path.iterdir()))).write_bytes(b"\x93NUMPY half a file")  # as after a power cut
-    monkeypatch.setattr(sweep._Run, "_predict", lambda self, target: calls.append(target) or predict_row(self, target))
+        run(killed)
+    assert len(list(killed.iterdir())) == 5
+    next(iter(sorted(killed.iterdir()))).write_bytes(b"\x93NUMPY half a file")  # as after a power cut
+    monkeypatch.setattr(sweep.Campaign, "_compute", lambda self, *given: calls.append(given) or compute(self, *given))
     calls.clear()
-    pd.testing.assert_frame_equal(run(tmp_path), whole)
+    pd.testing.assert_frame_equal(run(killed), whole)
     everything = len(whole) + 2  # and the dense network, for fc and for the others
     assert len(calls) == everything - 4
     calls.clear()
-    pd.testing.assert_frame_equal(run(tmp_path), whole)
+    pd.testing.assert_frame_equal(run(killed), whole)
     assert not calls
-    run(tmp_path, network=tiny.network(seed=1))
+    run(killed, network=tiny.network(seed=1))
     assert len(calls) == everything, "another network is another sweep"
 
 
@@ -421,9 +405,8 @@ def test_intervals_are_of_the_change_against_the_dense_network():
     draw = np.random.default_rng(0)
     dense = np.where(draw.random(400) < 0.7, labels, 9)
     same, worse = dense.copy(), np.where(draw.random(400) < 0.1, 9, dense)
-    rows = pd.DataFrame({"density": [1.0, 0.5], "bytes": [1, 2]})
-    table = with_accuracies(rows, np.stack([same, worse]), np.stack([dense, dense]), labels)
-    assert list(table.columns) == ["density", "accuracy", "accuracy_dense", "low", "high", "bytes"]
+    table = sweep.accuracies(np.stack([same, worse]), dense, torch.from_numpy(labels))
+    assert list(table.columns) == ["accuracy", "accuracy_dense", "low", "high"]
     first, second = table.iloc[0], table.iloc[1]
     assert first.low == first.high == first.accuracy == first.accuracy_dense == pytest.approx((dense == labels).mean())
     # Against the textbook: a difference of paired shares has this standard error, and 95% is 1.96 of them either side.
@@ -434,26 +417,21 @@ def test_intervals_are_of_the_change_against_the_dense_network():
     assert second.high < second.accuracy_dense
 
 
-def test_a_sweep_that_cannot_end_well_does_not_start(monkeypatch):
-    monkeypatch.setattr("cctlib.andc.sweep.reduce", lambda *_, **__: pytest.fail("computed something"))
-    with pytest.raises(UserError, match="one pruning and one amount"):
-        sweep.sweep(tiny.network(), tiny.normalise, [], {}, tiny.images(), **CPU)
-    for given_too, message in (
-        ({"train": None}, "needs training images"),
-        ({"held_out": None}, "Wanda needs held-out images"),
-        ({"prunings": [Pruning("fc", "andc", 0.9)]}, "no diagonal sets at theta 0.9; there are those at 0.3, 0.5"),
-    ):
-        arguments = {"train": tiny.images(5), "held_out": tiny.images(5), "epochs": (0.0, 1.0)} | given_too
-        prunings = arguments.pop("prunings", [Pruning("fc", "wanda")])
-        with pytest.raises(UserError, match=message):
-            sweep.sweep(
-                tiny.network(),
-                tiny.normalise,
-                prunings,
-                {0.3: tiny.diagonals(), 0.5: tiny.diagonals()},
-                tiny.images(),
-                **arguments,
-                **CPU,
-            )
-    with pytest.raises(UserError, match="no test images"):
-        reduce(tiny.network(), tiny.normalise, tiny.images(0), "fc", **CPU)
+def test_compensated_rows_are_not_taken_for_others(tmp_path):
+    plain = sweep.Campaign(tiny.network(), tiny.normalise, IMAGES, tmp_path, torch.device("cpu"), SETTINGS)
+    masks = andc.andc_masks(DIAGONALS[0.5], ENCODERS, "linear1")
+    for campaign, inputs in ((plain, None), (replace(plain, compensate=True), plain.inputs)):
+        predictions, _ = campaign.row("linear1", "linear1", masks)
+        expected = prune(plain.network, masks, inputs)(tiny.normalise(IMAGES["test"].pixels)).argmax(1)
+        assert (predictions == expected.numpy()).all()
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_target_that_would_lose_every_weight_is_left_out_and_named(capsys):
+    sites = ("enc1/mha", "enc1/trunk", "enc1/ff_hidden", "enc1/readout")
+    nothing = {site: torch.zeros(4, 5, dtype=torch.bool) for site in sites}
+    some = nothing | {"enc1/readout": torch.ones(4, 5, dtype=torch.bool)}
+    assert plan(["fc", "proj"], ["andc"], [0], {0.3: some}, 1) == [Pruning("fc", "andc")]
+    assert "pruning of proj at theta 0.3 is left out" in capsys.readouterr().err
+    with pytest.raises(UserError, match=r"nothing can be pruned: .* would lose every weight"):
+        plan(["fc", "proj"], ["andc"], [0], {0.3: nothing}, 1)

@@ -10,8 +10,8 @@ import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from cctlib.andc import masks as andc
-from cctlib.andc import retrain, saturate
-from cctlib.andc.retrain import gain_of_last_quarter, retrain_whole, retraining_recipe
+from cctlib.andc import retrain, sweep
+from cctlib.andc.retrain import gain_of_last_quarter, prune, retrain_whole, retraining_recipe
 from cctlib.training.recipes import recipe
 from cctlib.training.trainer import CHECKPOINT
 
@@ -103,7 +103,7 @@ def test_the_gain_of_the_last_quarter_is_that_of_its_epochs(tmp_path, accuracies
 
 
 def campaign(folder, network=None):
-    return saturate.Campaign(network or tiny.network(config=CONFIG), tiny.normalise, IMAGES, RECIPE, folder, CPU)
+    return sweep.Campaign(network or tiny.network(config=CONFIG), tiny.normalise, IMAGES, folder, CPU, RECIPE)
 
 
 PRUNINGS = [andc.Pruning("fc", "andc"), andc.Pruning("fc", "random", seed=1), andc.Pruning("linear1", "wanda")]
@@ -112,38 +112,37 @@ DIAGONALS = {0.3: tiny.diagonals(0.3, config=CONFIG)}
 
 def test_all_of_a_target_and_the_dense_network_are_retrained_until_none_gains(tmp_path, monkeypatch):
     """A network of fc still gains after both lengths, none of linear1 after the first."""
-    gains = lambda folder: 0.01 if folder.name.startswith("fc-random") else 0.001  # noqa: E731
-    monkeypatch.setattr(saturate, "gain_of_last_quarter", gains)
-    table = saturate.saturate(campaign(tmp_path), PRUNINGS, DIAGONALS, lengths=(1, 2))
+    gains = lambda folder: 0.01 if folder.name.startswith("checkpoint-fc-random") else 0.001  # noqa: E731
+    monkeypatch.setattr(retrain, "gain_of_last_quarter", gains)
+    table = sweep.saturate(campaign(tmp_path), PRUNINGS, DIAGONALS, lengths=(1, 2))
     assert " ".join(table.columns) == (
-        "target method theta seed epochs density accuracy accuracy_dense low high accuracy_before "
-        "accuracy_dense_before gain gain_dense saturated images"
+        "target method theta seed epochs density accuracy accuracy_dense low high parameters macs bytes "
+        "dense_parameters dense_macs dense_bytes images trained_images gain gain_dense accuracy_before "
+        "accuracy_dense_before saturated"
     )
     assert table.epochs.tolist() == [2, 2, 1] and table.saturated.tolist() == [False, False, True]
-    assert sorted(path.name[:-13] for path in tmp_path.iterdir()) == [
-        "dense-1", "dense-2", "fc-andc-0.3-0-1", "fc-andc-0.3-0-2", "fc-random-0.3-1-1", "fc-random-0.3-1-2",
-        "linear1-wanda-0.3-0-1",
-    ]  # fmt: skip
+    names = ["dense", "fc-andc-0.3-0", "fc-random-0.3-1", "linear1-wanda-0.3-0"]
+    assert sorted(path.name[:-13] for path in tmp_path.iterdir() if path.is_dir()) == [
+        f"checkpoint-{name}-pixels-{epochs}" for name in names for epochs in (1, 2) if (name, epochs) != (names[3], 2)
+    ]
     assert not list(tmp_path.glob(f"*/{CHECKPOINT}"))
 
 
 def test_accuracies_are_those_of_networks_retrained_by_hand_and_nothing_is_done_twice(tmp_path, monkeypatch):
-    first = saturate.saturate(campaign(tmp_path / "a"), PRUNINGS[:1], DIAGONALS, lengths=(2,))
+    first = sweep.saturate(campaign(tmp_path / "a"), PRUNINGS[:1], DIAGONALS, lengths=(2,))
     masks = andc.andc_masks(DIAGONALS[0.3], CONFIG.encoders, "fc")
     pixels, labels = tiny.normalise(IMAGES["test"].pixels), IMAGES["test"].labels
     row = first.iloc[0]
     for column, given in {"accuracy": masks, "accuracy_dense": {}}.items():
-        network = tiny.network(config=CONFIG)
-        for name, mask in given.items():
-            network.get_parameter(name).masked_fill_(~mask, 0)
+        network = prune(tiny.network(config=CONFIG), given)
         before = (network(pixels).argmax(1) == labels).double().mean().item()
         retrained(tmp_path / column, given, 2, network)
         assert row[column] == pytest.approx((network(pixels).argmax(1) == labels).double().mean().item())
         assert row[f"{column}_before"] == pytest.approx(before)
-    monkeypatch.setattr(saturate, "retrain_whole", lambda *_, **__: pytest.fail("retrained again"))
-    again = saturate.saturate(campaign(tmp_path / "a"), PRUNINGS[:1], DIAGONALS, lengths=(2,))
+    monkeypatch.setattr(retrain, "retrain_whole", lambda *_, **__: pytest.fail("retrained again"))
+    again = sweep.saturate(campaign(tmp_path / "a"), PRUNINGS[:1], DIAGONALS, lengths=(2,))
     assert again.equals(first)
     other = copy.deepcopy(campaign(tmp_path / "a").network)
     other.classifier.fc.bias += 1
     with pytest.raises(pytest.fail.Exception, match="retrained again"):
-        saturate.saturate(campaign(tmp_path / "a", other), PRUNINGS[:1], DIAGONALS, lengths=(2,))
+        sweep.saturate(campaign(tmp_path / "a", other), PRUNINGS[:1], DIAGONALS, lengths=(2,))
