@@ -4,10 +4,10 @@
                                     [--seconds 8] [--threads 1]
 
 Two kinds of zeros: a share of the weights of every prunable layer at random, the hardest case for forms
-that live on structure; and ANDC's masks, where a model with a measurement ships. For each batch size the
-network runs as it is (dense), without its silent nodes, then with every sparse layer in one form (bags, csr), and
-with the form that `compact` measured to be fastest for each. Rows take turns, so that other load of the machine falls
-on all alike.
+that live on structure; and ANDC's masks, where a model with a measurement ships; fc keeps all weights where its own
+read-out was not measured. For each batch size the network runs as it is (dense), without its silent nodes, then with
+every sparse layer as bags, and with the form that `compact` measured to be fastest for each. Rows take turns, so that
+other load of the machine falls on all alike.
 Printed are milliseconds of the median turn, and the median over turns of dense time / time: above 1 is
 faster than dense. Logits are compared with the dense form first: a fast wrong answer is not timed.
 
@@ -22,8 +22,10 @@ import torch
 
 from cctlib.andc import compact, latency
 from cctlib.andc import masks as andc
+from cctlib.andc.retrain import prune
 from cctlib.model import cct, manifest
 from cctlib.snp import measure
+from cctlib.snp.probe import READOUT
 from cctlib.stages import device_name
 
 GOAL = 0.9  # the sparsity at which pruned must be faster than dense
@@ -34,25 +36,28 @@ def random_zeros(sparsity: float) -> cct.CCT:
     config = cct.config("cct_7_3x2")
     network = cct.CCT(config).eval().requires_grad_(False)
     generator = torch.Generator().manual_seed(0)
+    masks = {}
     for layer in andc.layers(config.encoders):
-        weight = network.get_parameter(layer.weight)
-        keep = max(1, round((1 - sparsity) * weight.numel()))
-        weight.masked_fill_(~andc.random_mask((len(weight), weight.shape[1]), keep, generator), 0)
-    return network
+        chance = torch.rand(network.get_parameter(layer.weight).shape, generator=generator)
+        masks[layer.weight] = andc.keep_largest(chance, max(1, round((1 - sparsity) * chance.numel())))
+    return prune(network, masks)
 
 
 def andc_zeros(theta: float) -> cct.CCT | None:
-    """The shipped CIFAR-100 model under ANDC's masks for all layers; None where no measurement ships with
-    it.
+    """The shipped CIFAR-100 model under ANDC's masks, without fc's where the network's own read-out was not measured.
+
+    None where no measurement ships with it.
     """
     model = manifest.find("cifar100")
     if model is None or not (model.folder / measure.FILE).is_file():
         return None
     network = model.network("cpu")
-    found = measure.diagonals(measure.load(model.folder), theta)
-    for name, mask in andc.andc_masks(found, network.config.encoders).items():
-        network.get_parameter(name).masked_fill_(~mask, 0)
-    return network
+    sets, encoders = measure.diagonals(measure.load(model.folder), theta), network.config.encoders
+    masks = {}
+    for target in andc.KINDS:
+        if target != "fc" or f"enc{encoders}/{READOUT}" in sets:
+            masks |= andc.andc_masks(sets, encoders, target)
+    return prune(network, masks)
 
 
 def report(title: str, network: cct.CCT, batch: int, budget: float) -> float:

@@ -7,13 +7,14 @@ model. The table then ships beside it. Run nothing else on the machine meanwhile
 """
 
 import shutil
+import sys
 from pathlib import Path
 
 import tyro
 
 from cctlib import stages
-from cctlib.andc.saturate import Saturation
-from cctlib.andc.stage import SATURATED, saturated_stage
+from cctlib.andc.stage import SATURATED, Saturation, saturated_stage
+from cctlib.errors import UserError
 from cctlib.study import open_study
 
 
@@ -35,5 +36,14 @@ def andc(
     print(stages.read_tables(folder, [SATURATED])[SATURATED].round(4).to_string(index=False))
 
 
+def main(arguments: list[str] | None = None) -> None:
+    """Run a campaign. A user's mistake is one line on standard error, and status 2."""
+    try:
+        tyro.extras.subcommand_cli_from_dict({"andc": andc}, args=arguments)
+    except UserError as error:
+        print(f"campaign: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
 if __name__ == "__main__":
-    tyro.extras.subcommand_cli_from_dict({"andc": andc})
+    main()

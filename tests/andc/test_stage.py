@@ -4,16 +4,16 @@ import shutil
 from dataclasses import asdict, replace
 
 import pytest
-import torch
 
 from cctlib import stages
 from cctlib.andc import masks, stage
-from cctlib.andc.saturate import Saturation
+from cctlib.andc.stage import Saturation
 from cctlib.claims import verdicts
 from cctlib.claims.rules import STATES
 from cctlib.errors import UserError
 from cctlib.model.manifest import Training
 from cctlib.training.recipes import recipe
+from tools import campaign
 
 
 def test_pruning_has_all_methods_and_can_be_judged(tiny_study):
@@ -28,19 +28,6 @@ def test_pruning_has_all_methods_and_can_be_judged(tiny_study):
     assert set(curves.theta) == {0.1, 0.3} and (at.dense_bytes > at.bytes).all()
     assert verdicts.pruning(at).verdict in ("supported", "not supported", "undetermined")
     assert set(timed.batch) == {1, 128}
-
-
-def test_a_target_that_would_lose_every_weight_is_left_out_and_named(capsys):
-    nothing = {
-        site: torch.zeros(4, 5, dtype=torch.bool)
-        for site in ("enc1/mha", "enc1/trunk", "enc1/ff_hidden", "enc1/readout")
-    }
-    some = nothing | {"enc1/readout": torch.ones(4, 5, dtype=torch.bool)}
-    prunings = [masks.Pruning("fc", "andc"), masks.Pruning("proj", "andc")]
-    assert stage._possible(prunings, {0.3: some}, 1) == prunings[:1]
-    assert "pruning of proj at theta 0.3 is left out" in capsys.readouterr().err
-    with pytest.raises(UserError, match="nothing can be pruned"):
-        stage._possible(prunings, {0.3: nothing}, 1)
 
 
 def test_a_network_of_unknown_training_is_not_retrained(tiny_study, tmp_path):
@@ -68,9 +55,16 @@ def test_a_campaign_makes_the_table_that_pruning_is_judged_by(tiny_study, tmp_pa
     assert verdicts.pruning(table).verdict in STATES
 
     def written():
-        return {path.parent.name: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("predictions.npy")}
+        return {path.name: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("checkpoint-*.npy")}
 
     rows = written()
     more = stage.saturated_stage(study, replace(settings, seeds=(0, 1, 2)), tmp_path / "runs")
     assert len(stages.read_tables(more, [stage.SATURATED])[stage.SATURATED]) == 4
     assert rows.items() < written().items(), "rows that were there are not done again"
+
+
+def test_a_mistake_in_a_campaign_is_one_line(capsys):
+    with pytest.raises(SystemExit) as left:
+        campaign.main(["andc", "--dataset", "folder:/nowhere"])
+    error = capsys.readouterr().err
+    assert left.value.code == 2 and error.startswith("campaign: no measurement ships") and error.count("\n") == 1
