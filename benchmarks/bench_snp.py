@@ -86,10 +86,8 @@ def all_fields(mu: Tensor, W: Tensor) -> Tensor:
 
 def pooled_fields(probe: Probe, W: Tensor, tokens: Tensor, labels: Tensor) -> Tensor:
     """The same for all nodes, from the same tokens, in one pass."""
-    sums = snp.FieldSums.zeros(*W.shape)
-    for x, y in zip(tokens.split(BATCH), labels.split(BATCH), strict=True):
-        sums.add(probe.pool(x), y)
-    return all_fields(sums.mean(), W)
+    pooled = torch.cat([probe.pool(x) for x in tokens.split(BATCH)])
+    return all_fields(snp.mean_by_label(pooled, labels, len(W)), W)
 
 
 def time_fields(kind: str, W: Tensor, images: int) -> dict[str, float]:
@@ -100,9 +98,7 @@ def time_fields(kind: str, W: Tensor, images: int) -> dict[str, float]:
     tokens = torch.randn(images, 64, nodes) + torch.randn(num_labels, 1, nodes)[labels]
     probe = Probe(nodes, num_labels, normalised=kind == "ff").requires_grad_(False)
     expected = pooled_fields(probe, W, tokens, labels)
-    sums = snp.FieldSums.zeros(*W.shape)
-    sums.add(probe.pool(tokens), labels)
-    mu, turns = sums.mean(), []
+    mu, turns = snp.mean_by_label(probe.pool(tokens), labels, num_labels), []
     for number in range(TURNS):
         sample = range(number, nodes, nodes // SAMPLED)
         slow = [seconds(lambda n=n: silenced_field(probe, W, n, tokens, labels)) for n in sample]

@@ -255,7 +255,7 @@ def measured_study(dataset: str, model: str, profile: Profile, runs: Path, devic
     if known is None:
         folders = {"train": network.folder, **folders}
     result = measure.load(measured)
-    return Study(dataset, network, result, tables.load(tabled, measured), "measured", device, folders, home, profile)
+    return Study(dataset, network, result, tables.load(tabled), "measured", device, folders, home, profile)
 
 
 def train_model(dataset: str, home: Path, device: torch.device) -> Model:

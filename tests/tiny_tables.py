@@ -72,9 +72,9 @@ def by_theta(encoders: int = 7, kinds: tuple[str, ...] = KINDS) -> pd.DataFrame:
 
 def study_tables() -> dict[str, pd.DataFrame]:
     """Draws with labels shuffled, far off, and draws of a random basis, among controls that no figure knows."""
-    null, basis = by_site("draw", 5).assign(theta=0.3), by_site("draw", 4).assign(theta=0.3, control="random basis")
-    other = basis.assign(control="another one")
-    return {"null": null.assign(noise=null.noise + 500), "controls": pd.concat([basis, other])}
+    null, basis = (by_site("draw", draws).assign(theta=0.3) for draws in (5, 4))
+    rows = {"random basis": basis, "another one": basis, "labels shuffled": null.assign(noise=null.noise + 500)}
+    return {"controls": pd.concat([table.assign(control=name) for name, table in rows.items()])}
 
 
 def accuracy(encoders: int = 7) -> pd.DataFrame:

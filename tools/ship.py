@@ -104,7 +104,7 @@ def ship_study(study: Study) -> Path:
         f"{stage}.{path.name}" if path.name == stages.PROVENANCE else path.name: path
         for stage, home in made.items()
         for path in sorted(home.iterdir())
-        if path.name not in (stages.RECORD, measure.POOLED)
+        if path.name not in (stages.RECORD, measure.POOLED, "shuffled.parquet")
     }
     for path in files.values():
         if path.stat().st_size > LARGEST:

@@ -11,6 +11,8 @@ from cctlib.andc.stage import pruning_tables
 from cctlib.claims import specifications, verdicts
 from cctlib.claims.rules import NOT_TESTED, Verdict, verdicts_table
 from cctlib.heads.stage import Ownership, heads_tables, ownership
+from cctlib.snp.controls import BASIS
+from cctlib.snp.measure import SHUFFLED
 from cctlib.study import Missing, Study
 
 
@@ -24,15 +26,15 @@ def along_encoders(study: Study) -> list[Verdict]:
     labels = torch.from_numpy(result.labels["test"]).long()
     weights = bootstrap.resample(labels, bootstrap.RESAMPLES, _generator())
     predictions = {site: values.predictions["test"] for site, values in result.sites.items()}
+    controls = tables["controls"]
+    shuffled, rotated = (controls[controls.control == name] for name in (SHUFFLED, BASIS))
     stated = [
         verdicts.progress(predictions, result.labels["test"], weights),
-        verdicts.small_clusters(tables["nodes"], tables["null"], len(result.names)),
+        verdicts.small_clusters(tables["nodes"], shuffled, len(result.names)),
         verdicts.sharpening(tables["nodes"]),
     ]
     curves = readings(study)
     judged = [replace(verdict, robust=specifications.in_words(curves[verdict.claim])) for verdict in stated]
-    controls = tables.get("controls")
-    rotated = None if controls is None else controls[controls.control == "random basis"]
     return verdicts.with_basis(judged, tables["by_theta"], rotated)
 
 

@@ -74,11 +74,9 @@ def at_theta(table: pd.DataFrame, theta: float = THETA) -> pd.DataFrame:
 
 
 def controls_of(tables: Mapping[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
-    """The controls of a study by the names of `CONTROLS`: labels shuffled, and a random basis if measured."""
-    controls = {"labels shuffled": tables["null"]}
-    if "controls" in tables:
-        controls |= {str(name): rows for name, rows in tables["controls"].groupby("control") if name in CONTROLS}
-    return controls
+    """The rows of a study's table `controls`, by the names of `CONTROLS`."""
+    table = tables["controls"]
+    return {name: table[table.control == name] for name in CONTROLS}
 
 
 def sub_blocks(kinds: Sequence[str]) -> list[str]:

@@ -16,19 +16,15 @@ that no head owns take no part.
 
 from collections.abc import Mapping
 
-import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Bool, Float, Int64, Integer, UInt8
+from jaxtyping import Bool, Float, Int64, Integer
 from torch import Tensor
-from torch.nn.functional import one_hot
 
 from cctlib.bootstrap import estimate
 from cctlib.errors import UserError
-from cctlib.heads.ownership import NOBODY, count_dealt, deal, designate, p_value
+from cctlib.heads.ownership import NOBODY, count_dealt, deal, designate, own_labels, p_value
 from cctlib.model.sites import parse
-
-Array = Tensor | np.ndarray
 
 
 def alone(
@@ -43,37 +39,24 @@ def alone(
 
 def expert_accuracy(
     site: str,
-    predictions: UInt8[Array, "head image"] | Int64[Array, "head image"],
-    labels: Integer[Array, "image"],
+    predictions: Integer[Tensor, "head image"],
+    labels: Integer[Tensor, "image"],
     designation: Int64[Tensor, "label"],
     weights: Float[Tensor, "resample image"],
-    dealt: Float[Tensor, "deal"] | None = None,
+    dealt: Float[Tensor, "deal"],
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Accuracy of each head alone, as shares of 1, with 95% bootstrap intervals (columns *_low and *_high).
 
     heads, one row a head: site, encoder, head, labels, images (of its own labels), own (accuracy on these),
-    others (on images of the other heads' labels), gap (own - others), rivals (mean accuracy of the *other*
-    heads on this head's own images), advantage (own - rivals: the same images, so that easy labels cannot
-    make an expert). A head that owns no label has NaN.
+    others (on images of the other heads' labels), gap (own - others). A head that owns no label has NaN.
     sites, one row: site, encoder, heads (that own labels), images, and the mean over these heads of the same
     quantities; then dealt_mean, dealt_95, deals, p: the gap of dealt nodes (`dealt`, from `dealt_gaps`) and
-    the share of it that reaches this one; NaN without.
+    the share of it that reaches this one.
     Raises `UserError` when no image has a designated label.
     """
     own, others, correct = _roles(predictions, labels, designation)
-    heads = own.shape[1]
-    rivals = own * (correct.sum(dim=1, keepdim=True) - correct) / max(heads - 1, 1)
-    parts = {
-        "own": own * correct,
-        "others": others * correct,
-        "gap": (own - others) * correct,
-        "rivals": rivals,
-        "advantage": own * correct - rivals,
-    }
+    parts = {"own": own * correct, "others": others * correct, "gap": (own - others) * correct}
     per_head, mean = _tables(site, parts, designation, own, weights)
-    nan = float("nan")
-    if dealt is None:
-        return per_head, mean.assign(dealt_mean=nan, dealt_95=nan, deals=0, p=nan)
     dealt = dealt.cpu().double()
     null = {"dealt_mean": dealt.nanmean().item(), "dealt_95": dealt.nanquantile(0.95).item(), "deals": len(dealt)}
     return per_head, mean.assign(**null, p=p_value(torch.tensor(mean.gap[0]), dealt).item())
@@ -106,10 +89,10 @@ def dealt_gaps(
 
 def ablation(
     site: str,
-    baseline: UInt8[Array, "image"] | Int64[Array, "image"],
-    silenced: UInt8[Array, "head image"] | Int64[Array, "head image"],
-    random: UInt8[Array, "draw image"] | Int64[Array, "draw image"],
-    labels: Integer[Array, "image"],
+    baseline: Integer[Tensor, "image"],
+    silenced: Integer[Tensor, "head image"],
+    random: Integer[Tensor, "draw image"],
+    labels: Integer[Tensor, "image"],
     designation: Int64[Tensor, "label"],
     weights: Float[Tensor, "resample image"],
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -121,10 +104,9 @@ def ablation(
     heads, one row a head: site, encoder, head, labels, images (of its own labels), drop_own (accuracy lost on
     these), drop_others (lost on the other heads' labels), difference (drop_own - drop_others), random_own,
     random_others, random_difference (the same for the random nodes, mean over draws), excess (difference -
-    random_difference), random_sd (of random_difference over the draws), draws.
-    sites, one row: site, encoder, heads, images, and the means over heads of the same quantities; random_sd
-    is that of the mean. The interval of `excess` is that of the images; how far it depends on the draw of
-    nodes is what random_sd says.
+    random_difference), draws.
+    sites, one row: site, encoder, heads, images, and the means over heads of the same quantities. The interval of
+    `excess` is that of the images, for these draws of nodes.
     Raises `UserError` without random draws, and when no image has a designated label.
     """
     if len(random) == 0:
@@ -133,9 +115,7 @@ def ablation(
             "silence at least one random draw of nodes"
         )
     own, others, wrong = _roles(silenced, labels, designation, than=baseline)
-    lost = _lost(baseline, random, labels)  # [image, draw]
-    draws = (own - others).T @ lost  # [head, draw]: each draw's difference on each head's labels
-    by_random = lost.mean(dim=1, keepdim=True)
+    by_random = _lost(baseline, random, labels).mean(dim=1, keepdim=True)
     parts = {
         "drop_own": own * wrong,
         "drop_others": others * wrong,
@@ -146,31 +126,23 @@ def ablation(
         "excess": (own - others) * (wrong - by_random),
     }
     per_head, mean = _tables(site, parts, designation, own, weights)
-    per_head = per_head.assign(random_sd=_spread(draws), draws=len(random))
-    return per_head, mean.assign(random_sd=_spread(draws.nanmean(dim=0, keepdim=True)), draws=len(random))
+    return per_head.assign(draws=len(random)), mean.assign(draws=len(random))
 
 
-def _spread(draws: Float[Tensor, "head draw"]) -> list[float]:
-    """Standard deviation over draws; NaN for a single draw."""
-    return draws.std(dim=1).tolist() if draws.shape[1] > 1 else [float("nan")] * len(draws)
-
-
-def _lost(baseline: Array, changed: Array, labels: Array) -> Float[Tensor, "image change"]:
+def _lost(baseline: Tensor, changed: Tensor, labels: Tensor) -> Float[Tensor, "image change"]:
     """1 where the changed network errs and the baseline did not, -1 where it is the other way round, else
     0."""
-    baseline, changed, labels = (torch.as_tensor(array) for array in (baseline, changed, labels))
     return ((baseline == labels).float() - (changed == labels).float()).T
 
 
 def _roles(
-    predictions: Array, labels: Array, designation: Int64[Tensor, "label"], than: Array | None = None
+    predictions: Tensor, labels: Tensor, designation: Int64[Tensor, "label"], than: Tensor | None = None
 ) -> tuple[Float[Tensor, "image head"], Float[Tensor, "image head"], Float[Tensor, "image head"]]:
     """Averaging weights of each head's own images and of the other heads' images, and what is averaged:
     correct predictions (or, with `than`, those lost against it). A head without own images has NaN
     weights."""
-    predictions, labels = torch.as_tensor(predictions), torch.as_tensor(labels).long()
-    owner = designation.to(labels.device)[labels]
-    own = one_hot(owner + 1, len(predictions) + 1)[:, 1:].float()  # NOBODY is dropped
+    owner = designation.to(labels.device)[labels.long()]
+    own = own_labels(owner, len(predictions)).float()
     others = (owner != NOBODY).float()[:, None] - own
     value = (predictions == labels).float().T if than is None else _lost(than, predictions, labels)
     return own / own.sum(dim=0), others / others.sum(dim=0), value
@@ -192,7 +164,7 @@ def _tables(
             f"no image has a label that is designated to a head of {site}; "
             "designate the labels from held-out images of the same data set"
         )
-    labels = one_hot(designation + 1, heads + 1)[:, 1:].sum(dim=0)
+    labels = own_labels(designation, heads).sum(dim=0)
     images = (own > 0).sum(dim=0)
     per_head = {"head": range(heads), "labels": labels.tolist(), "images": images.tolist()}
     mean = {"heads": int(owns.sum()), "images": int(images.sum())}

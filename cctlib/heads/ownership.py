@@ -14,7 +14,7 @@ alone belongs to the heads' subspaces and not to their nodes.
 Whether a head is any good at its labels is asked in `experts.py`.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 
 import numpy as np
@@ -28,7 +28,7 @@ from torch.nn.functional import one_hot
 
 from cctlib.errors import UserError
 from cctlib.model.sites import parse
-from cctlib.snp import fields
+from cctlib.snp import controls, fields
 
 NOBODY = -1  # the designation of a label that no node has, or that several heads share
 SAME = 1e-9  # two means of the same counts may differ by rounding; the null must not lose a tie to that
@@ -60,6 +60,11 @@ def designate(counts: Int64[Tensor, "*deal head label"]) -> Int64[Tensor, "*deal
     return torch.where(decided, counts.argmax(dim=-2), NOBODY)
 
 
+def own_labels(designation: Int64[Tensor, "*deal label"], heads: int) -> Int64[Tensor, "*deal label head"]:
+    """1 where a label (or an image of it) is designated to a head, else 0; of NOBODY all are 0."""
+    return one_hot(designation + 1, heads + 1)[..., 1:]
+
+
 def concentration(counts: Int64[Tensor, "*deal head label"]) -> Float[Tensor, "*deal label"]:
     """c_i = max_h d_h(i) / sum_h d_h(i), from 1/H (evenly spread) to 1 (one head only); NaN for a label that
     no node has.
@@ -78,12 +83,10 @@ def deal(nodes: int, heads: int, deals: int, generator: torch.Generator) -> Int6
 
 
 def count_dealt(
-    diagonal: Bool[Tensor, "node label"], dealt: Int64[Tensor, "deal node"], heads: int, chunk: int = 250
+    diagonal: Bool[Tensor, "node label"], dealt: Int64[Tensor, "deal node"], heads: int
 ) -> Int64[Tensor, "deal head label"]:
-    """d_h(i) for heads that own the nodes as dealt. Computed `chunk` deals at a time, to bound the memory."""
-    has = diagonal.float()
-    parts = [one_hot(part.to(diagonal.device), heads).float().transpose(1, 2) @ has for part in dealt.split(chunk)]
-    return torch.cat(parts).long()
+    """d_h(i) for heads that own the nodes as dealt."""
+    return (one_hot(dealt.to(diagonal.device), heads).float().mT @ diagonal.float()).long()
 
 
 def null_counts(
@@ -110,13 +113,13 @@ def p_value(
 def rotated_counts(
     mu: Float[Tensor, "label node"],
     W: Float[Tensor, "label node"],
-    control: Callable[[Tensor, Tensor, torch.Generator], tuple[Tensor, Tensor]],
+    groups: Int64[Tensor, "group member"],
     heads: int,
     draws: int,
     generator: torch.Generator,
 ) -> Int64[Tensor, "draw head label"]:
-    """d_h(i) of a site whose nodes a control (`snp.controls`) has rotated, so many times."""
-    rotated = (control(mu, W, generator) for _ in range(draws))
+    """d_h(i) of a site whose nodes are rotated within `groups` of them (`snp.controls`), so many times."""
+    rotated = (controls.rotated(mu, W, groups, generator) for _ in range(draws))
     return torch.stack([count(fields.diagonals(*arrays), heads) for arrays in rotated])
 
 
@@ -143,10 +146,13 @@ def symmetry(
             numbers = {"mean": means.mean(), "low": means.min(), "high": means.max(), "draws": len(means)}
             row |= {f"{name}_{key}": value for key, value in numbers.items()}
         rows.append(_row(site, row))
-    sites = pd.DataFrame(rows)
-    after = list(sites).index("p") + 1
-    sites.insert(after, "p_holm", multipletests(sites.p, method="holm")[1])
-    return sites
+    return with_holm(pd.DataFrame(rows), "p")
+
+
+def with_holm(table: pd.DataFrame, name: str) -> pd.DataFrame:
+    """The table with a column of p-values corrected after Holm, over its rows, behind that of `name`."""
+    table.insert(list(table).index(name) + 1, f"{name}_holm", multipletests(table[name], method="holm")[1])
+    return table
 
 
 def _symmetry(counts: Int64[Tensor, "head label"], null: Int64[Tensor, "deal head label"]) -> dict[str, object]:
@@ -169,18 +175,9 @@ def _symmetry(counts: Int64[Tensor, "head label"], null: Int64[Tensor, "deal hea
 
 
 def head_sets(counts: Mapping[str, Int64[Tensor, "head label"]]) -> pd.DataFrame:
-    """Labels per head: site, encoder, head, designated (labels), labels (on the diagonal of at least one of
-    its nodes), pairs (of a node and a label on its diagonal)."""
-    tables = []
-    for site, of_site in counts.items():
-        own = designate(of_site) == torch.arange(len(of_site), device=of_site.device)[:, None]
-        columns = {
-            "head": range(len(of_site)),
-            "designated": own.sum(dim=1),
-            "labels": (of_site > 0).sum(dim=1),
-            "pairs": of_site.sum(dim=1),
-        }
-        tables.append(_frame(site, columns))
+    """How many labels are designated to each head: site, encoder, head, designated."""
+    numbers = {site: own_labels(designate(of_site), len(of_site)).sum(dim=0) for site, of_site in counts.items()}
+    tables = [_frame(site, {"head": range(len(own)), "designated": own}) for site, own in numbers.items()]
     return pd.concat(tables, ignore_index=True)
 
 
@@ -276,10 +273,7 @@ def semantics(
             "p_dealt": p_value(same[0], dealt),
         }
         rows.append(_row(site, row))
-    table = pd.DataFrame(rows)
-    for name in ("p", "p_dealt"):
-        table.insert(list(table).index(name) + 1, f"{name}_holm", multipletests(table[name], method="holm")[1])
-    return table
+    return with_holm(with_holm(pd.DataFrame(rows), "p"), "p_dealt")
 
 
 def _same_head(
@@ -287,8 +281,7 @@ def _same_head(
 ) -> tuple[Float[Tensor, "deal"], Float[Tensor, "deal"]]:
     """Share of the pairs within groups that go to the same head, and the number of pairs; pairs with NOBODY
     do not count."""
-    own = one_hot(designation + 1, heads + 1)[..., 1:].float()  # NOBODY is dropped
-    together = torch.stack([own[..., h] @ member for h in range(heads)], dim=1)  # [deal, head, group]
+    together = own_labels(designation, heads).float().mT @ member  # [deal, head, group]
     sizes = together.sum(dim=1)
     pairs = (sizes * (sizes - 1)).sum(dim=1) / 2
     return (together * (together - 1)).sum(dim=(1, 2)) / 2 / pairs, pairs
@@ -301,35 +294,25 @@ def enrichment(
     gives?
 
     One-sided hypergeometric test among the designated labels of a site. One row a site, head and group: site,
-    encoder, head, group, group_name, labels (of the head), group_labels (designated ones), shared, expected,
-    fold (shared / expected), p, p_holm (Holm over the heads and groups of the site). The superclasses have 5
-    labels, so single cells have little power: a whole superclass in a set of 25 has p = 0.0007 before
-    correction. The overall question is answered by `semantics`.
+    encoder, head, group_name, group_labels (designated ones), shared, expected, p, p_holm (Holm over the heads and
+    groups of the site). The superclasses have 5 labels, so single cells have little power: a whole superclass in a set
+    of 25 has p = 0.0007 before correction. The overall question is answered by `semantics`.
     """
     tables = []
-    group = np.asarray(groups)
+    member = one_hot(torch.as_tensor(groups), len(group_names))
     for site, of_site in counts.items():
-        head, heads = designate(of_site).cpu().numpy(), len(of_site)
-        some = head != NOBODY
-        own = (head == np.arange(heads)[:, None])[:, None, :]  # [head, 1, label]
-        member = (group == np.arange(len(group_names))[:, None]) & some  # [group, label]
-        shared, labels, sizes = (own & member).sum(axis=2), own.sum(axis=2), member.sum(axis=1)
-        expected = labels * sizes / max(some.sum(), 1)
-        p = hypergeom.sf(shared - 1, some.sum(), sizes, labels)
-        grid = np.indices(shared.shape)
+        own = own_labels(designate(of_site), len(of_site)).cpu()
+        shared = (own.mT @ member).numpy()  # [head, group]
+        labels, sizes, some = shared.sum(axis=1, keepdims=True), shared.sum(axis=0), int(own.sum())
         columns = {
-            "head": grid[0],
-            "group": grid[1],
-            "group_name": np.asarray(group_names)[grid[1]],
-            "labels": np.broadcast_to(labels, p.shape),
-            "group_labels": np.broadcast_to(sizes, p.shape),
-            "shared": shared,
-            "expected": expected,
-            "fold": shared / np.where(expected > 0, expected, np.nan),
-            "p": p,
-            "p_holm": multipletests(p.ravel(), method="holm")[1],
+            "head": np.repeat(np.arange(len(shared)), len(group_names)),
+            "group_name": np.tile(group_names, len(shared)),
+            "group_labels": np.tile(sizes, len(shared)),
+            "shared": shared.ravel(),
+            "expected": (labels * sizes / max(some, 1)).ravel(),
+            "p": hypergeom.sf(shared - 1, some, sizes, labels).ravel(),
         }
-        tables.append(_frame(site, {name: value.ravel() for name, value in columns.items()}))
+        tables.append(with_holm(_frame(site, columns), "p"))
     return pd.concat(tables, ignore_index=True)
 
 

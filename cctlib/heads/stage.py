@@ -9,7 +9,6 @@ test images judge.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -65,11 +64,15 @@ def ownership(study: Study, deals: int = 1000, rotations: int = 20) -> Ownership
     turned = {
         name: {
             site: heads.rotated_counts(
-                *study.measurement[site].tensors(), partial(control, heads=number), number, rotations, turns
+                *study.measurement[site].tensors(),
+                controls.groups_of(len(test[site]), "mha", number)[control],
+                number,
+                rotations,
+                turns,
             )
             for site in tested
         }
-        for name, control in (("within", controls.within_heads), ("across", controls.across_heads))
+        for name, control in (("within", controls.WITHIN), ("across", controls.ACROSS))
     }
     groups, names = study.measurement.groups, study.measurement.group_names
     meaning = enriched = None
@@ -121,7 +124,6 @@ def heads_stage(study: Study, profile: Profile) -> Path:
             raise UserError("no label is designated to any head; train the probes for longer, or measure more images")
         tables = _experts_alone(study, diagonals, designation, settings.gap_deals)
         tables |= _ablation(study, test, designation, settings)
-        tables["expert_sites"] = with_ablation(tables["expert_sites"], tables["ablation_sites"])
         stages.write_tables(tables, work)
 
     study.folders["heads"] = stages.stage(
@@ -175,16 +177,6 @@ def _ablation(
         for site, of_site in silenced.items()
     ]
     return _joined(rows, "ablation")
-
-
-def with_ablation(sites: pd.DataFrame, ablated: pd.DataFrame) -> pd.DataFrame:
-    """The experts' table of sites, with what silencing in the network says of the same encoders.
-
-    ablation_excess, with ablation_excess_low and ablation_excess_high: how much more the network loses on the silenced
-    head's own labels than on the others', beyond what as many random nodes do; NaN where no head was silenced.
-    """
-    evidence = ablated.set_index("site")[["excess", "excess_low", "excess_high"]].add_prefix("ablation_")
-    return sites.join(evidence, on="site")
 
 
 def _joined(rows: Sequence[tuple[pd.DataFrame, pd.DataFrame]], name: str) -> dict[str, pd.DataFrame]:

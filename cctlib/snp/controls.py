@@ -5,27 +5,20 @@ changes. Whatever holds in a random basis as well is a property of the *site*, n
 heads, a rotation may keep each head's subspace (within heads), or mix the heads and keep a node's place in its head
 (across heads).
 
-The other control, labels shuffled across images, needs the images: `measure` sums it in its pass, and `tables.load`
-puts it beside these.
+The other control, labels shuffled across images, needs the images: `measure` makes its rows, and `tables` puts them
+beside these.
 """
-
-from collections.abc import Callable
-from functools import partial
 
 import pandas as pd
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from cctlib.model import sites
 from cctlib.snp import fields
 from cctlib.snp.measure import Measurement
 
-SHUFFLED = "labels shuffled"
 BASIS, WITHIN, ACROSS = "random basis", "rotated within heads", "rotated across heads"
-
-Arrays = tuple[Float[Tensor, "true_label node"], Float[Tensor, "output node"]]  # mu and W
-Control = Callable[[Tensor, Tensor, torch.Generator], Arrays]
 
 
 def rotations(count: int, size: int, generator: torch.Generator) -> Float[Tensor, "count size size"]:
@@ -35,32 +28,29 @@ def rotations(count: int, size: int, generator: torch.Generator) -> Float[Tensor
     return Q * R.diagonal(dim1=1, dim2=2).sign()[:, None, :]  # without the signs, QR prefers some matrices
 
 
-def random_basis(mu: Tensor, W: Tensor, generator: torch.Generator) -> Arrays:
-    """All nodes of the site rotated among themselves."""
-    Q = rotations(1, mu.shape[1], generator)[0]
-    return mu.double() @ Q, W.double() @ Q
+def groups_of(nodes: int, kind: str, heads: int) -> dict[str, Int[Tensor, "group member"]]:
+    """The nodes that each control of a kind of site rotates among themselves; those of heads at `mha` alone.
 
-
-def within_heads(mu: Tensor, W: Tensor, generator: torch.Generator, heads: int) -> Arrays:
-    """The nodes of each head rotated among themselves; what the heads say together and alone stays as it is."""
-    Q = rotations(heads, mu.shape[1] // heads, generator)
-    mu, W = (torch.einsum("khd,hde->khe", array.double().unflatten(1, (heads, -1)), Q).flatten(1) for array in (mu, W))
-    return mu, W
-
-
-def across_heads(mu: Tensor, W: Tensor, generator: torch.Generator, heads: int) -> Arrays:
-    """The nodes at the same place in each head rotated among themselves, place by place."""
-    Q = rotations(mu.shape[1] // heads, heads, generator)
-    mu, W = (torch.einsum("khd,dhg->kgd", array.double().unflatten(1, (heads, -1)), Q).flatten(1) for array in (mu, W))
-    return mu, W
-
-
-def controls_of(kind: str, heads: int) -> dict[str, Control]:
-    """The controls of a kind of site by name; those of heads at `mha` alone."""
+    Of 4 nodes and 2 heads: all of them [[0, 1, 2, 3]]; those of a head, so that what the heads say together and alone
+    stays as it is [[0, 1], [2, 3]]; those at the same place in each head [[0, 2], [1, 3]].
+    """
+    every = torch.arange(nodes)
     if kind != "mha":
-        return {BASIS: random_basis}
-    of_heads = {WITHIN: partial(within_heads, heads=heads), ACROSS: partial(across_heads, heads=heads)}
-    return {BASIS: random_basis, **of_heads}
+        return {BASIS: every[None]}
+    by_head = every.view(heads, -1)
+    return {BASIS: every[None], WITHIN: by_head, ACROSS: by_head.T}
+
+
+def rotated(
+    mu: Float[Tensor, "true_label node"],
+    W: Float[Tensor, "output node"],
+    groups: Int[Tensor, "group member"],
+    generator: torch.Generator,
+) -> tuple[Float[Tensor, "true_label node"], Float[Tensor, "output node"]]:
+    """mu and W, in float64, with the nodes of each group rotated among themselves."""
+    Q, flat = rotations(*groups.shape, generator), groups.flatten()
+    turned = [torch.einsum("kgm,gmn->kgn", array.double()[:, groups], Q).flatten(1) for array in (mu, W)]
+    return turned[0][:, flat.argsort()], turned[1][:, flat.argsort()]
 
 
 def table(measurement: Measurement, draws: int, heads: int) -> pd.DataFrame:
@@ -73,9 +63,9 @@ def table(measurement: Measurement, draws: int, heads: int) -> pd.DataFrame:
     rows = []
     for site, measured in measurement.sites.items():
         mu, W = measured.tensors()
-        for name, control in controls_of(sites.parse(site)[1], heads).items():
+        for name, groups in groups_of(mu.shape[1], sites.parse(site)[1], heads).items():
             rows += [
-                fields.site_row(site, fields.measure(*control(mu, W, generator)), control=name, draw=draw)
+                fields.site_row(site, fields.measure(*rotated(mu, W, groups, generator)), control=name, draw=draw)
                 for draw in range(draws)
             ]
     return pd.DataFrame(rows)

@@ -10,8 +10,8 @@ Silence every weight of the probe but node n's, and what is left of output j, av
 label i, is ``M_n[i, j] = mu[i, n] * W[j, n]`` (row = true label, column = output). The field matrix of a
 node is an outer product, and a whole site is measured without another forward pass (Method, section 5).
 
-In the order of reading: `FieldSums` gathers ``mu`` over batches, `boolean` thresholds the
-fields, `clusters` finds the groups of labels that a node recognises, `measure` turns them into numbers.
+In the order of reading: `mean_by_label` makes ``mu``, `boolean` thresholds the fields, `clusters` finds the groups of
+labels that a node recognises, `measure` turns them into numbers.
 """
 
 from dataclasses import dataclass
@@ -33,81 +33,40 @@ def wide(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64
 
 
-# mu: the mean pooled value of every node for every label, gathered in a stream -----------------------------
+# mu: the mean pooled value of every node for every label ---------------------------------------------------
 
 
-@dataclass
-class FieldSums:
-    """Running sums behind ``mu``: `add` batches, then take the `mean`.
+def mean_by_label(
+    pooled: Float[Tensor, "image node"], labels: Int[Tensor, "image"], num_labels: int
+) -> Float[Tensor, "label node"]:
+    """``mu``, in float32, from sums in `wide`; `rounded` makes of it what is stored and measured.
 
-    With `repeats` (the leading axis) the same images are summed under R labellings at once: the null of
-    claim C2 (Method, section 8). `shuffled` draws the labellings beforehand.
+    CUDA adds in no fixed order, which moves the last bit of the sums; the float32 mean hides it but for rare roundings
+    (``torch.use_deterministic_algorithms(True)`` fixes the order).
+    Raises UserError for labels outside 0 .. K-1, a label without images, or values that are not finite.
     """
-
-    sums: Float[Tensor, "*repeat label node"]
-    counts: Int[Tensor, "*repeat label"]
-    strays: Int[Tensor, ""]  # labels seen outside 0 .. K-1: `mean` complains, for `add` must not wait
-
-    @classmethod
-    def zeros(
-        cls, num_labels: int, num_nodes: int, repeats: int | None = None, device: torch.device | str = "cpu"
-    ) -> "FieldSums":
-        """Sums of nothing, for K labels and N nodes, under R labellings if `repeats` is given."""
-        lead, device = () if repeats is None else (repeats,), torch.device(device)
-        return cls(
-            sums=torch.zeros(*lead, num_labels, num_nodes, dtype=wide(device), device=device),
-            counts=torch.zeros(*lead, num_labels, dtype=torch.int64, device=device),
-            strays=torch.zeros((), dtype=torch.int64, device=device),
+    if strays := int(((labels < 0) | (labels >= num_labels)).sum()):
+        raise UserError(f"{strays} labels are outside 0 .. {num_labels - 1}: give the number of all labels there are")
+    counts = labels.bincount(minlength=num_labels)
+    empty = (counts == 0).nonzero().flatten().tolist()
+    if empty:
+        raise UserError(
+            f"no image of label {', '.join(map(str, empty[:5]))}{', ...' if len(empty) > 5 else ''}: "
+            f"a field needs images of each of the {num_labels} labels; measure more images"
         )
-
-    def add(self, pooled: Float[Tensor, "image node"], labels: Int[Tensor, "*repeat image"]) -> None:
-        """Add a batch, in place: pooled probe values and the images' labels, a row of them for each repeat.
-
-        Raises UserError when the shapes are not those of the sums. CUDA adds in no fixed order, which moves
-        the last bit of the float64 sums; the float32 `mean` hides it but for rare roundings
-        (``torch.use_deterministic_algorithms(True)`` fixes the order).
-        """
-        *repeats, num_labels, num_nodes = self.sums.shape
-        if pooled.shape[1:] != (num_nodes,) or labels.shape != (*repeats, len(pooled)):
-            raise UserError(
-                f"pooled has shape {tuple(pooled.shape)} and labels {tuple(labels.shape)}: expected "
-                f"[image, {num_nodes}] and {[*repeats, 'image']}"
-            )
-        self.strays += ((labels < 0) | (labels >= num_labels)).sum()
-        values = pooled.detach().to(self.sums.dtype)
-        rows = torch.atleast_2d(labels.long().clamp(0, num_labels - 1))
-        sums, counts = self.sums.view(-1, num_labels, num_nodes), self.counts.view(-1, num_labels)
-        counts.scatter_add_(1, rows, torch.ones_like(rows))
-        for repeat, row in enumerate(rows):
-            sums[repeat].index_add_(0, row, values)
-
-    def mean(self) -> Float[Tensor, "*repeat label node"]:
-        """``mu``, in float32; `rounded` makes of it what is stored and measured.
-
-        Raises UserError for labels outside 0 .. K-1, a label without images, or values that are not finite.
-        """
-        num_labels = self.sums.shape[-2]
-        if strays := int(self.strays):
-            raise UserError(f"{strays} labels are outside 0 .. {num_labels - 1}: make sums for all labels there are")
-        empty = (self.counts.view(-1, num_labels) == 0).any(0).nonzero().flatten().tolist()
-        if empty:
-            raise UserError(
-                f"no image of label {', '.join(map(str, empty[:5]))}{', ...' if len(empty) > 5 else ''}: "
-                f"a field needs images of each of the {num_labels} labels; measure more images"
-            )
-        mu = (self.sums / self.counts[..., None]).float()
-        if not is_finite(mu):
-            raise UserError("pooled values hold NaN or infinity: check the weights, or measure in float32")
-        return mu
+    dtype = wide(pooled.device)
+    sums = torch.zeros(num_labels, pooled.shape[1], dtype=dtype, device=pooled.device)
+    mu = (sums.index_add_(0, labels, pooled.to(dtype)) / counts[:, None]).float()
+    if not is_finite(mu):
+        raise UserError("pooled values hold NaN or infinity: check the weights, or measure in float32")
+    return mu
 
 
 def shuffled(values: Int[Tensor, "item"], repeats: int, generator: torch.Generator) -> Int[Tensor, "repeat item"]:
     """R random permutations of `values`, one a row, on the device of `values`.
 
-    Of the images' labels, this is the null of claim C2 (Method, section 8): drawn once for a whole data set
-    and indexed by image position, it makes one pass over the images in batches enough; every label keeps
-    its number of images; and the processes of a distributed run agree when their generators start from the
-    same seed. Of ``torch.arange(K)``, it is random label orders for `clusters`.
+    Of the images' labels, this is the null of claim C2 (Method, section 8), in which every label keeps its number of
+    images. Of ``torch.arange(K)``, it is random label orders for `clusters`.
     """
     device = generator.device
     rows = [torch.randperm(len(values), generator=generator, device=device) for _ in range(repeats)]
@@ -298,11 +257,10 @@ class SiteStatistics:
     column_noise: Int[Tensor, "node"]  # of these, in columns of D_n: wrong images light up the node's labels
     foreign_noise: Int[Tensor, "node"]  # the rest of them
     assignment: Int[Tensor, "node label"]  # what `clusters` returns
-    sizes: Int[Tensor, "node cluster"]  # C of each cluster, padded with 0 to K
     snr_field: Float[Tensor, ""]  # mean diagonal / mean |off-diagonal| of the summed normalised fields
 
-    def summary(self, weights: Tensor | None = None) -> dict[str, Tensor]:
-        """The site's numbers, each [*sample]; `weights` [*sample, node] counts each node so often, else once.
+    def summary(self) -> dict[str, Tensor]:
+        """The site's numbers, scalars on its device.
 
         - ``nodes``, ``silent``: how many there are.
         - ``clusters``, ``labels``, ``noise``, ``column_noise``, ``foreign_noise``: means over the non-empty
@@ -315,28 +273,24 @@ class SiteStatistics:
         - ``snr_node``: mean of signal / noise over the non-empty nodes. A node without noise counts as if
           it had one wrong entry, the least that can be seen: the best nodes stay in, and the mean stays
           finite.
+        - ``snr_field``: that of the summed normalised fields.
 
         A ratio is infinite where only its denominator is 0, and NaN where both are: of nothing, nothing is
         said.
         """
         dtype, num_labels = wide(self.ones.device), self.assignment.shape[1]
-        weights = torch.ones_like(self.ones) if weights is None else weights
-
-        def total(values: Tensor) -> Tensor:
-            return weights.to(dtype) @ values.to(dtype)
-
-        nodes, filled = total(torch.ones_like(self.ones)), total(~self.silent)
+        nodes, filled = torch.ones_like(self.ones).sum(dtype=dtype), (~self.silent).sum(dtype=dtype)
         result = {"nodes": nodes, "silent": nodes - filled}
         for name in ("clusters", "labels", "noise", "column_noise", "foreign_noise"):
-            result[name] = total(getattr(self, name)) / filled
-            result[f"{name}_all"] = total(getattr(self, name)) / nodes
+            result[name] = getattr(self, name).sum(dtype=dtype) / filled
+            result[f"{name}_all"] = getattr(self, name).sum(dtype=dtype) / nodes
         # The K diagonal places of A hold sum |D_n| ones, the K(K-1) others the rest of sum |B_n|.
-        diagonal = total(self.labels)
-        result["cluster_size"] = diagonal / total(self.clusters)
-        result["snr"] = (num_labels - 1) * diagonal / total(self.ones - self.labels)
-        result["snr_blocks"] = (num_labels - 1) * diagonal / total(self.noise)
-        result["snr_node"] = total(self.signal / self.noise.clamp(min=1)) / filled
-        return result
+        diagonal = self.labels.sum(dtype=dtype)
+        result["cluster_size"] = diagonal / self.clusters.sum()
+        result["snr"] = (num_labels - 1) * diagonal / (self.ones - self.labels).sum()
+        result["snr_blocks"] = (num_labels - 1) * diagonal / self.noise.sum()
+        result["snr_node"] = (self.signal.to(dtype) / self.noise.clamp(min=1)).sum() / filled
+        return result | {"snr_field": self.snr_field}
 
 
 def node_statistics(
@@ -345,7 +299,9 @@ def node_statistics(
     """Counts of every node, by their names in `SiteStatistics`; `order` as in `clusters`."""
     assignment = clusters(B, order)
     on_diagonal = assignment >= 0
-    sizes = torch.zeros_like(assignment).scatter_add_(1, assignment.clamp(min=0), on_diagonal.long())
+    sizes = torch.zeros_like(assignment).scatter_add_(
+        1, assignment.clamp(min=0), on_diagonal.long()
+    )  # C, padded with 0
     per_output = B.view(torch.uint8).sum(1, dtype=torch.int32)  # as bytes: half the time of summing booleans
     ones, own_columns, signal = per_output.sum(1), (per_output * on_diagonal).sum(1), sizes.square().sum(1)
     return {
@@ -358,7 +314,6 @@ def node_statistics(
         "column_noise": own_columns - signal,
         "foreign_noise": ones - own_columns,
         "assignment": assignment,
-        "sizes": sizes,
     }
 
 
@@ -405,5 +360,4 @@ def site_row(site: str, statistics: SiteStatistics, **also: object) -> dict[str,
     """One row of a table: the site's name, encoder and kind, the threshold, its summary, and what is told `also`."""
     encoder, kind = sites.parse(site)
     numbers = {name: value.item() for name, value in statistics.summary().items()}
-    where = {"site": site, "encoder": encoder, "kind": kind, "theta": statistics.theta}
-    return where | numbers | {"snr_field": statistics.snr_field.item()} | also
+    return {"site": site, "encoder": encoder, "kind": kind, "theta": statistics.theta} | numbers | also

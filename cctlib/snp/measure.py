@@ -1,21 +1,22 @@
 """The measurement: one pass over a split gathers all that SNP, heads and the book need from a probed network.
 
-Gathered per site: the field averages `mu` (Method, section 5), the probe's prediction of each image, and for each
-node the images with the largest and the smallest p_n(x). Nothing of the size images x tokens x nodes is kept; of
-`mha` the pooled p_n(x) of the test images are, beside the measurement, for the study of heads. A measurement is what
-ships with the book: figures are drawn from it without weights, images or a GPU.
+The pass keeps the pooled p_n(x) of every image at every probe (about 1 GB for 10,000 images and a CCT-7; tokens are
+let go), and the rest is made of them, site by site: the field averages `mu` (Method, section 5), the probe's prediction
+of each image, for each node the images with the largest and the smallest p_n(x), and `mu` with the labels shuffled
+across images. A measurement is what ships with the book: figures are drawn from it without weights, images or a GPU.
 """
 
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from cctlib import stages
@@ -25,10 +26,11 @@ from cctlib.model import sites
 from cctlib.model.forward import forward
 from cctlib.model.precision import Precision
 from cctlib.snp import fields
-from cctlib.snp.probe import READOUT, VARIANTS, Probe, Probes, own_readout, site_of, variant_of
+from cctlib.snp.probe import READOUT, VARIANTS, Probe, Probes, own_readout, site_of
 
 FILE, POOLED = "measurement.npz", "pooled.npz"
 EXTREMES = 8  # images kept at either end of each node
+SHUFFLED = "labels shuffled"  # the control
 NODEWISE = "test, node-wise pooling"  # mu of the alternative that silences before SeqPool
 
 
@@ -128,25 +130,6 @@ def diagonals(
     return sets
 
 
-class _Extremes:
-    """The EXTREMES largest and smallest values of each node and their positions, streamed over batches."""
-
-    def __init__(self, nodes: int, device: torch.device | str):
-        self.values = torch.full((2, EXTREMES, nodes), -torch.inf, device=device)
-        self.positions = torch.full((2, EXTREMES, nodes), -1, dtype=torch.int64, device=device)
-
-    def add(self, pooled: Float[Tensor, "image node"], first: int) -> None:
-        both = torch.stack([pooled, -pooled])
-        position = torch.arange(first, first + len(pooled), device=pooled.device)[:, None].expand_as(both)
-        values = torch.cat([self.values, both], dim=1)
-        positions = torch.cat([self.positions, position], dim=1)
-        self.values, kept = values.topk(EXTREMES, dim=1)
-        self.positions = positions.gather(1, kept)
-
-    def numpy(self) -> np.ndarray:
-        return self.positions.permute(2, 0, 1).to("cpu", torch.int32).numpy()
-
-
 def nodewise_pool(probe: Probe, tokens: Float[Tensor, "image token node"]) -> Float[Tensor, "image node"]:
     """p_n when all other nodes are silenced *before* SeqPool: each node then weighs the tokens by itself alone."""
     tokens = probe.norm(tokens.float())
@@ -154,63 +137,28 @@ def nodewise_pool(probe: Probe, tokens: Float[Tensor, "image token node"]) -> Fl
     return (weights * tokens).sum(dim=1)
 
 
-class _Pass:
-    """What one pass over one split gathers, on the device that it is made on.
+def pooled_values(
+    network: nn.Module,
+    normalise: Callable[[Tensor], Tensor],
+    pools: Mapping[str, Callable[[Tensor], Tensor]],
+    images: Images,
+    *,
+    device: torch.device | str,
+    precision: Precision,
+) -> tuple[Int64[Tensor, "image"], dict[str, Float[Tensor, "image node"]]]:
+    """What the network says of each image, and what each of `pools` makes of the tokens, on the device.
 
-    The field averages always; with `alternatives` also node-wise pooling and the extreme images of each node; with
-    `null_draws` the averages under so many shufflings of the labels across images; `keep_pooled` names sites to keep
-    p_n(x) of.
+    pools: functions from tokens [image, token, node] to [image, node]; their names begin with the site.
     """
-
-    def __init__(
-        self,
-        probes: Probes,
-        images: Images,
-        device: torch.device | str,
-        null_draws: int = 0,
-        keep_pooled: tuple[str, ...] = (),
-        alternatives: bool = False,
-        seed: int = 0,
-    ):
-        self.probes, self.alternatives = probes, alternatives
-        widths = {name: probes[name].fc.in_features for name in probes.names}
-        only = probes.sites if null_draws else ()
-
-        def sums(names: tuple[str, ...], repeats: int | None = None) -> dict[str, fields.FieldSums]:
-            return {name: fields.FieldSums.zeros(images.num_labels, widths[name], repeats, device) for name in names}
-
-        kept = [name for name in probes.names if alternatives or variant_of(name) in ("", READOUT)]
-        self.sums = sums(tuple(kept))
-        self.nodewise = sums(probes.sites if alternatives else ())
-        self.null = sums(only, null_draws)
-        self.extremes = {site: _Extremes(widths[site], device) for site in self.nodewise}
-        self.shuffled = (
-            fields.shuffled(images.labels.to(device), null_draws, torch.Generator().manual_seed(seed))
-            if null_draws
-            else None
-        )
-        self.parts: dict[str, list[Tensor]] = {name: [] for name in ("", *kept)}
-        self.pooled_parts: dict[str, list[Tensor]] = {site: [] for site in keep_pooled}
-
-    def add(self, first: int, labels: Tensor, logits: Tensor, nodes: dict[str, Tensor]) -> None:
-        """Take a batch of `forward`."""
-        self.parts[""].append(logits.argmax(1))
-        for name, sums in self.sums.items():
-            probe, tokens = self.probes[name], nodes[site_of(name)]
-            pooled = probe.pool(tokens)
-            self.parts[name].append(probe.fc(pooled).argmax(1))
-            sums.add(pooled, labels)
-            if name in self.pooled_parts:
-                self.pooled_parts[name].append(pooled)
-            if self.shuffled is not None and name in self.null:
-                self.null[name].add(pooled, self.shuffled[:, first : first + len(pooled)])
-            if name in self.nodewise:
-                self.nodewise[name].add(nodewise_pool(probe, tokens), labels)
-                self.extremes[name].add(pooled, first)
-
-    def predictions(self, name: str = "") -> np.ndarray:
-        """What a probe says of each image; without a name, the network itself."""
-        return _numpy(torch.cat(self.parts[name]))
+    predictions: list[Tensor] = []
+    parts: dict[str, list[Tensor]] = {name: [] for name in pools}
+    how: dict[str, Any] = {"device": device, "precision": precision, "progress": f"measure {images.split}"}
+    taps = tuple(dict.fromkeys(site_of(name) for name in pools))
+    for _, _, logits, nodes in forward(network, normalise, images, taps=taps, **how):
+        predictions.append(logits.argmax(1))
+        for name, pool in pools.items():
+            parts[name].append(pool(nodes[site_of(name)]))
+    return torch.cat(predictions), {name: torch.cat(parts.pop(name)) for name in pools}
 
 
 @torch.no_grad()
@@ -226,38 +174,36 @@ def measure(
     about: dict,
     precision: Precision = "auto",
 ) -> tuple[Measurement, pd.DataFrame, dict[str, np.ndarray]]:
-    """The measurement of a probed network, the table `null` (one row a site and shuffling of the labels across the
-    test images, with the columns of `fields.site_row` and `draw`), and the pooled p_n(x) of the test images at `mha`,
-    [image, node] by site.
+    """The measurement of a probed network, the rows of the table `controls` with the labels shuffled across the test
+    images (`tables`), and the pooled p_n(x) of the test images at `mha`, [image, node] by site.
 
     Raises `UserError` when a label has no image in one of the splits.
     """
     probes = own_readout(network, probes)
-    mha = tuple(site for site in probes.sites if sites.parse(site)[1] == "mha")
-    passes = {
-        "held-out": _Pass(probes, held_out, device),
-        "test": _Pass(probes, test, device, null_draws, mha, alternatives=True),
-    }
-    for images, gathered in zip((held_out, test), passes.values(), strict=True):
-        how: dict[str, Any] = {"device": device, "precision": precision, "progress": f"measure {images.split}"}
-        for batch in forward(network, normalise, images, taps=probes.sites, **how):
-            gathered.add(*batch)
-    tested = passes["test"]
+    splits = {"held-out": (held_out, probes.sites + probes.of(READOUT)), "test": (test, probes.names)}
+    mu: dict[str, dict[str, np.ndarray]] = {name: {} for name in probes.names}
+    says: dict[str, dict[str, np.ndarray]] = {name: {} for name in ("", *probes.names)}  # "": the network itself
+    for split, (images, names) in splits.items():
+        pools: dict[str, Callable[[Tensor], Tensor]] = {name: probes[name].pool for name in names}
+        if split == "test":
+            pools |= {f"{site}/{NODEWISE}": partial(nodewise_pool, probes[site]) for site in probes.sites}
+        predictions, pooled = pooled_values(network, normalise, pools, images, device=device, precision=precision)
+        labels = images.labels.to(device)
+        says[""][split] = _numpy(predictions)
+        for name in names:
+            mu[name][split] = _numpy(fields.mean_by_label(pooled[name], labels, images.num_labels))
+            says[name][split] = _numpy(probes[name].fc(pooled[name]).argmax(1))
+    for site in probes.sites:
+        mu[site][NODEWISE] = _numpy(fields.mean_by_label(pooled[f"{site}/{NODEWISE}"], labels, test.num_labels))
 
-    def measured(name: str) -> SiteMeasurement:
-        extra = {NODEWISE: _numpy(tested.nodewise[name].mean())} if name in tested.nodewise else {}
-        having = {split: gathered for split, gathered in passes.items() if name in gathered.sums}
-        return SiteMeasurement(
-            W=_numpy(probes[name].fc.weight),
-            mu={split: _numpy(gathered.sums[name].mean()) for split, gathered in having.items()} | extra,
-            predictions={split: gathered.predictions(name) for split, gathered in having.items()},
-            extremes=tested.extremes[name].numpy() if name in tested.extremes else None,
-        )
+    def measured(name: str, with_extremes: bool = False) -> SiteMeasurement:
+        ends = extremes(pooled[name]) if with_extremes else None
+        return SiteMeasurement(_numpy(probes[name].fc.weight), mu[name], says[name], ends)
 
     result = Measurement(
-        sites={site: measured(site) for site in probes.sites},
+        sites={site: measured(site, with_extremes=True) for site in probes.sites},
         labels={"held-out": _numpy(held_out.labels), "test": _numpy(test.labels)},
-        predictions={split: gathered.predictions() for split, gathered in passes.items()},
+        predictions=says[""],
         names=test.names,
         groups=test.groups,
         group_names=test.group_names,
@@ -268,12 +214,30 @@ def measure(
             if probes.of(variant)
         },
     )
-    null = [
-        fields.site_row(site, fields.measure(fields.rounded(mu), fields.rounded(probes[site].fc.weight)), draw=draw)
-        for site, sums in tested.null.items()
-        for draw, mu in enumerate(sums.mean())
-    ]
-    return result, pd.DataFrame(null), {site: _numpy(torch.cat(pooled)) for site, pooled in tested.pooled_parts.items()}
+    mha = [site for site in probes.sites if sites.parse(site)[1] == "mha"]
+    shuffled = shuffled_rows({site: pooled[site] for site in probes.sites}, probes, test, null_draws)
+    return result, shuffled, {site: _numpy(pooled[site]) for site in mha}
+
+
+def extremes(pooled: Float[Tensor, "image node"]) -> np.ndarray:
+    """Positions of the images with the largest and the smallest values of each node: [node, end, rank]."""
+    ends = [pooled.topk(min(EXTREMES, len(pooled)), dim=0, largest=largest).indices for largest in (True, False)]
+    return torch.stack(ends).permute(2, 0, 1).to("cpu", torch.int32).numpy()
+
+
+def shuffled_rows(
+    pooled: Mapping[str, Float[Tensor, "image node"]], probes: Probes, images: Images, draws: int
+) -> pd.DataFrame:
+    """Columns of `fields.site_row` with `control` and `draw`, one row a site and shuffling of the images' labels."""
+    draw = torch.Generator().manual_seed(0)
+    labels = fields.shuffled(images.labels, draws, draw) if draws else []
+    rows = []
+    for site, values in pooled.items():
+        W, values = fields.rounded(probes[site].fc.weight), values.to(fields.wide(values.device))  # once for all draws
+        for number, row in enumerate(labels):
+            mu = fields.rounded(fields.mean_by_label(values, row.to(values.device), images.num_labels))
+            rows.append(fields.site_row(site, fields.measure(mu, W), control=SHUFFLED, draw=number))
+    return pd.DataFrame(rows)
 
 
 def _numpy(values: Tensor) -> np.ndarray:

@@ -70,13 +70,13 @@ def measure_stage(
     home: Path,
     device: torch.device,
 ) -> Path:
-    """Gather the measurement. Writes measurement.npz and .json, pooled.npz, and null.parquet.
+    """Gather the measurement. Writes measurement.npz and .json, pooled.npz, and shuffled.parquet.
 
     probes: the folder of the probe stage. about: what the measurement says of itself: data set, model, profile.
     """
 
     def compute(work: Path) -> None:
-        result, null, pooled = measure.measure(
+        result, shuffled, pooled = measure.measure(
             model.network(device, attention(device)),
             model.normalise,
             load_probes(probes, model, device),
@@ -90,7 +90,7 @@ def measure_stage(
         measure.save(result, work)
         with stages.replacing(work / measure.POOLED) as temporary, temporary.open("wb") as file:
             np.savez(file, **pooled)  # type: ignore[arg-type]
-        stages.write_tables({"null": null}, work)
+        stages.write_tables({"shuffled": shuffled}, work)
 
     return stages.stage(
         home,
@@ -116,7 +116,8 @@ def tables_stage(
     """Make the tables of SNP (see `tables.py`) from the folder of the measure stage; `heads` of an encoder."""
 
     def compute(work: Path) -> None:
-        tables.compute(measure.load(measured), thetas, label_orders, rotations, heads, work, device)
+        shuffled = stages.read_tables(measured, ("shuffled",))["shuffled"]
+        tables.compute(measure.load(measured), shuffled, thetas, label_orders, rotations, heads, work, device)
 
     return stages.stage(
         home,

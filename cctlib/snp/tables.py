@@ -2,12 +2,10 @@
 
 accuracy      one row a site: progressive accuracy on test images, with a 95% bootstrap interval
 nodes         one row a node and threshold: silent, ones, labels |D|, clusters N_c, signal, noise and its two parts
-clusters      one row a cluster at threshold 0.3: site, node, size
 by_theta      one row a site and threshold: means over nodes, under both conventions, and every signal-to-noise ratio
 orders        the same at 0.3, with the clusters walked in random label orders; one row a site and order
-null          the same at 0.3, with the labels shuffled across images; one row a site and draw (from `measure`)
-controls      the same at 0.3: the rows of `null`, and sites in random bases (see `controls`); one row a site, control
-              and draw
+controls      the same at 0.3, with the labels shuffled across images (from `measure`), and in random bases (see
+              `controls`); one row a site, control and draw
 alternatives  the same at 0.3, with a choice of the method made otherwise, and the probe's accuracy (NaN where the
               alternative leaves the probe as it is); one row a site and alternative
 """
@@ -26,7 +24,7 @@ from cctlib.snp import controls, fields, measure, probe
 from cctlib.snp.fields import site_row
 from cctlib.snp.measure import Measurement, SiteMeasurement
 
-NAMES = ("accuracy", "nodes", "clusters", "by_theta", "orders", "controls", "alternatives")
+NAMES = ("accuracy", "nodes", "by_theta", "orders", "controls", "alternatives")
 AS_DEFINED = "as chosen"  # the row that the alternatives are compared with
 SPLITS = {  # alternatives that leave the probe as it is, by the averages that they use
     AS_DEFINED: "test",
@@ -42,6 +40,7 @@ COUNTS = ("ones", "labels", "clusters", "signal", "noise", "column_noise", "fore
 
 def compute(
     result: Measurement,
+    shuffled: pd.DataFrame,
     thetas: Sequence[float],
     label_orders: int,
     rotations: int,
@@ -49,35 +48,37 @@ def compute(
     folder: Path,
     device: torch.device,
 ) -> None:
-    """Write all tables but `null` into `folder`, as Parquet. Raises `UserError` when the thresholds lack 0.3."""
+    """Write the tables into `folder`, as Parquet. shuffled: the rows of `controls` that `measure` made.
+
+    Raises `UserError` when the thresholds lack 0.3.
+    """
     if fields.THETA not in thetas:
         raise UserError(f"thresholds {thetas} lack {fields.THETA}, at which claims are judged; add it")
-    by_theta, nodes, clusters = [], [], []
+    by_theta, nodes = [], []
     for site in result.sites:
         mu, W = (array.to(device) for array in result[site].tensors())
         for theta in thetas:
             statistics = fields.measure(mu, W, theta)
             by_theta.append(site_row(site, statistics))
             nodes.append(nodes_table(site, statistics))
-            if theta == fields.THETA:
-                clusters.append(clusters_table(site, statistics))
     made = {
         "accuracy": accuracy_table(result),
         "nodes": pd.concat(nodes, ignore_index=True),
-        "clusters": pd.concat(clusters, ignore_index=True),
         "by_theta": pd.DataFrame(by_theta),
         "orders": orders_table(result, label_orders, device),
-        "controls": controls.table(result, rotations, heads),
+        "controls": pd.concat([shuffled, controls.table(result, rotations, heads)], ignore_index=True),
         "alternatives": alternatives_table(result, device),
     }
     stages.write_tables(made, folder)
 
 
-def load(folder: Path, measured: Path | None = None) -> dict[str, pd.DataFrame]:
-    """The tables by name, `null` from the folder `measured` (default: `folder`). `UserError`: one is missing."""
-    tables = stages.read_tables(folder, NAMES) | stages.read_tables(measured or folder, ("null",))
-    shuffled = tables["null"].assign(control=controls.SHUFFLED)
-    return tables | {"controls": pd.concat([shuffled, tables["controls"]], ignore_index=True)}
+def load(folder: Path) -> dict[str, pd.DataFrame]:
+    """The tables by name. Raises `UserError` when one is missing."""
+    tables = stages.read_tables(folder, NAMES)
+    if (folder / "null.parquet").is_file():  # shipped before the shuffled labels were among the controls
+        shuffled = stages.read_tables(folder, ("null",))["null"].assign(control=measure.SHUFFLED)
+        tables["controls"] = pd.concat([shuffled, tables["controls"]], ignore_index=True)
+    return tables
 
 
 def nodes_table(site: str, statistics: fields.SiteStatistics) -> pd.DataFrame:
@@ -94,14 +95,6 @@ def nodes_table(site: str, statistics: fields.SiteStatistics) -> pd.DataFrame:
         "silent": silent,
     }
     return pd.DataFrame(where | counts)
-
-
-def clusters_table(site: str, statistics: fields.SiteStatistics) -> pd.DataFrame:
-    """Rows of `clusters` for one site."""
-    encoder, kind = sites.parse(site)
-    sizes = statistics.sizes.cpu().numpy()
-    node, cluster = np.nonzero(sizes)
-    return pd.DataFrame({"site": site, "encoder": encoder, "kind": kind, "node": node, "size": sizes[node, cluster]})
 
 
 def accuracy_table(result: Measurement) -> pd.DataFrame:

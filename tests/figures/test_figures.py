@@ -209,15 +209,14 @@ def test_accuracy_is_drawn_with_its_interval():
 
 
 def test_nodes_and_their_controls_are_drawn_at_their_values():
-    tables = tiny.study_tables()
     axes = np.reshape(with_controls().axes, (3, 2))  # accuracy, noise, SNR; mha, ff
     nodes = tiny.by_theta().query("kind == 'ff' and abs(theta - 0.3) < 1e-6")
     assert np.allclose(curve(axes[0, 1], style.KINDS["ff"]), 100 * tiny.accuracy().query("kind == 'ff'").accuracy)
     assert np.allclose(curve(axes[1, 1], style.KINDS["ff"]), nodes.noise)
     assert np.allclose(curve(axes[2, 1], style.KINDS["ff"]), nodes.snr)
     drawn = [(corners[:, 1].min(), corners[:, 1].max()) for corners in areas(axes[1, 1])]
-    controls = (tables["null"], tables["controls"])
-    expected = [table.query("kind == 'ff'").noise.agg(["min", "max"]).tolist() for table in controls]
+    controls = tiny.study_tables()["controls"].query("kind == 'ff'").groupby("control").noise.agg(["min", "max"])
+    expected = controls.loc[["labels shuffled", "random basis"]].to_numpy()
     assert np.allclose(drawn, expected), "labels shuffled, then random basis"
 
 

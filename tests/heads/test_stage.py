@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 from tiny_study import PROFILE
@@ -43,14 +42,6 @@ def test_heads_are_silenced_at_the_encoders_that_were_asked_for(tiny_study):
     assert (tables["ablation_heads"].draws == 2).all() and set(tables) == set(stage.HEADS)
     fewer = replace(tiny_study, profile=replace(PROFILE, heads=replace(PROFILE.heads, encoders=(2, 7))))
     assert list(stage.heads_tables(fewer)["ablation_sites"].encoder) == [2]
-
-
-def test_ablation_is_evidence_beside_the_experts_where_heads_were_silenced(tiny_study):
-    some = replace(tiny_study, profile=replace(PROFILE, heads=replace(PROFILE.heads, encoders=(2,))))
-    tables = stage.heads_tables(some)
-    sites, ablated = tables["expert_sites"].set_index("encoder"), tables["ablation_sites"].set_index("encoder")
-    for name in ("excess", "excess_low", "excess_high"):
-        assert sites[f"ablation_{name}"][2] == ablated[name][2] and np.isnan(sites[f"ablation_{name}"][1])
 
 
 def test_under_torchrun_it_is_refused_in_one_line(tiny_study, monkeypatch):

@@ -11,6 +11,7 @@ from cctlib.snp.measure import Measurement, SiteMeasurement
 
 HEADS = 3
 NAMES = (controls.BASIS, controls.WITHIN, controls.ACROSS)
+GROUPS = controls.groups_of(12, "mha", HEADS)
 
 
 def seeded(seed=0):
@@ -27,9 +28,8 @@ def drawn(labels=6, nodes=12, seed=0):
 def test_a_rotation_leaves_logits_and_accuracies_as_they_are(name, seed):
     """Pooled values of images in the place of mu: every image's logits are what they were."""
     pooled, W = torch.randn(50, 12, generator=seeded(seed)), drawn(labels=6, seed=seed)[1]
-    control = controls.controls_of("mha", HEADS)[name]
     before = pooled.double() @ W.double().T
-    turned, turned_W = control(pooled, W, seeded(seed))
+    turned, turned_W = controls.rotated(pooled, W, GROUPS[name], seeded(seed))
     after = turned @ turned_W.T
     torch.testing.assert_close(after, before)
     labels = torch.arange(50) % 6
@@ -43,7 +43,7 @@ def test_the_identity_leaves_all_counts_as_they_are(name, monkeypatch):
         controls, "rotations", lambda count, size, generator: torch.eye(size).double().expand(count, -1, -1)
     )
     mu, W = drawn()
-    same = controls.controls_of("mha", HEADS)[name](mu, W, seeded())
+    same = controls.rotated(mu, W, GROUPS[name], seeded())
     before, after = (fields.site_row("enc1/mha", fields.measure(*arrays)) for arrays in ((mu, W), same))
     assert after.pop("snr_field") == pytest.approx(before.pop("snr_field"))
     assert after == before
@@ -77,9 +77,9 @@ def test_rotations_are_orthogonal_and_prefer_no_sign():
 def test_each_control_keeps_what_it_names():
     mu, W = drawn()
     of_heads = fields.head_fields(mu, W, HEADS)
-    within = controls.within_heads(mu, W, seeded(), HEADS)
+    within = controls.rotated(mu, W, GROUPS[controls.WITHIN], seeded())
     torch.testing.assert_close(fields.head_fields(*within, HEADS), of_heads)
-    across = controls.across_heads(mu, W, seeded(), HEADS)
+    across = controls.rotated(mu, W, GROUPS[controls.ACROSS], seeded())
     assert not torch.allclose(fields.head_fields(*across, HEADS), of_heads)
     places = torch.arange(12).view(HEADS, -1).T  # the nodes at one place of each head
     for nodes in places:

@@ -126,14 +126,10 @@ def test_summary_is_that_of_the_summed_boolean_matrix(site):
     assert found.snr_field.item() == pytest.approx((total.diagonal().mean() / off.mean()).item())
 
 
-def test_sums_in_pieces_are_the_mean_over_all(site):
+def test_mu_is_the_mean_over_the_images_of_each_label():
     pooled, labels = torch.randn(50, 7), torch.arange(50) % 5
-    sums = fields.FieldSums.zeros(5, 7)
-    sums.add(pooled[:13], labels[:13])
-    sums.add(pooled[13:], labels[13:])
-    mu = sums.mean()
-    for label in range(5):
-        torch.testing.assert_close(mu[label], pooled[labels == label].mean(0))
+    for label, mean in enumerate(fields.mean_by_label(pooled, labels, 5)):
+        torch.testing.assert_close(mean, pooled[labels == label].mean(0))
 
 
 def test_shuffled_labels_keep_their_numbers():
@@ -142,31 +138,10 @@ def test_shuffled_labels_keep_their_numbers():
     assert all(torch.equal(row.sort().values, labels) for row in rows) and len(rows.unique(dim=0)) > 1
 
 
-def test_every_labelling_is_summed_in_the_same_pass():
-    """The null in batches, with the labels of each image drawn beforehand, is the null of all at once."""
-    pooled, labels = torch.randn(60, 7), torch.arange(60) % 5
-    rows = fields.shuffled(labels, 3, torch.Generator().manual_seed(0))
-    sums = fields.FieldSums.zeros(5, 7, repeats=3)
-    for start in range(0, 60, 25):
-        sums.add(pooled[start : start + 25], rows[:, start : start + 25])
-    for row, mu in zip(rows, sums.mean(), strict=True):
-        expected = torch.stack([pooled[row == label].mean(0) for label in range(5)])
-        torch.testing.assert_close(mu, expected)
-
-
 def test_sums_do_not_drift():
     """A million images of one value: float32 sums would be off by far more than a rounding."""
-    sums = fields.FieldSums.zeros(1, 1)
-    for _ in range(100):
-        sums.add(torch.full((10_000, 1), 0.1), torch.zeros(10_000, dtype=torch.int64))
-    assert sums.mean().item() == torch.tensor(0.1).item()
-
-
-def test_half_precision_and_empty_batches_are_taken():
-    sums = fields.FieldSums.zeros(2, 3)
-    sums.add(torch.ones(4, 3, dtype=torch.bfloat16, requires_grad=True), torch.tensor([0, 1, 0, 1]))
-    sums.add(torch.ones(0, 3), torch.zeros(0, dtype=torch.int64))
-    assert torch.equal(sums.mean(), torch.ones(2, 3)) and sums.counts.tolist() == [2, 2]
+    mu = fields.mean_by_label(torch.full((1_000_000, 1), 0.1), torch.zeros(1_000_000, dtype=torch.int64), 1)
+    assert mu.item() == torch.tensor(0.1).item()
 
 
 class PlainProbe(torch.nn.Module):
@@ -192,10 +167,7 @@ def test_fields_are_those_of_literal_silencing():
     labels = torch.arange(90) % num_labels
     tokens = torch.randn(90, 8, nodes) + torch.randn(num_labels, 1, nodes)[labels]
     probe = PlainProbe(nodes, num_labels)
-    sums = fields.FieldSums.zeros(num_labels, nodes)
-    for part in torch.arange(90).split(32):
-        sums.add(probe.pool(tokens[part]), labels[part])
-    mu, W = sums.mean(), probe.fc.weight.clone()
+    mu, W = fields.mean_by_label(probe.pool(tokens), labels, num_labels), probe.fc.weight.clone()
     B = fields.boolean(mu, W)
     for n in range(nodes):
         probe.fc.weight.zero_()
@@ -242,8 +214,6 @@ def test_ones_are_blocks_and_two_kinds_of_noise(num_labels, nodes, seed, theta):
         for members in as_sets(found.assignment[n].numpy()):
             rows = torch.tensor(sorted(members))
             assert B[n][rows][:, rows].all()
-        sizes = [len(members) for members in as_sets(found.assignment[n].numpy())]
-        assert found.sizes[n].tolist() == sizes + [0] * (num_labels - len(sizes))
 
 
 def test_the_worst_case_has_as_many_clusters_as_labels():
@@ -258,7 +228,7 @@ def test_chunks_change_nothing(site, monkeypatch):
     monkeypatch.setattr(fields, "CHUNK", 7 * 12**2)
     monkeypatch.setattr(fields, "BLOCK", 3 * 12**2)
     parts = fields.measure(*site)
-    for name in ("silent", "ones", "signal", "column_noise", "assignment", "sizes", "snr_field"):
+    for name in ("silent", "ones", "signal", "column_noise", "assignment", "snr_field"):
         assert torch.equal(getattr(whole, name), getattr(parts, name)), name
 
 
@@ -290,17 +260,6 @@ def test_the_summary_is_that_of_plain_averages(site):
     assert numbers["noise"] == pytest.approx(numbers["column_noise"] + numbers["foreign_noise"])
 
 
-def test_weights_count_nodes_so_often(site):
-    """A resample by weights is the same as a site whose nodes are repeated."""
-    mu, W = site
-    times = torch.arange(30) % 3
-    repeated = torch.arange(30).repeat_interleave(times)
-    weighted = fields.measure(mu, W).summary(torch.stack([times, torch.ones_like(times)]))
-    for name, value in fields.measure(mu[:, repeated], W[:, repeated]).summary().items():
-        torch.testing.assert_close(weighted[name][0], value)
-        torch.testing.assert_close(weighted[name][1], fields.measure(mu, W).summary()[name])
-
-
 def test_ratios_without_noise_are_infinite_and_of_nothing_are_nan():
     alone = fields.measure(torch.eye(3), torch.eye(3)).summary()  # each node lights one diagonal entry
     assert alone["snr"] == alone["snr_blocks"] == torch.inf and alone["snr_node"] == 1
@@ -317,10 +276,8 @@ def test_everything_stays_on_the_gpu(monkeypatch):
     monkeypatch.setattr(fields, "most", lambda counts: 5)
     with FakeTensorMode():
         mu, W = torch.randn(5, 4, device="cuda"), torch.randn(5, 4, device="cuda")
-        sums = fields.FieldSums.zeros(5, 4, repeats=2, device="cuda")
-        sums.add(torch.randn(6, 4, device="cuda"), torch.zeros(2, 6, dtype=torch.int64, device="cuda"))
         found, heads = fields.measure(mu, W), fields.measure_heads(mu, W, heads=2)
-        made = [sums.sums, sums.counts, sums.strays, fields.field(mu[:, 0], W[:, 0]), fields.boolean(mu, W)]
+        made = [fields.field(mu[:, 0], W[:, 0]), fields.boolean(mu, W)]
         for statistics in (found, heads):
             made += [value for value in vars(statistics).values() if isinstance(value, torch.Tensor)]
             made += statistics.summary().values()
@@ -363,22 +320,15 @@ def test_heads_must_divide_the_nodes(site):
         fields.measure_heads(*site, heads=4)
 
 
-def test_bad_sums_are_refused(unchecked):
-    sums = fields.FieldSums.zeros(3, 2)
-    for pooled, labels in ((torch.ones(4, 3), torch.zeros(4)), (torch.ones(4, 2), torch.zeros(2, 4))):
-        with pytest.raises(UserError, match="pooled has shape"):
-            sums.add(pooled, labels.long())
-    sums.add(torch.ones(4, 2), torch.tensor([0, 1, 2, 3]))
-    with pytest.raises(UserError, match=r"1 labels are outside 0 \.\. 2"):
-        sums.mean()
-    sums = fields.FieldSums.zeros(1, 2)
-    sums.add(torch.full((1, 2), torch.inf), torch.tensor([0]))
-    with pytest.raises(UserError, match="NaN or infinity"):
-        sums.mean()
-
-
-def test_a_label_without_images_is_named():
-    sums = fields.FieldSums.zeros(3, 2)
-    sums.add(torch.randn(2, 2), torch.tensor([0, 2]))
-    with pytest.raises(UserError, match="no image of label 1"):
-        sums.mean()
+@pytest.mark.parametrize(
+    ("pooled", "labels", "words"),
+    [
+        (torch.ones(4, 2), [0, 1, 2, 3], r"1 labels are outside 0 \.\. 2"),
+        (torch.full((3, 2), torch.inf), [0, 1, 2], "NaN or infinity"),
+        (torch.ones(2, 2), [0, 2], "no image of label 1"),
+    ],
+)
+def test_values_and_labels_that_give_no_mean_are_one_line(pooled, labels, words):
+    with pytest.raises(UserError, match=words) as caught:
+        fields.mean_by_label(pooled, torch.tensor(labels), 3)
+    assert "\n" not in str(caught.value)

@@ -96,6 +96,24 @@ def test_extremes_are_the_ends_of_a_sort(network, images, measured):
         )
 
 
+def test_shuffled_labels_are_measured_as_the_labels_are(network, images, measured):
+    probes, _, shuffled, _ = measured
+    site, test = "enc2/ff", images["test"]
+    pooled = probes[site].pool(network(half(test.pixels), taps=[site])[1][site])
+    drawn = fields.shuffled(test.labels, 2, torch.Generator().manual_seed(0))
+    for labels, row in zip(drawn, shuffled[shuffled.site == site].itertuples(), strict=True):
+        mu = torch.stack([pooled[labels == label].mean(0) for label in range(10)]).half().float()
+        expected = fields.site_row(site, fields.measure(mu, probes[site].fc.weight.half().float()))
+        assert row.control == "labels shuffled" and row.snr == pytest.approx(expected["snr"], rel=0.02)
+
+
+def test_pooled_values_are_kept_of_mha(network, images, measured):
+    probes, _, _, pooled = measured
+    expected = probes["enc2/mha"].pool(network(half(images["test"].pixels), taps=["enc2/mha"])[1]["enc2/mha"])
+    assert set(pooled) == {"enc1/mha", "enc2/mha"}
+    torch.testing.assert_close(torch.from_numpy(pooled["enc2/mha"]), expected, atol=1e-5, rtol=1e-4)
+
+
 def test_a_measurement_survives_being_stored(measured, tmp_path):
     _, result, _, _ = measured
     measure.save(result, tmp_path)
@@ -158,16 +176,15 @@ def test_an_unmeasured_site_is_one_line(measured):
 
 
 def test_tables_are_those_of_snp(network, measured, tmp_path):
-    _, result, null, _ = measured
-    tables.compute(result, (0.2, 0.3), 2, 2, network.config.heads, tmp_path, torch.device("cpu"))
-    null.to_parquet(tmp_path / "null.parquet")
+    _, result, shuffled, _ = measured
+    tables.compute(result, shuffled, (0.2, 0.3), 2, 2, network.config.heads, tmp_path, torch.device("cpu"))
     made = tables.load(tmp_path)
     mu, W = result["enc2/ff"].tensors()
     found = fields.measure(mu, W, 0.3)
     nodes = made["nodes"].query("site == 'enc2/ff' and theta == 0.3")
     assert nodes.noise.tolist() == found.noise.tolist()
     assert (nodes.ones == nodes.signal + nodes.column_noise + nodes.foreign_noise).all()
-    assert len(made["null"]) == 2 * len(result.sites) and len(made["orders"]) == 2 * len(result.sites)
+    assert len(made["orders"]) == 2 * len(result.sites)
     draws = made["controls"].groupby(["kind", "control"]).size()
     assert draws["ff"].to_dict() == {"labels shuffled": 4, "random basis": 4} and len(draws["mha"]) == 4
     accuracy = made["accuracy"].set_index("site")
