@@ -289,7 +289,7 @@ class SiteStatistics:
         result["cluster_size"] = diagonal / self.clusters.sum()
         result["snr"] = (num_labels - 1) * diagonal / (self.ones - self.labels).sum()
         result["snr_blocks"] = (num_labels - 1) * diagonal / self.noise.sum()
-        result["snr_node"] = (self.signal.to(dtype) / self.noise.clamp(min=1)).sum() / filled
+        result["snr_node"] = (self.signal / self.noise.clamp(min=1)).sum(dtype=dtype) / filled
         return result | {"snr_field": self.snr_field}
 
 
