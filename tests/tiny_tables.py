@@ -57,13 +57,6 @@ def by_site(extra: str, values: int, encoders: int = 7, kinds: tuple[str, ...] =
     return table
 
 
-def alternatives() -> pd.DataFrame:
-    """Choices made otherwise: the second of four has a probe of its own, at two sites; others leave it as it is."""
-    table = by_site("alternative", 4)
-    table = table[(table.alternative != 1) | table.kind.isin(("mha", "ff"))]
-    return table.assign(accuracy=np.where(table.alternative < 2, 0.3 + 0.05 * table.encoder, np.nan))
-
-
 def by_theta(encoders: int = 7, kinds: tuple[str, ...] = KINDS) -> pd.DataFrame:
     """Site means at the thresholds 0.1 to 0.7."""
     table = by_site("theta", 7, encoders, kinds)
@@ -82,16 +75,6 @@ def accuracy(encoders: int = 7) -> pd.DataFrame:
     rows = [(f"enc{m}/{kind}", m, kind, 0.4 + 0.03 * m) for kind in KINDS for m in range(1, encoders + 1)]
     table = pd.DataFrame(rows, columns=["site", "encoder", "kind", "accuracy"])
     return table.assign(low=table.accuracy - 0.01, high=table.accuracy + 0.01)
-
-
-def heads(labels: int, number: int = 4) -> tuple[np.ndarray, np.ndarray]:
-    """(counts [head, label], designation [label]); the last head owns nothing, some labels nobody."""
-    rng = np.random.default_rng(0)
-    counts = rng.poisson(2, (number, labels))
-    counts[-1] = 0
-    most = counts.max(axis=0)
-    owner = np.where(((counts == most).sum(axis=0) == 1) & (most > 0), counts.argmax(axis=0), -1)
-    return counts, owner
 
 
 def symmetry(encoders: int = 7) -> pd.DataFrame:
@@ -130,25 +113,6 @@ def ablation(number: int = 4, encoders: int = 7) -> tuple[pd.DataFrame, pd.DataF
     table = pd.DataFrame(rows)
     columns = ["excess", "excess_low", "excess_high"]
     return table.groupby(["site", "encoder"], as_index=False)[columns].mean(), table
-
-
-def enrichment(number: int = 4) -> pd.DataFrame:
-    """As `heads.enrichment` of one site."""
-    rng, rows = np.random.default_rng(0), []
-    for head in range(number):
-        for name in groups(100)[1]:
-            shared = int(rng.integers(0, 5))
-            row = {"site": "enc3/mha", "encoder": 3, "head": head, "group_name": name, "shared": shared}
-            row |= {"group_labels": 5}
-            rows.append(row | {"expected": 1.25, "fold": shared / 1.25, "p_holm": 0.03 if shared == 4 else 1.0})
-    return pd.DataFrame(rows)
-
-
-def semantics(encoders: int = 7) -> pd.DataFrame:
-    """As `heads.semantics`."""
-    m = np.arange(1, encoders + 1)
-    table = pd.DataFrame({"site": [f"enc{n}/mha" for n in m], "encoder": m, "same": 0.3 + 0.01 * m, "p_holm": 0.01})
-    return table.assign(shuffled_mean=0.25, shuffled_95=0.3, dealt_mean=0.29, dealt_95=0.33, p_dealt_holm=0.4)
 
 
 def pruned() -> pd.DataFrame:

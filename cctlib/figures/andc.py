@@ -6,7 +6,6 @@ The table of runs has one row a pruned network: target (the layers pruned), meth
 """
 
 from collections.abc import Sequence
-from typing import SupportsFloat
 
 import numpy as np
 import pandas as pd
@@ -87,16 +86,9 @@ def accuracy_density(runs: pd.DataFrame, epochs: int | float | None = None) -> C
     for row in panels:
         row[0].set_ylabel("test accuracy (%)")
     _method_legend(figure, list(table.method))
-    headline(figure, _density_message(table), f"{_after(epochs)}; points: mean over seeds, {BARS}.")
+    after = f"After {epochs:g} epochs of retraining" if epochs else "Without retraining"
+    headline(figure, _density_message(table), f"{after}; points: mean over seeds, {BARS}.")
     return figure
-
-
-def _after(epochs: SupportsFloat) -> str:
-    number_of = float(epochs)
-    if not number_of:
-        return "Without retraining"
-    whole = number_of.is_integer()
-    return f"After {count(int(number_of), 'epoch') if whole else f'{number_of:g} epochs'} of retraining"
 
 
 def _density_message(table: pd.DataFrame) -> str:
@@ -123,33 +115,48 @@ def retraining(runs: pd.DataFrame) -> Card:
     median) counts.
     """
     targets = list(dict.fromkeys(runs.target))
-    rows = {target: _at_own_density(runs[runs.target == target]) for target in targets}
-    retrained = [target for target in targets if rows[target].epochs.max() > 0]
+    table = pd.concat([_at_own_density(runs[runs.target == target]) for target in targets]).sort_values("epochs")
+    before = table.groupby(["target", "method"], as_index=False).nth(0)
+    after = table[table.epochs > 0].groupby(["target", "method"], as_index=False).nth(-1)
     figure, [panels] = card(0.9 + 0.52 * len(targets), 1, 2, sharex=True, sharey=True)
-    titles = ("before retraining", "after the longest retraining")
-    for panel, title in zip(panels, titles, strict=True):
+    titles = {"before retraining": before, "after the longest retraining": after}
+    for panel, (title, rows) in zip(panels, titles.items(), strict=True):
         for place, target in enumerate(targets):
-            table, after = rows[target], panel is panels[1]
-            table = table[table.epochs == (table.epochs.max() if after else table.epochs.min())]
-            if after and target not in retrained:
-                panel.text(
-                    0.02, place, "not retrained", transform=panel.get_yaxis_transform(), va="center", color=MUTED
-                )
-                continue
-            methods = [method for method in METHODS if method in set(table.method)]
+            of_target = rows[rows.target == target].set_index("method")
+            methods = [method for method in METHODS if method in of_target.index]
             for step, method in enumerate(methods):
-                row, y = table[table.method == method].iloc[0], place + 0.13 * (step - (len(methods) - 1) / 2)
+                row, y = of_target.loc[method], place + 0.13 * (step - (len(methods) - 1) / 2)
                 panel.hlines(y, row.low, row.high, color=METHODS[method], linewidth=1.5)
                 panel.plot(row.accuracy, y, **_look(method))
-        panel.axvline(rows[targets[0]].accuracy_dense.mean(), color=INK, linewidth=1, linestyle=DASHED, zorder=1)
+            if of_target.empty:
+                where = {"transform": panel.get_yaxis_transform(), "va": "center", "color": MUTED}
+                panel.text(0.02, place, "not retrained", **where)
+        panel.axvline(table.accuracy_dense.mean(), color=INK, linewidth=1, linestyle=DASHED, zorder=1)
         panel.set(title=title, xlabel="test accuracy (%)")
         panel.grid(axis="x")
-    kept = [f"{target}\n{100 * rows[target].level.iloc[0]:.0f}% kept" for target in targets]
-    panels[0].set_yticks(range(len(targets)), kept)
+    levels = table.groupby("target")["level"].first()
+    panels[0].set_yticks(range(len(targets)), [f"{target}\n{100 * levels[target]:.0f}% kept" for target in targets])
     panels[0].set_ylim(len(targets) - 0.5, -0.5)
-    _method_legend(figure, [method for table in rows.values() for method in table.method], lines=False)
-    headline(figure, _retrained_message(rows, retrained), f"Masks stay applied. Marks: mean over seeds, {BARS}.")
+    _method_legend(figure, list(table.method), lines=False)
+    ours = [rows[rows.method == "andc"].set_index("target").accuracy for rows in (before, after)]
+    headline(
+        figure,
+        _retrained_message((ours[1] - ours[0]).dropna(), len(targets)),
+        f"Masks stay applied. Marks: mean over seeds, {BARS}.",
+    )
     return figure
+
+
+def _retrained_message(gains: pd.Series, targets: int) -> str:
+    """In how many targets retraining raises ANDC's accuracy. gains: points, by target."""
+    if gains.empty:
+        return "No target of ANDC was retrained here"
+    without = targets - len(gains)
+    rest = f"; {count(without, 'target was', 'targets were')} not retrained" if without else ""
+    return (
+        f"Retraining raises ANDC's accuracy in {(gains > 0).sum()} of {len(gains)} retrained targets, most at "
+        f"{gains.idxmax()} ({gains.max():+.1f} points){rest}"
+    )
 
 
 def _at_own_density(runs: pd.DataFrame) -> pd.DataFrame:
@@ -159,22 +166,3 @@ def _at_own_density(runs: pd.DataFrame) -> pd.DataFrame:
     density = (central if len(central) else andc).density.median()
     level = table.level.iloc[(table.level - density).abs().argmin()]
     return table[np.isclose(table.level, level, atol=0.011)]
-
-
-def _retrained_message(rows: dict[str, pd.DataFrame], retrained: Sequence[str]) -> str:
-    gains, ours = (
-        {},
-        {target: rows[target][rows[target].method == "andc"].sort_values("epochs") for target in retrained},
-    )
-    for target, table in ours.items():
-        if len(table) > 1:
-            gains[target] = float(table.accuracy.iloc[-1] - table.accuracy.iloc[0])
-    if not gains:
-        return "No target of ANDC was retrained here"
-    best = max(gains, key=lambda target: gains[target])
-    up, without = sum(gain > 0 for gain in gains.values()), len(rows) - len(gains)
-    rest = f"; {count(without, 'target was', 'targets were')} not retrained" if without else ""
-    return (
-        f"Retraining raises ANDC's accuracy in {up} of {len(gains)} retrained targets, most at {best} "
-        f"({gains[best]:+.1f} points){rest}"
-    )

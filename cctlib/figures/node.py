@@ -1,6 +1,4 @@
-"""Single nodes: their matrices and clusters, a gallery along the encoders, matrices to hover over, and the story in
-one picture.
-"""
+"""Single nodes: their matrices and clusters, and the story in one picture."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import plotly.graph_objects as go
 from jaxtyping import Bool, Float, Int
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
@@ -17,17 +14,13 @@ from matplotlib.patches import FancyArrowPatch, Patch, Rectangle
 from torch import Tensor
 
 from cctlib.errors import UserError
-from cctlib.figures.along import at_theta, sub_blocks
+from cctlib.figures.along import at_theta, moves
 from cctlib.figures.style import (
     DIVERGING,
     FOREIGN,
-    GROUND,
     INK,
-    KINDS,
     MUTED,
     PANEL,
-    PLOTLY_DIVERGING,
-    RULE,
     SIGNAL,
     SMALLEST,
     WARN,
@@ -41,21 +34,14 @@ from cctlib.figures.style import (
     legend,
     line,
     look,
-    plotly_bar,
-    plotly_card,
-    plotly_headline,
-    plotly_names,
-    readable,
     theme,
 )
-from cctlib.figures.wording import count, course, sentence, short
-from cctlib.model.sites import parse
+from cctlib.figures.wording import count, place, short
 from cctlib.snp import fields
 
 ENTRIES = ListedColormap([PANEL, SIGNAL, WARN, FOREIGN])
 ENTRY_NAMES = ("zero", "signal: inside a cluster", "column noise", "foreign noise")
 NAMED = 22  # labels whose names fit beside a matrix
-ROW = 42  # pixels of a row of buttons
 
 
 @dataclass(frozen=True)
@@ -105,7 +91,7 @@ class Node:
     @property
     def message(self) -> str:
         """What the node does, in a sentence."""
-        who, labels = f"Node {self.index} of {self.site}", int((self.clusters >= 0).sum())
+        who, labels = f"Node {self.index} at {place(self.site)}", int((self.clusters >= 0).sum())
         if not self.boolean.any():
             return f"{who} is silent: no entry of its field is positive"
         if not labels:
@@ -155,13 +141,14 @@ def node(shown: Node, names: Sequence[str]) -> Card:
         bare(panel)
         panel.set(title=title, xlabel="output", ylabel="true label")
     _named_block(second, shown, names)
-    _entry_legend(figure, [f"{ENTRY_NAMES[code]}, {(shown.entries == code).sum()}" for code in (1, 2, 3)])
+    entry_legend(figure, [f"{ENTRY_NAMES[code]}, {(shown.entries == code).sum()}" for code in (1, 2, 3)])
     detail = "labels in the order of the data set above; below, clusters first, and only labels with ones."
     headline(figure, shown.message, f"{len(names)} {detail}")
     return figure
 
 
-def _entry_legend(figure: Card, texts: Sequence[str], where: str = "lower center") -> None:
+def entry_legend(figure: Card, texts: Sequence[str], where: str = "lower center") -> None:
+    """A legend of the three kinds of ones in a Boolean matrix, with these texts."""
     keys = [Patch(facecolor=ENTRIES(code), label=text) for code, text in enumerate(texts, start=1)]
     legend(figure, keys, where, handlelength=1, handleheight=1)
 
@@ -205,44 +192,6 @@ def draw_matrix(axes: Axes, shown: Node, labels: int, frames: bool = False) -> N
 
 
 @theme()
-def gallery(nodes: Sequence[Node], most: int = 4) -> Card:
-    """Boolean matrices along the encoders, one node a site, clusters first; of many encoders `most` are drawn, evenly
-    spaced.
-
-    Raises `UserError` without nodes.
-    """
-    if not nodes:
-        raise UserError("gallery: no nodes given, expected one of each site (node.look_at)")
-    at = {parse(shown.site): shown for shown in nodes}
-    encoders, kinds = sorted({encoder for encoder, _ in at}), kinds_in([kind for _, kind in at])
-    if len(encoders) > most:
-        encoders = [encoders[round(place)] for place in np.linspace(0, len(encoders) - 1, most)]
-    drawn = {place: shown for place, shown in at.items() if place[0] in encoders}
-    labels = max(shown.extent() for shown in drawn.values())
-    figure, panels = card(0.55 + 6.6 / len(encoders) * len(kinds), len(kinds), len(encoders))
-    for row, kind in zip(panels, kinds, strict=True):
-        for panel, encoder in zip(row, encoders, strict=True):
-            bare(panel)
-            if (encoder, kind) not in drawn:
-                panel.set_axis_off()
-                continue
-            draw_matrix(panel, drawn[encoder, kind], labels)
-            panel.set_xlabel(f"noise {drawn[encoder, kind].noise}", fontsize=SMALLEST)
-        row[0].set_ylabel(kind, color=readable(KINDS[kind]), weight="bold")
-    for panel, encoder in zip(panels[0], encoders, strict=True):
-        panel.set_title(f"encoder {encoder}", loc="center", weight="normal", fontsize=SMALLEST + 0.5)
-    _entry_legend(figure, ENTRY_NAMES[1:])
-    ends = [min(drawn.values(), key=lambda shown: shown.noise), max(drawn.values(), key=lambda shown: shown.noise)]
-    least, noisiest = (f"{shown.site} has the {{}} ({shown.noise})" for shown in ends)
-    headline(
-        figure,
-        f"Of these nodes, that of {least.format('least noise')}, that of {noisiest.format('most')}",
-        f"One node a site, clusters first. Rows: true labels, columns: outputs; no ones lie beyond these {labels}.",
-    )
-    return figure
-
-
-@theme()
 def hero(first: Node, last: Node, by_theta: pd.DataFrame, theta: float = fields.THETA) -> Card:
     """A node's Boolean matrix at the first and at the last encoder, and noise and SNR along all of them."""
     table = at_theta(by_theta, theta)
@@ -253,7 +202,7 @@ def hero(first: Node, last: Node, by_theta: pd.DataFrame, theta: float = fields.
         draw_matrix(panel, shown, labels, frames=True)
         bare(panel)
         groups = count(int(shown.clusters.max()) + 1, "cluster")
-        title = f"{shown.site}, node {shown.index}"
+        title = f"Node {shown.index} at {place(shown.site)}"
         panel.set(title=title, ylabel="true label", xlabel=f"output; {groups}, noise {shown.noise}")
     arrow: dict[str, Any] = {"arrowstyle": "-|>,head_length=6,head_width=4", "color": MUTED, "linewidth": 1.8}
     link = FancyArrowPatch((1.05, 0.5), (1.24, 0.5), transform=left.transAxes, clip_on=False, **arrow)
@@ -266,105 +215,8 @@ def hero(first: Node, last: Node, by_theta: pd.DataFrame, theta: float = fields.
         encoder_axis(panel, table.encoder)
         panel.set(title=title, ylabel=unit)
     noise.set_ylim(bottom=0)
-    _entry_legend(figure, [name.split(":")[0] for name in ENTRY_NAMES[1:]], "upper left")
+    entry_legend(figure, [name.split(":")[0] for name in ENTRY_NAMES[1:]], "upper left")
     legend(figure, noise)
     detail = "Top: outputs (columns) that a node switches on for true labels (rows), clusters first, labels with ones."
-    headline(figure, _story(table, kinds), detail)
+    headline(figure, moves(table, ["noise", "snr"], kinds), detail)
     return figure
-
-
-def _story(table: pd.DataFrame, kinds: list[str]) -> str:
-    """Noise and SNR where noise changes most, whichever the direction, and noise at the other sub-block."""
-
-    def fold(rows: pd.DataFrame) -> float:
-        ends = rows.noise.iloc[[0, -1]].clip(lower=1e-9).to_numpy(float)
-        return float(abs(np.log(ends[-1] / ends[0]))) if np.isfinite(ends).all() else 0.0
-
-    courses = {kind: table[table.kind == kind].sort_values("encoder") for kind in kinds}
-    kind = max(kinds, key=lambda name: fold(courses[name]))
-    noise, snr = course(courses[kind].noise.tolist()), course(courses[kind].snr.tolist())
-    others = [other for other in sub_blocks(kinds) if other != kind]
-    tail = " and ".join(f"{course(courses[other].noise.tolist())} at {other}" for other in others)
-    return sentence(f"at {kind}, noise {noise} and SNR {snr}" + (f"; noise {tail}" if tail else ""))
-
-
-# --------------------------------------------------------------------------------------------------------------------
-# To hover over
-
-
-def browser(nodes: Sequence[Node], names: Sequence[str]) -> go.Figure:
-    """Matrices of one or more nodes of the same theta, with label names on hover and plotly's own menus, so without a
-    kernel: buttons choose field or Boolean matrix and the order of the labels, a menu the node.
-
-    A matrix of 100 labels takes about 55 kB of the page. Raises `UserError` without nodes.
-    """
-    if not nodes:
-        raise UserError("browser: no nodes given, expected at least one (node.look_at)")
-    names, theta = _unique([short(name, 40) for name in names]), nodes[0].theta
-    figure = go.Figure()
-    bar = plotly_bar("field / its largest entry", [-1, 0, theta, 1], ["-1", "0", f"θ {theta:g}", "1"])
-    for place, shown in enumerate(nodes):
-        labels = [names[label] for label in shown.order]
-        figure.add_heatmap(
-            z=shown.scaled[np.ix_(shown.order, shown.order)].astype(np.float32),
-            x=labels,
-            y=labels,
-            zmin=-1,
-            zmax=1,
-            colorscale=PLOTLY_DIVERGING,
-            visible=place == 0,
-            name=f"{shown.site} node {shown.index}",
-            hovertemplate="true: <b>%{y}</b><br>output: <b>%{x}</b><br>field / largest: %{z:.2f}<extra></extra>",
-            colorbar=bar,
-        )
-    few = len(names) <= 20
-    settings = {"showgrid": False, "categoryorder": "trace"}
-    figure.update_xaxes(title="output, in the same order", **settings, **plotly_names(names, few=False))
-    figure.update_yaxes(title="true label", autorange="reversed", **settings, **plotly_names(names, few))
-    longest = max((shown.message for shown in nodes), key=lambda text: plotly_headline(text).count("<br>"))
-    plotly_card(figure, longest, height=680, left=120 if few else 44, above=60 + ROW * (2 if len(nodes) > 1 else 1))
-    title = {"text": plotly_headline(nodes[0].message)}
-    figure.update_layout(title=title, updatemenus=_menus(figure, nodes, names, theta))
-    return figure
-
-
-def _unique(names: Sequence[str]) -> list[str]:
-    """Categories of an axis must differ; labels cut to the same text are numbered."""
-    return [name if names.index(name) == place else f"{name} ({place})" for place, name in enumerate(names)]
-
-
-def _menus(figure: go.Figure, nodes: Sequence[Node], names: Sequence[str], theta: float) -> list[dict]:
-    step = (1 + theta) / 2  # where theta lies on the colour scale from -1 to 1
-    two_tone = [[0, PANEL], [step, PANEL], [step, SIGNAL], [1, SIGNAL]]
-    views = [
-        {"label": "field", "method": "restyle", "args": [{"colorscale": [PLOTLY_DIVERGING]}]},
-        {"label": "Boolean", "method": "restyle", "args": [{"colorscale": [two_tone]}]},
-    ]
-    by_trace = {f"{axis}axis.categoryorder": "trace" for axis in "xy"}
-    in_order: dict[str, Any] = {f"{axis}axis.categoryorder": "array" for axis in "xy"}
-    in_order |= {f"{axis}axis.categoryarray": list(names) for axis in "xy"}
-    orders = [
-        {"label": "clusters first", "method": "relayout", "args": [by_trace]},
-        {"label": "label order", "method": "relayout", "args": [in_order]},
-    ]
-    choices = [
-        {
-            "label": trace.name,
-            "method": "update",
-            "args": [
-                {"visible": [other == place for other in range(len(nodes))]},
-                {"title.text": plotly_headline(nodes[place].message)},
-            ],
-        }
-        for place, trace in enumerate(figure.data)
-    ]
-    place = {"showactive": True, "active": 0, "x": 0, "xanchor": "left", "y": 1, "yanchor": "bottom"}
-    menu = place | {"bgcolor": GROUND, "bordercolor": RULE, "font": {"size": 12, "color": INK}}
-    buttons, inset = menu | {"type": "buttons", "direction": "right"}, 14 - figure.layout.margin.l
-    menus = [
-        buttons | {"pad": {"l": inset, "b": 62}, "buttons": views},
-        buttons | {"pad": {"l": inset + 142, "b": 62}, "buttons": orders},
-    ]
-    if len(nodes) > 1:
-        menus.insert(0, menu | {"pad": {"l": inset, "b": 62 + ROW}, "buttons": choices, "bordercolor": MUTED})
-    return menus

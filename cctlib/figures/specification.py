@@ -2,7 +2,7 @@
 
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
+from matplotlib.ticker import LogLocator
 
 from cctlib.claims.specifications import CHOICES
 from cctlib.figures.style import INK, MUTED, RULE, SIGNAL, SMALLEST, WARN, Card, card, headline, theme
@@ -30,7 +30,10 @@ def specification_curve(readings: pd.DataFrame, effect: str, neutral: float, cla
     upper.axhline(neutral, color=MUTED, linewidth=1)
     upper.set_ylabel(effect)
     if neutral == 1:
-        _ratio_axis(upper)
+        upper.set_yscale("log")
+        upper.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
+        upper.yaxis.set_major_formatter("{x:g}")
+        upper.minorticks_off()
     for y, (choice, value) in enumerate(rows):
         if y and choice != rows[y - 1][0]:
             lower.axhline(y - 0.5, color=RULE, linewidth=0.8)
@@ -56,12 +59,3 @@ def choice_rows(table: pd.DataFrame) -> list[tuple[str, object]]:
     """The rows of the panel: every value of every choice that varies, in a stable order."""
     varying = [name for name in CHOICES if name in table and table[name].nunique() > 1]
     return [(name, value) for name in varying for value in sorted(table[name].dropna().unique())]
-
-
-def _ratio_axis(axes: Axes) -> None:
-    """A logarithmic axis of ratios with plain numbers on it."""
-    axes.set_yscale("log")
-    low, high = axes.get_ylim()
-    ticks = [tick for tick in (0.1, 0.2, 0.3, 0.5, 0.7, 1, 1.5, 2, 3, 5, 10, 20) if low <= tick <= high]
-    axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
-    axes.minorticks_off()

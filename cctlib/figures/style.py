@@ -14,6 +14,7 @@ shown in a column of about 750 px, so type is never smaller than `SMALLEST` poin
 """
 
 import io
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, SupportsFloat, TypeVar, cast
 
@@ -50,20 +51,13 @@ KINDS = {"mha": "#0072B2", "trunk": "#8B9097", "ff_hidden": "#BF8400", "ff": "#B
 MARKERS = {"mha": "o", "trunk": "s", "ff_hidden": "^", "ff": "D", "filters": "P"}
 HEADS = ("#5A3FA3", "#409F8F", "#9A922E", "#7A1F3D", "#6496AF", "#CC6677")
 METHODS = {"andc": "#882255", "shuffled": "#117733", "random": "#8B9097", "magnitude": "#2F8FCB", "wanda": "#C98011"}
-SERIES = (
-    "#1F2430",
-    "#C2428A",
-    "#2F8FCB",
-    "#A19026",
-)  # data sets, trials, alternatives: in the order in which they are given
+SERIES = ("#1F2430", "#C2428A", "#2F8FCB", "#A19026")  # data sets, trials, alternatives: as they are given
 DASHED = (0, (4, 3))
+DASHES = ("-", (0, (5, 2)), (0, (1.2, 1.6)), (0, (5, 1.5, 1.2, 1.5)))
 LOOKS: tuple[dict[str, Any], ...] = tuple(
     {"color": color, "marker": marker, "linestyle": dash}
-    for color, marker, dash in zip(
-        SERIES, "oD^s", ("-", (0, (5, 2)), (0, (1.2, 1.6)), (0, (5, 1.5, 1.2, 1.5))), strict=True
-    )
+    for color, marker, dash in zip(SERIES, "oD^s", DASHES, strict=True)
 )
-SEQUENTIAL = "cividis"
 BROWN_TO_BLUE = ["#7A3B06", "#C9701B", "#F0C48E", GROUND, "#9FC3E0", "#2F79B5", "#0B3C68"]
 DIVERGING = LinearSegmentedColormap.from_list("field", BROWN_TO_BLUE)
 COUNTS = LinearSegmentedColormap.from_list("counts", ["#EDF1F4", "#9DBBD6", "#2F79B5", "#0B2A4A"])  # few: light
@@ -112,7 +106,7 @@ THEME: dict[Any, Any] = DEFAULTS | {
     "lines.solid_capstyle": "round",
     "patch.linewidth": 0.8,
     "image.interpolation": "nearest",
-    "image.cmap": SEQUENTIAL,
+    "image.cmap": "cividis",
     "savefig.dpi": 200,
 }
 
@@ -364,6 +358,7 @@ def as_array(values: Array) -> np.ndarray:
 
 PLOTLY_DIVERGING = [[step / 6, color] for step, color in enumerate(BROWN_TO_BLUE)]
 PLOTLY_FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'DejaVu Sans', sans-serif"
+NO_BREAK = "\N{NO-BREAK SPACE}"
 PHONE = {"headline": 39, "stamp": 52}  # characters of a line on a page of 390 px
 
 
@@ -390,7 +385,7 @@ def plotly_card(figure: go.Figure, message: str, height: int = 640, left: int = 
 
 def plotly_headline(message: str) -> str:
     """A headline in bold, broken for the narrowest page, a phone's."""
-    return "<b>" + "<br>".join(_phone_lines(message.split(), PHONE["headline"], " ")) + "</b>"
+    return "<b>" + "<br>".join(textwrap.wrap(message, PHONE["headline"])) + "</b>"
 
 
 def plotly_bar(label: str, values: Sequence[SupportsFloat], texts: Sequence[object]) -> dict:
@@ -410,17 +405,13 @@ def plotly_names(names: Sequence[str], few: bool) -> dict:
     return {"tickvals": [names[len(names) // 2]], "ticktext": ["."], **unseen}
 
 
-def _phone_lines(words: Sequence[str], width: int, separator: str) -> list[str]:
-    lines: list[str] = []
-    for word in words:
-        fits = lines and len(lines[-1]) + len(separator) + len(word) <= width
-        lines = [*lines[:-1], lines[-1] + separator + word] if fits else [*lines, word]
-    return lines
-
-
 def _stamp_below(figure: go.Figure, phrases: Sequence[str]) -> go.Figure:
     """Write the phrases of a stamp below the panel."""
-    lines = _phone_lines(phrases, PHONE["stamp"], " · ")
+    whole = " · ".join(phrase.replace(" ", NO_BREAK) for phrase in phrases)  # a line ends between phrases
+    lines = [
+        line.replace(NO_BREAK, " ")
+        for line in textwrap.wrap(whole, PHONE["stamp"], break_long_words=False, break_on_hyphens=False)
+    ]
     figure.layout.annotations = [note for note in figure.layout.annotations if note.name != "stamp"]
     bottom = 66 + 16 * len(lines)
     figure.update_layout(height=figure.layout.height + bottom - figure.layout.margin.b, margin={"b": bottom})

@@ -90,12 +90,3 @@ def verdicts_by_dataset(table: pd.DataFrame) -> Table:
     agree = int((table.groupby("claim").verdict.nunique() == 1).sum())
     caption = f"All data sets have the same verdict for {agree} of {len(wide)} claims." if len(wide.columns) > 1 else ""
     return styled(wide.reset_index(), caption=caption, prose=["claim", *wide.columns])
-
-
-def explained_by_split(official: float, larger: float, published: float) -> tuple[float, float]:
-    """Of the points between an accuracy on the official split and a published one on a larger training split: how many
-    the split alone explains, by a network of the same recipe on the larger split, and their share. Accuracies are
-    shares of 1.
-    """
-    points, gap = 100 * (larger - official), 100 * (published - official)
-    return points, points / gap if gap else float("nan")

@@ -5,6 +5,8 @@ from collections.abc import Callable, Iterable, Sequence
 from numbers import Integral
 from typing import SupportsFloat
 
+from cctlib.model.sites import parse
+
 
 def number(value: SupportsFloat, digits: int = 3) -> str:
     """A number for a sentence: `digits` significant digits (integers whole), thousands separated; or "n/a"."""
@@ -72,3 +74,9 @@ def short(name: str, length: int) -> str:
 def sentence(text: str) -> str:
     """The text with its first letter in upper case, the rest untouched."""
     return text[:1].upper() + text[1:]
+
+
+def place(site: str) -> str:
+    """A site in words: "ff of encoder 7" for enc7/ff."""
+    encoder, kind = parse(site)
+    return f"{kind} of encoder {encoder}"

@@ -2,7 +2,6 @@
 
 import io
 import itertools
-import json
 import math
 import re
 from collections import Counter
@@ -10,6 +9,7 @@ from collections import Counter
 import matplotlib
 import numpy as np
 import pandas as pd
+import plotly.graph_objects as go
 import pytest
 import tiny_tables as tiny
 import torch
@@ -23,9 +23,8 @@ from PIL import Image
 
 from cctlib.claims import rules
 from cctlib.errors import UserError
-from cctlib.figures import along, andc, headline_of, heads, network, node, stamp, style, tables, to_png, wording
+from cctlib.figures import along, andc, headline_of, heads, node, stamp, style, tables, to_png, wording
 from cctlib.figures.style import Card
-from cctlib.model.cct import config
 
 SIZES = (10, 102)
 
@@ -35,27 +34,12 @@ def a_node(labels: int, index: int, site: str = "enc3/mha") -> node.Node:
     return node.look_at(*tiny.site(labels), site, index)
 
 
-def gallery(labels: int) -> Card:
-    """One node a site; a site is missing, one node is silent, one is off the diagonal."""
-    sites = [f"enc{m}/{kind}" for m in range(1, 8) for kind in tiny.KINDS]
-    return node.gallery([a_node(labels, place % 12, site) for place, site in enumerate(sites[:-1])])
-
-
-def side_by_side(number: int) -> Card:
-    """So many data sets on the same axes."""
-    titles = ("CIFAR-100", "Flowers-102 (official split)", "Flowers-102 (split kaggle-6552)", "demo shapes")[:number]
-    measured = [along.Measured(tiny.accuracy(), tiny.by_theta(), 0.5 + 0.1 * place) for place in range(number)]
-    return along.side_by_side(dict(zip(titles, measured, strict=True)))
-
-
 def with_controls() -> Card:
     """Nodes before two controls, with the accuracy of the probes."""
     return along.beside_controls(tiny.by_theta(), along.controls_of(tiny.study_tables()), accuracy=tiny.accuracy())
 
 
 STATIC = {
-    "network 3x2": lambda: network.network(config("cct_7_3x2")),
-    "network 7x2, 14 encoders": lambda: network.network(config("cct_14_7x2", image_size=224, num_classes=102)),
     **{
         f"node {index} of {labels} labels": (
             lambda labels=labels, index=index: node.node(a_node(labels, index), tiny.names(labels))
@@ -63,39 +47,22 @@ STATIC = {
         for labels in SIZES
         for index in (0, 1, 5)
     },
-    **{f"gallery, {labels}": (lambda labels=labels: gallery(labels)) for labels in SIZES},
     "hero": lambda: node.hero(a_node(100, 5, "enc1/ff"), a_node(100, 6, "enc7/ff"), tiny.by_theta()),
     "progressive": lambda: along.progressive(tiny.accuracy(), 0.633),
     "progressive, 14 encoders": lambda: along.progressive(tiny.accuracy(14)),
     "beside controls": with_controls,
-    "null": lambda: along.null_comparison(tiny.by_theta(), tiny.by_site("draw", 5)),
+    "beside controls, four kinds": lambda: along.beside_controls(
+        tiny.by_theta(), along.controls_of(tiny.study_tables()), ("clusters", "snr"), kinds=tiny.KINDS
+    ),
     "site means": lambda: along.site_means(tiny.by_theta()),
     "theta trend": lambda: along.theta_trend(tiny.by_theta()),
-    "alternatives": lambda: along.alternatives(tiny.alternatives()),
-    "alternatives without accuracy": lambda: along.alternatives(tiny.by_site("alternative", 3)),
-    **{f"{number} data sets": (lambda number=number: side_by_side(number)) for number in (1, 3, 4)},
-    **{
-        f"labels by {number} heads": (
-            lambda number=number: heads.labels_by_heads(*tiny.heads(102, number), tiny.names(102), "enc3/mha")
-        )
-        for number in (2, 4, 6)
-    },
     "concentration": lambda: heads.concentration(tiny.symmetry()),
-    "enrichment": lambda: heads.enrichment(tiny.enrichment()),
-    "semantics": lambda: heads.semantics(tiny.semantics()),
     "expert gap": lambda: heads.expert_gap(*tiny.experts()),
     "expert gap, 6 heads": lambda: heads.expert_gap(*tiny.experts(number=6)),
     "ablation": lambda: heads.ablation(*tiny.ablation()),
     "accuracy and density": lambda: andc.accuracy_density(tiny.pruned()),
     "retraining": lambda: andc.retraining(tiny.pruned()),
 }
-BROWSERS = {
-    f"browser, {labels}": (
-        lambda labels=labels: node.browser([a_node(labels, n) for n in (5, 0, 1, 6)], tiny.names(labels))
-    )
-    for labels in SIZES
-}
-WITHOUT_AXES = ("network",)  # drawings: there is nothing to name
 
 
 def written(figure: Card) -> list[Text]:
@@ -139,9 +106,7 @@ def test_a_static_figure_can_be_read_and_says_what_it_shows(name):
     line = next(text.get_text().replace("\n", "  ·  ") for text in figure.texts if text.get_gid() == "stamp")
     for key, value in tiny.PROVENANCE.items():
         assert (value[:12] if key == "weights" else value) in line
-    if not name.startswith(WITHOUT_AXES):
-        labels = [axes.get_xlabel() or axes.get_ylabel() for axes in figure.axes]
-        assert any(labels), "no axis is named"
+    assert any(axes.get_xlabel() or axes.get_ylabel() for axes in figure.axes), "no axis is named"
 
 
 def test_no_setting_of_the_user_reaches_a_figure():
@@ -220,12 +185,35 @@ def test_nodes_and_their_controls_are_drawn_at_their_values():
     assert np.allclose(drawn, expected), "labels shuffled, then random basis"
 
 
-def test_the_null_counts_the_sites_beyond_all_draws():
-    null, table = tiny.by_site("draw", 5), along.at_theta(tiny.by_theta())
-    far = null.assign(noise=null.noise + 1000, clusters=null.clusters - 1)
-    title = headline_of(along.null_comparison(tiny.by_theta(), far))
-    assert f"noise per node is below all draws at {len(table)} of {len(table)} sites" in title
-    assert f"Clusters per node is above all draws at {len(table)} of {len(table)} sites" in title
+def test_sites_beyond_all_draws_are_counted_for_each_control():
+    draws, sites = tiny.by_site("draw", 5), len(along.at_theta(tiny.by_theta()))
+    far = draws.assign(noise=draws.noise + 1000, clusters=draws.clusters - 1)
+    near = draws.assign(noise=1000.0 * draws.draw, clusters=4.2)
+    said = along.beyond(tiny.by_theta(), {"far": far, "near": near}, ("clusters", "noise"))
+    first, second = said.removeprefix("Beyond all draws with ").split("; with ")
+    assert first == f"far, clusters per node above at {sites} and noise per node below at {sites} of {sites} sites"
+    assert second == f"near, clusters per node above at 0 and noise per node above at 0 of {sites} sites"
+
+
+def test_the_last_encoder_is_told_beside_the_medians_of_its_controls():
+    table = tiny.by_theta().assign(noise=5.0)
+    draws = tiny.by_site("draw", 3)
+    draws = draws.assign(noise=draws.draw * 10.0 + draws.encoder)
+    said = along.at_the_end(table, {"far": draws})
+    assert said == "At the last encoder, noise per node is 5.00 at mha (17.0 with far) and 5.00 at ff (17.0 with far)"
+
+
+def test_every_panel_of_a_grid_is_drawn_for_its_kind_and_quantity():
+    with style.theme():
+        figure = along.grid(
+            ["noise", "snr"], ["mha", "ff"], tiny.by_theta().encoder, lambda panel, *what: panel.set_gid("/".join(what))
+        )
+    assert [axes.get_gid() for axes in figure.axes] == ["mha/noise", "ff/noise", "mha/snr", "ff/snr"]
+    assert [axes.get_ylabel() for axes in figure.axes[::2]] == ["noise per node\n(entries)", "signal to noise\n(SNR)"]
+
+
+def test_a_site_in_words():
+    assert wording.place("enc7/ff_hidden") == "ff_hidden of encoder 7"
 
 
 def test_trends_are_counted_where_they_are_significant():
@@ -247,44 +235,11 @@ def test_cells_of_the_trend_have_its_values_and_marks():
     figure = along.theta_trend(table)
     panel = next(axes for axes in figure.axes if axes.get_title("left") == "ff")
     trends = along.trend_table(table).query("kind == 'ff'")
-    noise, *_, fields = (mesh.get_array().ravel() for mesh in panel.collections)
-    assert np.allclose(noise, trends[trends.quantity == "noise"].sort_values("theta").change)
-    assert len(fields) == 1, "the ratio of fields needs no threshold"
-    marks = panel.lines[0].get_xdata()
-    assert len(marks) == (trends.quantity.eq("noise") & (trends.rises | trends.falls)).sum()
-
-
-def test_alternatives_name_what_turns_round():
-    table = tiny.alternatives()
-    assert headline_of(along.alternatives(table)).startswith("Every alternative") or "→" in headline_of(
-        along.alternatives(table)
-    )
-    rising = 100.0 * table.encoder
-    turned = table.assign(noise=np.where((table.alternative == 2) & (table.kind == "ff"), rising, -rising))
-    turned = turned.assign(cluster_size=1.0 + turned.encoder, snr=1.0 + turned.encoder)
-    assert headline_of(along.alternatives(turned)) == "The direction changes with “2”: noise 100 → 700 at ff"
-    same = turned.assign(noise=-rising)
-    assert headline_of(along.alternatives(same)).startswith("Every alternative moves in the direction")
-    first = along.alternatives(same).axes[0]
-    assert len(first.lines) == 2, "two alternatives leave the probe as it is"
-
-
-def test_data_sets_are_drawn_side_by_side():
-    axes = np.reshape(side_by_side(3).axes, (5, 2))
-    rows = along.at_theta(tiny.by_theta()).query("kind == 'mha'")
-    for look in style.LOOKS[:3]:
-        assert np.allclose(curve(axes[3, 0], look["color"]), rows.noise)
-
-
-def test_labels_are_sorted_by_their_nodes_and_weak_owners_are_grey():
-    counts, owner = tiny.heads(102, 4)
-    figure = heads.labels_by_heads(counts, owner, tiny.names(102), "enc3/mha")
-    for head, panel in enumerate(figure.axes[:4]):
-        labels = [tick for tick in panel.get_yticklabels() if tick.get_text()]
-        nodes = [int(tick.get_text().split()[-1]) for tick in labels]
-        assert nodes == sorted((int(counts[head, label]) for label in np.flatnonzero(owner == head)), reverse=True)
-        grey = [to_hex(tick.get_color()) == style.MUTED.lower() for tick in labels]
-        assert grey == [number < heads.FEW for number in nodes]
+    wide = trends.pivot(index="quantity", columns="theta", values="change").loc[list(along.VARIANTS)]
+    cells = np.ma.filled(panel.collections[0].get_array().astype(float), np.nan).reshape(wide.shape)
+    assert np.allclose(cells, wide, equal_nan=True)
+    marks = [text for text in panel.texts if text.get_text()]
+    assert len(marks) == (trends.rises | trends.falls).sum()
 
 
 def test_concentration_lies_over_the_band_of_chance():
@@ -323,24 +278,9 @@ def test_ablation_is_told_over_all_encoders_and_drawn_where_it_is_largest():
     assert np.allclose(own[0], 100 * best[["drop_own_low", "drop_own_high"]].iloc[0])
     assert np.allclose(own[1], 100 * best[["drop_others_low", "drop_others_high"]].iloc[0])
     sure = int((sites.excess_low > 0).sum())
-    assert f"at {sure} of {len(sites)} encoders; at {best.site.iloc[0]} for 3 of 4 heads" in headline_of(figure)
-
-
-def test_superclasses_that_one_head_owns_whole_are_named():
-    table = tiny.enrichment()
-    whole = table.assign(group_labels=np.where((table["head"] == 2) & (table.index % 7 == 0), table.shared, 99))
-    named = whole[(whole.shared == whole.group_labels) & (whole.shared > 1)].group_name
-    title = headline_of(heads.enrichment(whole))
-    assert len(named) and all(name in title for name in named) and "head 2 owns all labels of" in title
-    nobody = headline_of(heads.enrichment(table.assign(group_labels=99)))
-    assert "no superclass has all its labels with one head" in nobody
-
-
-def test_an_image_of_each_head_is_one_of_its_strongest_label():
-    counts, owner = np.array([[1, 5, 0], [0, 0, 0], [0, 0, 2]]), np.array([0, 0, 2])
-    labels, correct = np.array([0, 1, 1, 2, 2]), np.array([True, False, True, False, False])
-    assert heads.image_of_each_head(counts, owner, labels, correct) == [2]
-    assert heads.image_of_each_head(torch.tensor(counts), owner, labels, correct | True) == [1, 3]
+    assert f"at {sure} of {len(sites)} encoders; at {wording.place(best.site.iloc[0])} for 3 of 4 heads" in headline_of(
+        figure
+    )
 
 
 def test_pruned_networks_are_drawn_with_the_envelope_of_their_seeds():
@@ -363,39 +303,6 @@ def test_retraining_is_told_of_what_was_retrained():
     drawn = [line.get_xdata()[0] for line in after.lines if to_hex(line.get_color()) == style.METHODS["andc"].lower()]
     table = andc.over_seeds(runs).query("method == 'andc' and epochs == 3 and level == 0.35").set_index("target")
     assert drawn == pytest.approx(table.accuracy[["fc", "all"]].tolist())
-
-
-# Interactive
-
-
-@pytest.mark.parametrize("name", BROWSERS)
-def test_an_interactive_figure_carries_its_provenance_and_fits_a_phone(name):
-    figure = stamp(stamp(BROWSERS[name](), tiny.PROVENANCE), tiny.PROVENANCE)
-    stamps = [note.text for note in figure.layout.annotations if note.name == "stamp"]
-    assert len(stamps) == 1
-    for key, value in tiny.PROVENANCE.items():
-        assert (value[:12] if key == "weights" else value) in stamps[0].replace("<br>", " · ")
-    assert "$" not in json.dumps([figure.layout.title.text, stamps, list(figure.data[0].x)])
-    assert figure.layout.xaxis.title.text and figure.layout.yaxis.title.text and headline_of(figure)
-    sizes = [note.font.size for note in figure.layout.annotations] + [figure.layout.font.size]
-    assert min(sizes) >= 12, "pixels, which are 9 points"
-    assert all(len(line) <= 40 for line in re.sub("</?b>", "", figure.layout.title.text).split("<br>"))
-
-
-def test_the_browser_shows_one_node_at_a_time_in_its_own_order():
-    figure = BROWSERS["browser, 102"]()
-    assert [trace.visible for trace in figure.data] == [True, False, False, False]
-    choices = figure.layout.updatemenus[0].buttons
-    assert [sum(choice.args[0]["visible"]) for choice in choices] == [1] * 4
-    assert "silent" in choices[1].args[1]["title.text"]
-    shown = a_node(102, 5)
-    np.testing.assert_allclose(figure.data[0].z, shown.scaled[np.ix_(shown.order, shown.order)], rtol=1e-6)
-    assert list(figure.data[0].x) == [wording.short(tiny.names(102)[label], 40) for label in shown.order]
-
-
-def test_labels_cut_to_the_same_name_stay_apart():
-    long = ["a very long name of a label that goes on and on, " + end for end in "abcdefghij"]
-    assert len(set(node.browser([a_node(10, 5)], long).data[0].x)) == 10
 
 
 # Nodes
@@ -432,12 +339,12 @@ def test_the_matrix_of_a_node_is_drawn_clusters_first():
 
 
 def test_messages_of_a_silent_node_one_off_the_diagonal_and_a_usual_one():
-    assert a_node(10, 0).message == "Node 0 of enc3/mha is silent: no entry of its field is positive"
+    assert a_node(10, 0).message == "Node 0 at mha of encoder 3 is silent: no entry of its field is positive"
     assert "has no label on its diagonal, and 25 ones elsewhere" in a_node(10, 1).message
     shown = a_node(102, 5)
     labels, noise = (shown.clusters >= 0).sum(), (shown.entries >= 2).sum()
     expected = f"recognises {labels} labels in {shown.clusters.max() + 1} clusters, and has {noise} noisy entries"
-    assert shown.message == f"Node 5 of enc3/mha {expected}"
+    assert shown.message == f"Node 5 at mha of encoder 3 {expected}"
 
 
 def test_the_typical_node_has_the_median_noise():
@@ -518,16 +425,11 @@ def test_headlines_follow_their_data():
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (lambda: along.site_means(tiny.by_theta(), theta=0.9), "no row with theta 0.9"),
+        (lambda: along.at_theta(tiny.by_theta(), 0.9), "no row with theta 0.9"),
         (lambda: style.kinds_in(["mha", "conv"]), "unknown kind of site"),
-        (lambda: node.gallery([]), "no nodes given"),
-        (lambda: node.browser([], []), "no nodes given"),
         (lambda: node.look_at(*tiny.site(10), "enc1/ff", 12), "nodes 0 to 11, not 12"),
-        (lambda: heads.enrichment(tiny.enrichment().assign(site=lambda t: t["head"].astype(str))), "4 sites"),
-        (lambda: along.alternatives(tiny.by_site("alternative", 5)), "5 to draw, at most 4"),
         (lambda: andc.accuracy_density(tiny.pruned().assign(method="obs")), "unknown pruning method"),
         (lambda: andc.accuracy_density(tiny.pruned(), epochs=9), "9 epochs of retraining"),
-        (lambda: along.side_by_side({}), "0 data sets"),
         (lambda: tables.verdicts(tiny.verdicts().assign(verdict="true")), "unknown verdict"),
         (lambda: tables.verdicts_by_dataset(tiny.claims(("here",)).assign(verdict="true")), "unknown verdict"),
     ],
@@ -574,9 +476,20 @@ def test_verdicts_by_data_set_are_one_column_each():
         assert shown.loc[f"{row.claim} {row.statement}", row.dataset].endswith(row.verdict)
 
 
-def test_what_the_split_explains():
-    assert tables.explained_by_split(0.5, 0.8, 0.9) == pytest.approx((30, 0.75))
-    assert math.isnan(tables.explained_by_split(0.5, 0.8, 0.5)[1])
+# Interactive
+
+
+def test_an_interactive_figure_carries_its_provenance_and_fits_a_phone():
+    figure = go.Figure(go.Heatmap(z=np.eye(3)))
+    figure.update_xaxes(title="output").update_yaxes(title="true label")
+    style.plotly_card(figure, "A finding of more than the forty characters that a phone shows on one line")
+    figure = stamp(stamp(figure, tiny.PROVENANCE), tiny.PROVENANCE)
+    [line] = [note.text for note in figure.layout.annotations if note.name == "stamp"]
+    for key, value in tiny.PROVENANCE.items():
+        assert (value[:12] if key == "weights" else value) in line.replace("<br>", " ").replace("\xa0", " ")
+    lines = re.sub("</?b>", "", figure.layout.title.text).split("<br>")
+    assert len(lines) > 1 and all(len(line) <= 40 for line in lines)
+    assert min(note.font.size for note in figure.layout.annotations) >= 12, "pixels, which are 9 points"
 
 
 # Colours
