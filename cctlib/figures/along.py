@@ -37,7 +37,8 @@ from cctlib.figures.style import (
     without_frame,
 )
 from cctlib.figures.wording import course, listing, number, percent, sentence
-from cctlib.snp.controls import BASIS, SHUFFLED
+from cctlib.snp.controls import BASIS
+from cctlib.snp.measure import SHUFFLED
 
 TITLES = {  # of a panel, and at its axis
     "accuracy": ("probe accuracy", "% of images"),
