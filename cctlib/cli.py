@@ -28,7 +28,7 @@ Dataset = Annotated[
     str, tyro.conf.arg(help="cifar100, flowers102, flowers102-kaggle, demo, or folder:PATH", metavar="NAME")
 ]
 Device = Annotated[str, tyro.conf.arg(help="cpu, cuda, or auto", metavar="NAME")]
-Csv = Annotated[Path | None, tyro.conf.arg(help="write the whole table, at threshold 0.3, to this file")]
+Csv = Annotated[Path | None, tyro.conf.arg(help="write the whole table to this file")]
 Theta = Annotated[float, tyro.conf.arg(help="threshold, one of the measured ones; only at 0.3 networks are retrained")]
 
 

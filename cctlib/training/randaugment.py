@@ -87,7 +87,7 @@ def solarize_add(pixels: Pixels, level: Level, fill: Colour) -> Pixels:
     return torch.where(pixels < 128, pixels + added.to(torch.uint8), pixels)
 
 
-def vision(operation: str, pixels: Pixels) -> Pixels:
+def vision(operation: str, pixels: Pixels) -> UInt8[Tensor, "image channel height width"]:
     """An operation of torchvision, which is imported late: that takes seconds, and most commands do not train."""
     from torchvision.transforms.v2 import functional
 
