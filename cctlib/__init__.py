@@ -7,7 +7,7 @@ The names below are what a user needs, in three tiers; everything else is reache
 from importlib import import_module
 from typing import Any
 
-TIERS = {
+TIERS: dict[str, dict[str, tuple[str, ...]]] = {
     "Measuring": {
         "study": ("open_study", "Study"),
         "model.sites": ("site_names",),

@@ -37,7 +37,7 @@ def chain(tmp_path, monkeypatch):
     monkeypatch.setattr(stages, "_compute", record)
     empty = measure.Measurement({}, {}, {}, (), None, None, about={})
     monkeypatch.setattr(measure, "load", lambda folder: empty)
-    monkeypatch.setattr(tables, "load", lambda folder, measured: {})
+    monkeypatch.setattr(tables, "load", lambda folder: {})
     shipped, source = tmp_path / "artifacts", tmp_path / "01_model.ipynb"
     shipped.mkdir()
     (shipped / "table.parquet").write_text("numbers", encoding="utf-8")

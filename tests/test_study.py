@@ -143,9 +143,9 @@ def test_what_ships_with_a_model_is_read_and_what_does_not_is_named(tiny_study):
 def test_a_figure_names_every_commit_that_made_it(tiny_study, tmp_path):
     """One commit where all stages have the same, else each stage with its own; the same for devices and precision."""
     folders = {}
-    for name, folder in tiny_study.folders.items():
+    for name in ("probe", "measure", "tables"):  # other tests may have added stages of another precision
         folders[name] = tmp_path / name
-        shutil.copytree(folder, tmp_path / name)
+        shutil.copytree(tiny_study.folders[name], tmp_path / name)
     moved = replace(tiny_study, folders=folders)
     assert moved.provenance["commit"] == stages.commit() and moved.provenance["precision"] in ("fp32", "bf16")
     record = folders["tables"] / stages.PROVENANCE

@@ -5,6 +5,7 @@ The tables are those of `cctlib.snp.tables`: one row a site (and threshold, draw
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -57,7 +58,10 @@ VARIANTS = {
     "snr_node": "SNR by node",
     "snr_field": "SNR of fields",
 }
-CONTROLS = {SHUFFLED: {"color": FOREIGN, "linestyle": ":"}, BASIS: {"color": MUTED, "linestyle": DASHED}}
+CONTROLS: dict[str, dict[str, Any]] = {
+    SHUFFLED: {"color": FOREIGN, "linestyle": ":"},
+    BASIS: {"color": MUTED, "linestyle": DASHED},
+}
 THETA = rules.THETA
 
 
@@ -280,13 +284,14 @@ def theta_trend(by_theta: pd.DataFrame) -> Card:
         rows = trends[trends.kind == kind]
         change, mark = (rows.pivot(index="quantity", columns="theta", values=name) for name in ("change", "mark"))
         change, mark = (values.loc[list(VARIANTS)].rename(VARIANTS) for values in (change, mark))
-        ink = {"color": INK, "size": 6}
+        ink = {"color": INK, "size": SMALLEST}
         sns.heatmap(change, annot=mark, fmt="", annot_kws=ink, cbar=False, ax=panel, **cells)
         panel.set_title(kind, color=readable(KINDS[kind]))
         panel.set(xlabel="", ylabel="")
         step = -(-change.shape[1] // 7)
-        ticks = np.arange(change.shape[1])[::step] + 0.5
-        panel.set_xticks(ticks, [f"{theta:g}" for theta in change.columns[::step]], rotation=0)
+        panel.set_xticks(
+            np.arange(change.shape[1])[::step] + 0.5, [f"{theta:g}" for theta in change.columns[::step]], rotation=0
+        )
         without_frame(panel)
     for panel in panels.flat[len(kinds) :]:
         panel.set_visible(False)

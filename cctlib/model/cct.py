@@ -284,6 +284,7 @@ class CCT(nn.Module):
         self.attention = attention
         self.image_size = config.image_size
         encoders = range(1, config.encoders + 1)
+        self.nodes = {site: config.nodes(site) for site in site_names(config.encoders)}
         self.tap_names = tuple(f"enc{m}/{kind}" for m in encoders for kind in (*SITES, "attention"))
         self._check_names(taps=(), gains={})
         self.tokenizer = Tokenizer(config)
@@ -346,8 +347,10 @@ class CCT(nn.Module):
             if site.endswith("/attention") and self.attention == "fused":
                 raise UserError(f'{site}: fused attention forms no maps; set network.attention = "explicit"')
         for site, gain in gains.items():
-            if gain.shape != (nodes := self.config.nodes(site),):
-                raise UserError(f"gains: {site} has {nodes} nodes, its gains have shape {tuple(gain.shape)}")
+            if site not in self.nodes:
+                raise unknown_site(site, self.nodes)
+            if gain.shape != (self.nodes[site],):
+                raise UserError(f"gains: {site} has {self.nodes[site]} nodes, its gains have shape {tuple(gain.shape)}")
 
 
 def _scaled_and_recorded(

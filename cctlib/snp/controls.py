@@ -48,7 +48,7 @@ def rotated(
     generator: torch.Generator,
 ) -> tuple[Float[Tensor, "true_label node"], Float[Tensor, "output node"]]:
     """mu and W, in float64, with the nodes of each group rotated among themselves."""
-    Q, flat = rotations(*groups.shape, generator), groups.flatten()
+    Q, flat = rotations(len(groups), groups.shape[1], generator), groups.flatten()
     turned = [torch.einsum("kgm,gmn->kgn", array.double()[:, groups], Q).flatten(1) for array in (mu, W)]
     return turned[0][:, flat.argsort()], turned[1][:, flat.argsort()]
 

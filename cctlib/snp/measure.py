@@ -7,7 +7,7 @@ across images. A measurement is what ships with the book: figures are drawn from
 """
 
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -230,7 +230,7 @@ def shuffled_rows(
 ) -> pd.DataFrame:
     """Columns of `fields.site_row` with `control` and `draw`, one row a site and shuffling of the images' labels."""
     draw = torch.Generator().manual_seed(0)
-    labels = fields.shuffled(images.labels, draws, draw) if draws else []
+    labels: Sequence[Tensor] = list(fields.shuffled(images.labels, draws, draw)) if draws else []
     rows = []
     for site, values in pooled.items():
         W, values = fields.rounded(probes[site].fc.weight), values.to(fields.wide(values.device))  # once for all draws
