@@ -22,6 +22,7 @@ from cctlib.figures.style import (
     INK,
     KINDS,
     MUTED,
+    SMALLEST,
     Card,
     band,
     card,
