@@ -27,10 +27,10 @@ def found_role(name, rawtext, text, lineno, inliner, options=None, content=None)
     if entry is None:
         return [nodes.emphasis(rawtext, NOT_FOUND)], []
     link = pending_xref(
-        "", nodes.inline("", "details"), refdomain="std", reftype="doc", reftarget=f"/{entry['page']}",
+        "", nodes.inline(rawtext, entry["text"]), refdomain="std", reftype="doc", reftarget=f"/{entry['page']}",
         refdoc=env.docname, refexplicit=True, refwarn=True,
     )  # fmt: skip
-    return [nodes.inline(rawtext, entry["text"]), nodes.Text(" ("), link, nodes.Text(")")], []
+    return [link], []
 
 
 def load_plotly(app, pagename, templatename, context, doctree):

@@ -67,7 +67,8 @@ def heads(study: Study, owned: Ownership | None = None) -> Verdict:
     owned = ownership(study) if owned is None else owned
     gaps = heads_tables(study)["expert_sites"]
     robust = specifications.in_words(specifications.experts(owned.sites, gaps))
-    return replace(verdicts.experts([owned.sites], [gaps]), robust=robust)
+    nodes = verdicts.heads_beyond_basis(owned.sites)
+    return replace(verdicts.experts([owned.sites], [gaps]), robust=robust, nodes=nodes)
 
 
 def all_claims(study: Study) -> list[Verdict]:

@@ -292,6 +292,21 @@ def _gain(values: Float[np.ndarray, "encoder"]) -> float:
     return float(values[-1] / values[0])
 
 
+def heads_beyond_basis(sites: pd.DataFrame) -> str:
+    """C5: whether what is concentrated survives a rotation within heads, which keeps each head's subspace.
+
+    sites: rows of `heads.symmetry` with the controls within and across heads. Labels are compared at most encoders.
+    """
+    if "within_low" not in sites or "across_high" not in sites:
+        return "not tested"
+    subspace = _most(sites.within_low > sites.across_high)
+    nodes = _most(sites.concentration > sites.within_high)
+    answer = "yes" if nodes else "in part" if subspace else "no"
+    about = "the subspaces of heads and their nodes" if nodes else "the subspaces of heads" if subspace else "neither"
+    means = f"{sites.within_mean.mean():.3f} within heads, {sites.across_mean.mean():.3f} across"
+    return f"{answer}: about {about} (concentration {sites.concentration.mean():.3f}; rotated {means})"
+
+
 def with_basis(verdicts: Sequence[Verdict], by_theta: pd.DataFrame, rotated: pd.DataFrame | None) -> list[Verdict]:
     """The verdicts C2 and C3 with their answers about nodes; as they are where no basis was rotated."""
     if rotated is None or rotated.empty:

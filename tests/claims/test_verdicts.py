@@ -327,6 +327,18 @@ def test_sharpening_is_about_nodes_when_it_exceeds_every_basis(snr, answer):
     assert verdicts.sharpening_beyond_basis(sites(50, snr), rotated(100, 1)).startswith(f"{answer}: ")
 
 
+@pytest.mark.parametrize(
+    ("within", "across", "answer"), [(0.40, 0.36, "yes"), (0.50, 0.36, "in part"), (0.50, 0.49, "no")]
+)
+def test_experts_are_about_nodes_subspaces_or_neither(within, across, answer):
+    bands = {f"{n}_{end}": v + d for n, v in (("within", within), ("across", across)) for end, d in ENDS.items()}
+    assert verdicts.heads_beyond_basis(symmetry().assign(**bands)).startswith(f"{answer}: ")
+    assert verdicts.heads_beyond_basis(symmetry()) == "not tested"
+
+
+ENDS = {"low": -0.02, "mean": 0.0, "high": 0.02}
+
+
 # Specifications -------------------------------------------------------------------------------------------
 
 
