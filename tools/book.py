@@ -168,13 +168,12 @@ def _rules() -> str:
 def _first_version() -> str:
     """Markdown: what the rules of the first version said of the first measurement, with what it was made from."""
     judged = json.loads((ROOT / "artifacts" / "first_version.json").read_text(encoding="utf-8"))["data_sets"]
-    claims = ["C1", "C2", "C3", "C4", "C5"]
-    lines = [f"| data set | {' | '.join(claims)} | measured at |", "|---" * (len(claims) + 2) + "|"]
-    for name, entry in judged.items():
-        words = " | ".join(entry["verdicts"][claim]["verdict"] for claim in claims)
-        made = f"commit {entry['commit']}, profile {entry['profile']}, weights {entry['weights'][:10]}"
-        lines.append(f"| {name} | {words} | {made} |")
-    return "\n".join(lines)
+    lines = [f"| | {' | '.join(judged)} |", "|---" * (len(judged) + 1) + "|"]
+    for claim in ("C1", "C2", "C3", "C4", "C5"):
+        words = " | ".join(entry["verdicts"][claim]["verdict"] for entry in judged.values())
+        lines.append(f"| {claim} | {words} |")
+    made = [f"commit {v['commit']}, profile {v['profile']}, weights {v['weights'][:10]}" for v in judged.values()]
+    return "\n".join([*lines, f"| measured at | {' | '.join(made)} |"])
 
 
 def _fill(page: Path, mark: str, text: str) -> None:

@@ -246,6 +246,7 @@ def site_means(by_theta: pd.DataFrame) -> Card:
             line(panel, table[table.kind == kind], column, **look(kind))
         panel.set(title=TITLES[column][0], ylabel=TITLES[column][1])
         encoder_axis(panel, table.encoder, label=column in columns[-2:])
+        panel.tick_params(labelbottom=column in columns[-2:])  # below an odd number, one column is shorter
         if "noise" in column:
             panel.set_ylim(bottom=0)
     legend(figure, panels[0, 0], "upper left")
