@@ -51,12 +51,12 @@ KINDS = {"mha": "#0072B2", "trunk": "#8B9097", "ff_hidden": "#BF8400", "ff": "#B
 MARKERS = {"mha": "o", "trunk": "s", "ff_hidden": "^", "ff": "D", "filters": "P"}
 HEADS = ("#5A3FA3", "#409F8F", "#9A922E", "#7A1F3D", "#6496AF", "#CC6677")
 METHODS = {"andc": "#882255", "shuffled": "#117733", "random": "#8B9097", "magnitude": "#2F8FCB", "wanda": "#C98011"}
-SERIES = ("#1F2430", "#C2428A", "#2F8FCB", "#A19026")  # data sets, trials, alternatives: as they are given
+SERIES = ("#1F2430", "#C2428A", "#2F8FCB", "#A19026", "#7F26D9")  # data sets, trials, alternatives: as they are given
 DASHED = (0, (4, 3))
-DASHES = ("-", (0, (5, 2)), (0, (1.2, 1.6)), (0, (5, 1.5, 1.2, 1.5)))
+DASHES = ("-", (0, (5, 2)), (0, (1.2, 1.6)), (0, (5, 1.5, 1.2, 1.5)), (0, (3, 1, 1, 1, 1, 1)))
 LOOKS: tuple[dict[str, Any], ...] = tuple(
     {"color": color, "marker": marker, "linestyle": dash}
-    for color, marker, dash in zip(SERIES, "oD^s", DASHES, strict=True)
+    for color, marker, dash in zip(SERIES, "oD^sv", DASHES, strict=True)
 )
 BROWN_TO_BLUE = ["#7A3B06", "#C9701B", "#F0C48E", GROUND, "#9FC3E0", "#2F79B5", "#0B3C68"]
 DIVERGING = LinearSegmentedColormap.from_list("field", BROWN_TO_BLUE)

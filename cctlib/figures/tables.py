@@ -12,7 +12,7 @@ from cctlib.errors import UserError
 from cctlib.figures.wording import number
 
 STYLES = [
-    {"selector": "th, td", "props": "padding: 0.25em 0.6em; text-align: right; border: 0; font-size: 0.92em"},
+    {"selector": "th, td", "props": "padding: 0.25em 0.45em; text-align: right; border: 0; font-size: 0.92em"},
     {"selector": "th", "props": "font-weight: 600; border-bottom: 1px solid currentColor"},
     {"selector": "th:first-child, td:first-child", "props": "text-align: left"},
     {"selector": "caption", "props": "caption-side: bottom; text-align: left; padding-top: 0.5em; color: inherit"},

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from cctlib.errors import UserError
+from cctlib.figures import style
+from cctlib.snp import tables
 from cctlib.study import open_study
 from tools import book, reproduce
 
@@ -29,6 +31,8 @@ BAD_IMAGES = """[...document.querySelectorAll('.bd-article img')]
 BAD_PLOTS = """[...document.querySelectorAll('.plotly-graph-div')].filter(d => {
   const drawn = d.querySelector('svg.main-svg'), box = drawn && drawn.getBoundingClientRect();
   return !drawn || !box.width || !box.height || !d.closest('[aria-label]').ariaLabel.trim() }).map(d => d.id)"""
+CUT_TABLES = """[...document.querySelectorAll('.bd-article .text_html, .bd-article .pst-scrollable-table-container')]
+  .filter(b => b.querySelector('table') && b.scrollWidth > b.clientWidth + 1).map(b => b.innerText.slice(0, 50))"""
 UNDRAWN_MATHS = "[...document.querySelectorAll('.math')].filter(m => !m.querySelector('mjx-container svg')).length"
 FOCUS = """() => { const e = document.activeElement, s = getComputedStyle(e);
   const seen = s.outlineStyle !== 'none' && parseFloat(s.outlineWidth) > 0;
@@ -118,6 +122,10 @@ def test_the_same_inputs_are_not_built_again(executed, html, monkeypatch):
     book.make(executed, html.parent)
 
 
+def test_every_alternative_has_a_look_of_its_own():
+    assert len(style.LOOKS) >= len(tables.SPLITS) + len(tables.PROBES)  # chapter 03 draws all that were measured
+
+
 @pytest.mark.notebooks
 def test_a_notebook_that_was_not_executed_is_refused():
     with pytest.raises(UserError, match="01_model") as caught:
@@ -134,6 +142,7 @@ def test_every_page_opens_without_a_network_and_fits_a_phone(html, opened):
         assert errors == [], f"{path.name}: {errors}"
         assert page.evaluate(BAD_IMAGES) == [], f"{path.name}: an image is not seen or has no words"
         assert page.evaluate(BAD_PLOTS) == [], f"{path.name}: a plot is not seen or has no words"
+        assert page.evaluate(CUT_TABLES) == [], f"{path.name}: a table is wider than its column on a screen"
         page.set_viewport_size(PHONE)
         page.wait_for_timeout(200)  # plots follow the width
         assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"], (
