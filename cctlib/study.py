@@ -29,7 +29,7 @@ from cctlib.model.precision import arithmetic, attention
 from cctlib.profiles import Profile, resolve_profile
 from cctlib.snp import measure, stage, tables
 from cctlib.snp.measure import Measurement
-from cctlib.snp.probe import Probes
+from cctlib.snp.probe import READOUT, Probes
 from cctlib.training import processes, run
 from cctlib.training.recipes import fitted, recipe_for
 
@@ -84,6 +84,8 @@ class Study:
         about = dict(self.measurement.about)
         if self.source == "shipped":
             about["note"] = "shipped measurement, not made here"
+        if READOUT not in self.measurement.alternatives:  # which every measurement has had since probes converge
+            about["note"] = ", ".join([*filter(None, [about.get("note")]), "probes of the first version"])
         records = {name: stages.read_json(path) for name, path in self._records().items()}
         for key in ("commit", "device", "precision", "attention"):
             by_stage = {name: str(record[key]) for name, record in records.items() if key in record}
