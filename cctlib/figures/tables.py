@@ -17,7 +17,7 @@ STYLES = [
     {"selector": "th:first-child, td:first-child", "props": "text-align: left"},
     {"selector": "caption", "props": "caption-side: bottom; text-align: left; padding-top: 0.5em; color: inherit"},
 ]
-WORDS: Any = [{"selector": "", "props": "text-align: left; min-width: 8em; white-space: normal"}]
+WORDS: Any = [{"selector": "", "props": "text-align: left; min-width: 6.5em; white-space: normal"}]
 SIGNS = {"holds": "✓", "holds in part": "~", "does not hold": "✗", "not tested": "?"}
 
 
