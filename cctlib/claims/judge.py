@@ -3,8 +3,10 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+import numpy as np
 import pandas as pd
 import torch
+from jaxtyping import Float, Integer
 
 from cctlib import bootstrap
 from cctlib.andc.stage import pruning_tables
@@ -16,18 +18,20 @@ from cctlib.snp.measure import SHUFFLED
 from cctlib.study import Missing, Study
 
 
-def _generator() -> torch.Generator:
-    return torch.Generator().manual_seed(0)
+def _probes_and_resamples(
+    study: Study, split: str
+) -> tuple[dict[str, Integer[np.ndarray, "image"]], Float[torch.Tensor, "resample image"]]:
+    """The probes' predictions of a split's images, by site, and bootstrap weights of the images."""
+    predictions = {site: values.predictions[split] for site, values in study.measurement.sites.items()}
+    labels = torch.from_numpy(study.measurement.labels[split]).long()
+    return predictions, bootstrap.resample(labels, bootstrap.RESAMPLES, torch.Generator().manual_seed(0))
 
 
 def along_encoders(study: Study) -> list[Verdict]:
     """C1, C2 and C3, with all three answers."""
-    result, tables = study.measurement, study.tables
-    labels = torch.from_numpy(result.labels["test"]).long()
-    weights = bootstrap.resample(labels, bootstrap.RESAMPLES, _generator())
-    predictions = {site: values.predictions["test"] for site, values in result.sites.items()}
-    controls = tables["controls"]
+    result, tables, controls = study.measurement, study.tables, study.tables["controls"]
     shuffled, rotated = (controls[controls.control == name] for name in (SHUFFLED, BASIS))
+    predictions, weights = _probes_and_resamples(study, "test")
     stated = [
         verdicts.progress(predictions, result.labels["test"], weights),
         verdicts.small_clusters(tables["nodes"], shuffled, len(result.names)),
@@ -41,16 +45,11 @@ def along_encoders(study: Study) -> list[Verdict]:
 def readings(study: Study) -> dict[str, pd.DataFrame]:
     """The specification curves of C1, C2 and C3, by claim (see `specifications`)."""
     result, nodes = study.measurement, study.tables["nodes"]
-    labels = {split: of_split for split, of_split in result.labels.items()}
-    weights = {
-        split: bootstrap.resample(torch.from_numpy(of_split).long(), bootstrap.RESAMPLES, _generator())
-        for split, of_split in labels.items()
-    }
-    predictions = {
-        split: {site: values.predictions[split] for site, values in result.sites.items()} for split in labels
-    }
+    both = {split: _probes_and_resamples(study, split) for split in result.labels}
+    predictions = {split: of_split for split, (of_split, _) in both.items()}
+    weights = {split: of_split for split, (_, of_split) in both.items()}
     return {
-        "C1": specifications.progress(predictions, labels, weights),
+        "C1": specifications.progress(predictions, result.labels, weights),
         "C2": specifications.small_clusters(nodes, len(result.names)),
         "C3": specifications.sharpening(nodes, study.tables["by_theta"]),
     }

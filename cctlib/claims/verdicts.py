@@ -307,9 +307,9 @@ def heads_beyond_basis(sites: pd.DataFrame) -> str:
     return f"{answer}: about {about} (concentration {sites.concentration.mean():.3f}; rotated {means})"
 
 
-def with_basis(verdicts: Sequence[Verdict], by_theta: pd.DataFrame, rotated: pd.DataFrame | None) -> list[Verdict]:
+def with_basis(verdicts: Sequence[Verdict], by_theta: pd.DataFrame, rotated: pd.DataFrame) -> list[Verdict]:
     """The verdicts C2 and C3 with their answers about nodes; as they are where no basis was rotated."""
-    if rotated is None or rotated.empty:
+    if rotated.empty:
         return list(verdicts)
     answers = {"C2": clusters_beyond_basis, "C3": sharpening_beyond_basis}
     return [
