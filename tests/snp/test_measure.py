@@ -8,7 +8,7 @@ import torch
 
 from cctlib.data import images as data
 from cctlib.errors import UserError
-from cctlib.model import cct, sites
+from cctlib.model import sites
 from cctlib.snp import fields, measure, probe, tables
 
 SETTINGS = probe.ProbeSettings(penalty=0.1, tolerance=1e-2, most_passes=5, short_steps=2, precision="fp32")
@@ -17,13 +17,6 @@ ABOUT = {"dataset": "Demo", "per_label": {"train": 6, "held-out": 2, "test": 3}}
 
 def half(pixels):
     return pixels.float() / 255 - 0.5
-
-
-@pytest.fixture(scope="module")
-def network():
-    torch.manual_seed(0)
-    config = cct.CCTConfig(encoders=2, width=16, heads=2, mlp_ratio=2.0, convolutions=2, image_size=32, num_classes=10)
-    return cct.CCT(config).eval().requires_grad_(False)
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,6 @@ from torch.nn import functional as F
 
 from cctlib.data import images as data
 from cctlib.errors import UserError
-from cctlib.model import cct
 from cctlib.snp import fit, probe
 
 SETTINGS = probe.ProbeSettings(penalty=0.1, tolerance=1e-2, most_passes=5, short_steps=2, precision="fp32")
@@ -112,13 +111,6 @@ def test_groups_are_all_sites_in_order_and_as_few_as_fit(sizes, room):
 
 
 # On a network -----------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def network():
-    torch.manual_seed(0)
-    config = cct.CCTConfig(encoders=2, width=16, heads=2, mlp_ratio=2.0, convolutions=2, image_size=32, num_classes=10)
-    return cct.CCT(config).eval().requires_grad_(False)
 
 
 @pytest.fixture(scope="module")
