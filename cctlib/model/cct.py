@@ -48,6 +48,7 @@ Images = Float[Tensor, "image 3 height width"]
 Tokens = Float[Tensor, "image token node"]
 Logits = Float[Tensor, "image label"]
 At = Callable[[str, Tensor], Tensor]  # at(kind, nodes) -> nodes: scales and records them where asked to
+AtSite = Callable[[str, str, Tensor], Tensor]  # at(encoder, kind, nodes) -> nodes
 
 
 @dataclass(frozen=True)
@@ -255,15 +256,17 @@ class Classifier(nn.Module):
         self.attention_pool = nn.Linear(config.width, 1)
         self.fc = nn.Linear(config.width, config.num_classes)
 
-    def forward(self, x: Tokens, at: Callable[[str, str, Tensor], Tensor], fused: bool) -> Logits:
+    def forward(self, x: Tokens, at: AtSite, fused: bool, last: int | None = None) -> Logits | None:
         if self.positional_emb is not None:
             x = x + on_grid(self.positional_emb, x.shape[1])
-        return self.encode(F.dropout(x, self.dropout, self.training), 1, at, fused)
+        return self.encode(F.dropout(x, self.dropout, self.training), 1, at, fused, last)
 
-    def encode(self, x: Tokens, first: int, at: Callable[[str, str, Tensor], Tensor], fused: bool) -> Logits:
-        """From the tokens that enter encoder `first` to the logits."""
-        for m, block in enumerate(self.blocks[first - 1 :], start=first):
+    def encode(self, x: Tokens, first: int, at: AtSite, fused: bool, last: int | None = None) -> Logits | None:
+        """From the tokens that enter encoder `first` to the logits; or to encoder `last` and no further."""
+        for m, block in enumerate(self.blocks[first - 1 : last], start=first):
             x = block(x, partial(at, f"enc{m}"), fused)
+        if last is not None:
+            return None
         x = self.norm(x)
         return self.fc(seqpool(x, self.attention_pool(x)))
 
@@ -292,8 +295,13 @@ class CCT(nn.Module):
         self.initialise()
 
     def forward(
-        self, images: Images, taps: Sequence[str] = (), gains: Mapping[str, Float[Tensor, "_"]] | None = None
-    ) -> Logits | tuple[Logits, dict[str, Float[Tensor, "image *_"]]]:
+        self,
+        images: Images,
+        taps: Sequence[str] = (),
+        gains: Mapping[str, Float[Tensor, "_"]] | None = None,
+        *,
+        to_the_end: bool = True,
+    ) -> Logits | tuple[Logits | None, dict[str, Float[Tensor, "image *_"]]]:
         """Logits of normalised images; with `taps`, also what the named sites hold.
 
         Args:
@@ -303,6 +311,7 @@ class CCT(nn.Module):
                 tensor that the network goes on with: not copied, not detached, in autocast's precision.
             gains: factors for the nodes of sites; 0 silences a node, or at `mha` a head, in the network
                 itself. A tap of the same site shows the nodes after their gains.
+            to_the_end: False stops behind the last encoder that is tapped; there are no logits then, but None.
 
         Raises `UserError` for wrong images, unknown taps or gains, and attention maps of fused attention.
         """
@@ -311,7 +320,8 @@ class CCT(nn.Module):
         self._check_names(taps, gains)
         recorded: dict[str, Tensor] = {}
         at = _scaled_and_recorded(gains, taps, recorded)
-        logits = self.classifier(self.tokenizer(images), at, self.attention == "fused")
+        last = None if to_the_end else max((int(site[3 : site.index("/")]) for site in taps), default=0)
+        logits = self.classifier(self.tokenizer(images), at, self.attention == "fused", last)
         return (logits, recorded) if taps else logits
 
     def forward_from(self, encoder: int, tokens: Tokens, gains: Mapping[str, Float[Tensor, "_"]]) -> Logits:
@@ -322,7 +332,9 @@ class CCT(nn.Module):
         """
         self._check_names((), gains)
         at = _scaled_and_recorded(gains, (), {})
-        return self.classifier.encode(tokens, encoder, at, self.attention == "fused")
+        logits = self.classifier.encode(tokens, encoder, at, self.attention == "fused")
+        assert logits is not None
+        return logits
 
     def initialise(self) -> None:
         """Draw weights as the release does; LayerNorms are left as they are."""
@@ -353,9 +365,7 @@ class CCT(nn.Module):
                 raise UserError(f"gains: {site} has {self.nodes[site]} nodes, its gains have shape {tuple(gain.shape)}")
 
 
-def _scaled_and_recorded(
-    gains: Mapping[str, Tensor], taps: Sequence[str], recorded: dict[str, Tensor]
-) -> Callable[[str, str, Tensor], Tensor]:
+def _scaled_and_recorded(gains: Mapping[str, Tensor], taps: Sequence[str], recorded: dict[str, Tensor]) -> AtSite:
     """What the classifier does at a site: apply its gains, and record it where it is tapped."""
 
     def at(encoder: str, kind: str, nodes: Tensor) -> Tensor:

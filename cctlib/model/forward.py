@@ -23,6 +23,7 @@ def forward(
     generator: torch.Generator | None = None,
     skip: int = 0,
     progress: str = "",
+    **settings: object,
 ) -> Iterator[tuple[int, Tensor, Tensor, dict[str, Tensor]]]:
     """Show the images to the network once; gradients are off in the network and nowhere else.
 
@@ -31,7 +32,7 @@ def forward(
     autocast's precision.
 
     generator, skip: a shuffled pass, or the rest of one, as in `batches`; positions then count in the order drawn.
-    progress: the name of a progress bar; none without a name.
+    progress: the name of a progress bar; none without a name. settings: more arguments of a network with taps.
     """
     images = on_device(images, device)
     pixels_and_labels = batches(images, batch, device=device, generator=generator, skip=skip)
@@ -39,7 +40,8 @@ def forward(
     bar = tqdm(pixels_and_labels, progress, total=total, initial=skip, unit="batch", disable=not progress)
     for number, (pixels, labels) in enumerate(bar, start=skip):
         with torch.no_grad(), autocast(device, precision):  # not around the yield: the loop's body is the caller's
-            logits, nodes = network(normalise(pixels), taps=taps) if taps else (network(normalise(pixels)), {})
+            pixels = normalise(pixels)
+            logits, nodes = network(pixels, taps=taps, **settings) if taps else (network(pixels), {})
         yield number * batch, labels, logits, nodes
 
 

@@ -153,8 +153,10 @@ def groups(sizes: Mapping[str, int], room: float) -> list[list[str]]:
 def kept_tokens(
     network: nn.Module, normalise: Callable[[Tensor], Tensor], images: Images, group: Sequence[str], **how: Any
 ) -> dict[str, Tokens]:
-    """Tokens of a group of sites, from one pass; `how` as in `forward`."""
+    """Tokens of a group of sites, from one pass, which of a CCT stops behind them; `how` as in `forward`."""
     labels = images.labels.to(how["device"])
+    if isinstance(network, CCT):
+        how["to_the_end"] = False
     kept: dict[str, Tensor] = {}
     for first, _, _, nodes in forward(
         network, normalise, images, taps=group, progress=f"tokens of {group[0]} ...", **how

@@ -344,6 +344,16 @@ def test_only_what_is_asked_for_comes_back():
     assert torch.equal(logits, network(images)) and isinstance(network(images), Tensor)
 
 
+def test_a_pass_that_stops_behind_its_taps_holds_the_same_nodes_and_runs_no_later_encoder():
+    network = tiny().eval()
+    images, taps = torch.randn(2, 3, 16, 16), ["enc1/ff", "enc1/mha"]
+    _, whole = network(images, taps=taps)
+    network.classifier.blocks[1].forward = None  # whoever calls it fails
+    logits, stopped = network(images, taps=taps, to_the_end=False)
+    assert logits is None
+    assert all(torch.equal(stopped[site], whole[site]) for site in taps)
+
+
 def test_taps_carry_gradients():
     network = tiny()
     _, taps = network(pictures(), taps=["enc2/mha"])
