@@ -11,7 +11,9 @@ label i, is ``M_n[i, j] = mu[i, n] * W[j, n]`` (row = true label, column = outpu
 node is an outer product, and a whole site is measured without another forward pass (Method, section 5).
 
 In the order of reading: `mean_by_label` makes ``mu``, `boolean` thresholds the fields, `clusters` finds the groups of
-labels that a node recognises, `measure` turns them into numbers.
+labels that a node recognises, `measure` turns them into numbers. For a whole site it writes out no K x K matrix: the
+ones of a product of two vectors are counted by bisection in one of them, sorted, and clusters need the block of the
+node's own labels alone.
 """
 
 from dataclasses import dataclass
@@ -25,7 +27,7 @@ from cctlib.model import sites
 
 THETA = 0.3  # Method, section 5
 BLOCK = 2**19  # entries of one block of float64 fields: 4 MiB, which stays in a CPU's cache
-CHUNK = 2**23  # entries of one chunk of Boolean matrices: 8 MiB, all nodes of a usual site at once
+CHUNK = 2**22  # entries of the arrays of one chunk of nodes
 
 
 def wide(device: torch.device) -> torch.dtype:
@@ -154,9 +156,9 @@ def threshold(
     return fields / divisor(peak)[:, None, None] > theta
 
 
-def blocks(num_nodes: int, num_labels: int, entries: int) -> list[slice]:
-    """Slices of nodes whose K x K matrices hold at most `entries` entries together, one node at least."""
-    step = max(1, entries // num_labels**2)
+def blocks(num_nodes: int, size: int, entries: int) -> list[slice]:
+    """Slices of nodes that hold at most `entries` entries together, at `size` each; one node at least."""
+    step = max(1, entries // max(1, size))
     return [slice(start, min(start + step, num_nodes)) for start in range(0, num_nodes, step)]
 
 
@@ -166,13 +168,13 @@ def boolean(
     """``B_n`` of all nodes of a site: where the normalised field exceeds theta, strictly (Method, section 5).
 
     Computed in `wide`, so that CPU and GPU agree. A silent node is all False. Raises UserError as
-    `check_inputs`. The result takes N x K x K bytes; `measure` never holds more than `CHUNK` of them.
+    `check_inputs`. The result takes N x K x K bytes; `measure` does without it.
     """
     check_inputs(mu, W, theta)
     (num_labels, num_nodes), dtype = mu.shape, wide(mu.device)
     peak, rows, columns = peaks(mu, W), mu.T.to(dtype), W.T.to(dtype)
     B = torch.empty(num_nodes, num_labels, num_labels, dtype=torch.bool, device=mu.device)
-    for nodes in blocks(num_nodes, num_labels, BLOCK):
+    for nodes in blocks(num_nodes, num_labels**2, BLOCK):
         B[nodes] = threshold(rows[nodes, :, None] * columns[nodes, None, :], peak[nodes], theta)
     return B
 
@@ -184,6 +186,26 @@ def diagonals(
     check_inputs(mu, W, theta)
     dtype = wide(mu.device)
     return (mu.to(dtype) * W.to(dtype) / divisor(peaks(mu, W)) > theta).T.contiguous()
+
+
+def ones_of_rows(
+    rows: Float[Tensor, "node row"], columns: Float[Tensor, "node column"], peak: Float[Tensor, "node"], theta: float
+) -> Int[Tensor, "node row"]:
+    """Ones in each row of ``threshold(rows x columns)``, counted in K log K for each node, without the matrix.
+
+    For one row the normalised product only grows, or only falls, along the sorted columns, rounding included: so the
+    ones are at one end, and bisection with the very expression of `threshold` finds how many there are.
+    """
+    num_columns = columns.shape[1]
+    ascending, scale = columns.sort(dim=1).values, divisor(peak)[:, None]
+    fewest = torch.zeros_like(rows, dtype=torch.long)
+    most = torch.full_like(fewest, num_columns)
+    for _ in range(num_columns.bit_length()):
+        middle = (fewest + most + 1) >> 1  # is the entry so far from the better end, the first at 1, a one?
+        place = torch.where(rows > 0, num_columns - middle, middle - 1).clamp_(0, num_columns - 1)
+        one = rows * ascending.gather(1, place) / scale > theta
+        fewest, most = torch.where(one, middle, fewest), torch.where(one, most, middle - 1)
+    return fewest
 
 
 # From Boolean matrices to clusters and their statistics -----------------------------------------------------
@@ -201,42 +223,58 @@ def clusters(
 
     The definition (Method, section 5) walks ``D_n`` in label order: the first unassigned label opens a
     cluster, every later unassigned label joins if the block stays all ones in both directions; close;
-    repeat. This is first fit: a label joins the first cluster that takes it, for whether a cluster does
-    depends only on its members so far. First fit meets each label once, in all nodes at the same time.
+    repeat.
 
     `order`, a permutation of the labels, is the order of the walk: clusters depend on it, ``D_n`` does not.
     Raises UserError when it is no permutation.
     """
-    num_nodes, num_labels, _ = B.shape
-    diagonal = B.diagonal(dim1=1, dim2=2)
-    in_order = torch.arange(num_labels, device=B.device)
+    num_labels = B.shape[1]
+    labels, inside = walk(B.diagonal(dim1=1, dim2=2), order)
+    pairs = labels[:, :, None] * num_labels + labels[:, None, :]
+    return first_fit(labels, inside, B.flatten(1).gather(1, pairs.flatten(1)).view_as(pairs), num_labels)
+
+
+def walk(
+    D: Bool[Tensor, "node label"], order: Int[Tensor, "label"] | None
+) -> tuple[Int[Tensor, "node step"], Bool[Tensor, "node step"]]:
+    """The labels of each D_n in the order of the walk, padded to the longest, and which steps are no padding."""
+    in_order = torch.arange(D.shape[1], device=D.device)
     if order is None:
         order = in_order
     elif not torch.equal(order.sort().values, in_order):
-        raise UserError(f"order is no permutation of the {num_labels} labels 0 .. {num_labels - 1}")
-    counts = diagonal.sum(1)
+        raise UserError(f"order is no permutation of the {len(in_order)} labels 0 .. {len(in_order) - 1}")
+    counts = D.sum(1)
     longest = most(counts)
+    labels = order[(~D[:, order]).byte().argsort(dim=1, stable=True)[:, :longest]]
+    return labels, in_order[:longest] < counts[:, None]
 
-    # D_n in the order of the walk, padded to the longest; steps beyond |D_n| are not `inside`.
-    labels = order[(~diagonal[:, order]).byte().argsort(dim=1, stable=True)[:, :longest]]
-    inside = torch.arange(longest, device=B.device) < counts[:, None]
 
+def first_fit(
+    labels: Int[Tensor, "node step"],
+    inside: Bool[Tensor, "node step"],
+    ones: Bool[Tensor, "node step step"],
+    num_labels: int,
+) -> Int[Tensor, "node label"]:
+    """What `clusters` returns, from what `walk` returns and the block of B_n that its labels make.
+
+    A label joins the first cluster that takes it, for whether a cluster does depends only on its members so far. So
+    each label is met once, in all nodes at the same time.
+    """
+    (num_nodes, longest), device = labels.shape, labels.device
     # together[n, s, t]: the labels of steps s and t fit in one block. Padding fits all, and closes nothing.
-    pairs = labels[:, :, None] * num_labels + labels[:, None, :]
-    ones = B.flatten(1).gather(1, pairs.flatten(1)).view_as(pairs)
     together = ((ones & ones.mT) | ~inside[:, :, None]).byte()
 
     # takes[n, c, t]: cluster c of node n takes the label of step t. An unopened cluster takes any label, so
     # the first to take it is the one to join or, where none of the opened does, the next to open.
     takes = torch.ones_like(together)
-    rows, first_row = takes.view(-1, longest), longest * torch.arange(num_nodes, device=B.device)
+    rows, first_row = takes.view(-1, longest), longest * torch.arange(num_nodes, device=device)
     joined = []
     for step in range(longest):
         joined.append(takes[:, : step + 1, step].argmax(1))
         row = first_row + joined[-1]
         rows.index_copy_(0, row, rows.index_select(0, row) & together[:, step])
     assigned = torch.stack(joined, dim=1).masked_fill(~inside, -1)
-    return torch.full((num_nodes, num_labels), -1, device=B.device).scatter_(1, labels, assigned)
+    return torch.full((num_nodes, num_labels), -1, device=device).scatter_(1, labels, assigned)
 
 
 @dataclass(frozen=True)
@@ -293,17 +331,38 @@ class SiteStatistics:
         return result | {"snr_field": self.snr_field}
 
 
-def node_statistics(
-    B: Bool[Tensor, "node label label"], order: Int[Tensor, "label"] | None = None
-) -> dict[str, Tensor]:
-    """Counts of every node, by their names in `SiteStatistics`; `order` as in `clusters`."""
-    assignment = clusters(B, order)
-    on_diagonal = assignment >= 0
-    sizes = torch.zeros_like(assignment).scatter_add_(
-        1, assignment.clamp(min=0), on_diagonal.long()
-    )  # C, padded with 0
+def node_statistics(B: Bool[Tensor, "node label label"]) -> dict[str, Tensor]:
+    """Counts of every node from its Boolean matrix, by their names in `SiteStatistics`."""
+    assignment = clusters(B)
     per_output = B.view(torch.uint8).sum(1, dtype=torch.int32)  # as bytes: half the time of summing booleans
-    ones, own_columns, signal = per_output.sum(1), (per_output * on_diagonal).sum(1), sizes.square().sum(1)
+    return counts_of(assignment, per_output.sum(1), (per_output * (assignment >= 0)).sum(1))
+
+
+def product_statistics(
+    rows: Float[Tensor, "node true_label"],
+    columns: Float[Tensor, "node output"],
+    theta: float,
+    order: Int[Tensor, "label"] | None,
+) -> dict[str, Tensor]:
+    """The same counts of nodes whose fields are products, without their matrices; rows and columns in `wide`."""
+    peak = peaks(rows.T, columns.T)
+    scale = divisor(peak)[:, None]
+    labels, inside = walk(rows * columns / scale > theta, order)
+    own_rows, own_columns = rows.gather(1, labels), columns.gather(1, labels)
+    block = threshold(own_rows[:, :, None] * own_columns[:, None, :], peak, theta)
+    ones = ones_of_rows(rows, columns, peak, theta).sum(1)
+    in_own_columns = (ones_of_rows(own_columns, rows, peak, theta) * inside).sum(1)
+    return counts_of(first_fit(labels, inside, block, rows.shape[1]), ones, in_own_columns)
+
+
+def counts_of(
+    assignment: Int[Tensor, "node label"], ones: Int[Tensor, "node"], in_own_columns: Int[Tensor, "node"]
+) -> dict[str, Tensor]:
+    """Counts of every node from its clusters, its ones, and those of them in columns of D_n."""
+    on_diagonal = assignment >= 0
+    sizes = torch.zeros_like(assignment)  # C, padded with 0
+    sizes.scatter_add_(1, assignment.clamp(min=0), on_diagonal.long())
+    signal = sizes.square().sum(1)
     return {
         "silent": ones == 0,
         "ones": ones,
@@ -311,16 +370,23 @@ def node_statistics(
         "clusters": (sizes > 0).sum(1),
         "signal": signal,
         "noise": ones - signal,
-        "column_noise": own_columns - signal,
-        "foreign_noise": ones - own_columns,
+        "column_noise": in_own_columns - signal,
+        "foreign_noise": ones - in_own_columns,
         "assignment": assignment,
     }
 
 
-def field_ratio(total: Float[Tensor, "label label"]) -> Float[Tensor, ""]:
-    """Mean diagonal over mean absolute off-diagonal of a matrix; infinite or NaN where the latter is 0."""
-    diagonal = total.diagonal()
-    return (len(total) - 1) * diagonal.sum() / (total - torch.diag(diagonal)).abs().sum()
+def field_ratio(rows: Float[Tensor, "label node"], columns: Float[Tensor, "label node"]) -> Float[Tensor, ""]:
+    """Mean diagonal over mean absolute off-diagonal of the summed fields ``rows @ columns.T``, a block at a time.
+
+    Infinite or NaN where the latter is 0.
+    """
+    off_diagonal = rows.new_zeros(())
+    for part in blocks(len(rows), len(rows), CHUNK):
+        total = rows[part] @ columns.T
+        total.diagonal(part.start).zero_()
+        off_diagonal += total.abs_().sum()
+    return (len(rows) - 1) * (rows * columns).sum() / off_diagonal
 
 
 def measure(
@@ -335,13 +401,15 @@ def measure(
     """
     check_inputs(mu, W, theta)
     (num_labels, num_nodes), dtype = mu.shape, wide(mu.device)
+    rows, columns = mu.T.to(dtype).contiguous(), W.T.to(dtype).contiguous()
+    longest = most(diagonals(mu, W, theta).sum(1))
     chunks = [
-        node_statistics(boolean(mu[:, nodes], W[:, nodes], theta), order)
-        for nodes in blocks(num_nodes, num_labels, CHUNK)
+        product_statistics(rows[nodes], columns[nodes], theta, order)
+        for nodes in blocks(num_nodes, max(num_labels, longest**2), CHUNK)
     ]
-    total = mu.to(dtype) / divisor(peaks(mu, W)) @ W.to(dtype).T
     counts = {name: torch.cat([chunk[name] for chunk in chunks]) for name in chunks[0]}
-    return SiteStatistics(theta=theta, snr_field=field_ratio(total), **counts)
+    ratio = field_ratio(mu.to(dtype) / divisor(peaks(mu, W)), W.to(dtype))
+    return SiteStatistics(theta=theta, snr_field=ratio, **counts)
 
 
 def measure_heads(
@@ -351,9 +419,9 @@ def measure_heads(
     check_inputs(mu, W, theta)
     M = head_fields(mu, W, heads)
     peak = M.amax(dim=(1, 2))
-    total = (M / divisor(peak)[:, None, None]).sum(0)
-    counts = node_statistics(threshold(M, peak, theta))
-    return SiteStatistics(theta=theta, snr_field=field_ratio(total), **counts)
+    counts, dtype = node_statistics(threshold(M, peak, theta)), M.dtype
+    of_node = divisor(peak).repeat_interleave(mu.shape[1] // heads)
+    return SiteStatistics(theta=theta, snr_field=field_ratio(mu.to(dtype) / of_node, W.to(dtype)), **counts)
 
 
 def site_row(site: str, statistics: SiteStatistics, **also: object) -> dict[str, object]:
