@@ -38,7 +38,7 @@ def write_model(dataset, folder, mean=0.5):
     """A model folder with an untrained network."""
     names = data.describe(dataset).names
     config = cct.config("cct_2_3x2", num_classes=len(names), image_size=32)
-    folder.mkdir()
+    folder.mkdir(parents=True)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         network = cct.CCT(config)
@@ -54,7 +54,7 @@ def write_model(dataset, folder, mean=0.5):
     )
 
 
-def untrained(dataset, folder):
+def untrained(dataset, folder, device="cpu"):
     """The study; its model is in `folder`, its stages beside it in `runs`."""
     write_model(dataset, folder)
-    return study.measured_study(dataset, str(folder), PROFILE, folder.with_name("runs"), torch.device("cpu"))
+    return study.measured_study(dataset, str(folder), PROFILE, folder.with_name("runs"), torch.device(device))

@@ -193,7 +193,6 @@ def test_broken_tokens_and_settings_are_one_line(network, images):
 
 
 @pytest.mark.cuda
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 def test_a_gpu_ends_at_the_same_minimum():
     kept = tokens(count=2000)
     on_gpu = fit.converge(fit.Tokens(kept.values.cuda(), kept.labels.cuda()), 4, PENALTY, 1e-6, 60)
