@@ -25,12 +25,13 @@ from cctlib.errors import UserError
 from cctlib.model import manifest
 from cctlib.model.cct import CCT
 from cctlib.model.manifest import Model
-from cctlib.model.precision import arithmetic, attention
+from cctlib.model.precision import arithmetic
 from cctlib.profiles import Profile, resolve_profile
 from cctlib.snp import measure, stage, tables
 from cctlib.snp.measure import Measurement
 from cctlib.snp.probe import READOUT, Probes
-from cctlib.training import processes, run
+from cctlib.training import run
+from cctlib.training.processes import refuse_torchrun
 from cctlib.training.recipes import fitted, recipe_for
 
 
@@ -112,7 +113,7 @@ class Study:
 
     def network(self) -> CCT:
         """The network, frozen, on the study's device."""
-        return self.model.network(self.device, attention(self.device))
+        return self.model.network(self.device)
 
     @cached_property
     def probes(self) -> Probes:
@@ -223,10 +224,7 @@ def provenance_of(studies: Iterable[Study]) -> dict[str, str]:
 
 def measured_study(dataset: str, model: str, profile: Profile, runs: Path, device: torch.device) -> Study:
     """Run the stages that are not done yet, and return the study. Raises `UserError` under torchrun."""
-    if processes.started() > 1:
-        raise UserError(
-            "torchrun is for training: probes, measurement, heads and pruning run in one process, without it"
-        )
+    refuse_torchrun("a study")
     dataset = data.describe(dataset).name  # one folder is one data set, however its path is written
     kind, _, path = dataset.partition(":")
     home = runs / (f"{kind}-{Path(path).name}-{stages.sha256_json(path)[:8]}" if path else dataset)

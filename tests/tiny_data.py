@@ -9,11 +9,12 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 from PIL import Image
 from scipy.io import savemat
 from torchvision.datasets import CIFAR100
 
-from cctlib.data import sources
+from cctlib.data import images, sources
 from cctlib.data.datasets import DATASETS
 
 
@@ -27,6 +28,13 @@ def encoded(pixels: np.ndarray, kind: str = "PNG", **options) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, kind, compress_level=0, **options)  # random pixels: no use in trying
     return buffer.getvalue()
+
+
+def load_into(cache: Path, dataset: str, split: str) -> images.Images:
+    """A split through a cache of its own."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("CCTLIB_CACHE", str(cache))
+        return images.load(dataset, split)
 
 
 def tiny_cifar100(per_label: dict[str, int]) -> dict[str, tuple[np.ndarray, np.ndarray]]:

@@ -62,7 +62,7 @@ def pack(pieces: Path, dataset: str = "cifar100", python: str = "3.12", wheels: 
         data.load(dataset, split)
     archive = pieces / "all.tar"
     with tarfile.open(archive, "w", encoding="utf-8") as tar:
-        for entry in sorted(cache_folder(None).glob(f"{dataset}-*-t*")):
+        for entry in sorted(cache_folder().glob(f"{dataset}-*-t*")):
             if entry.is_dir():
                 tar.add(entry, f"cache/{entry.name}")
         if wheels:

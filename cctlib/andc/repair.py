@@ -18,7 +18,6 @@ from torch import Tensor
 from cctlib.andc import retrain
 from cctlib.andc.masks import Diagonals, Masks, Pruning, make_masks
 from cctlib.data.images import Images
-from cctlib.model import sites
 from cctlib.model.cct import CCT
 from cctlib.model.forward import forward
 from cctlib.model.precision import Precision
@@ -40,7 +39,7 @@ def trunk_moments(
     precision: Precision,
 ) -> dict[str, Moments]:
     """Mean and covariance of the trunk's nodes over all tokens of all images, by name of linear1's weight."""
-    taps = sites.site_names(network.config.encoders, ["trunk"])
+    taps = [f"enc{m}/trunk" for m in range(1, network.config.encoders + 1)]
     sums: dict[str, Tensor] = {}
     products: dict[str, Tensor] = {}
     for *_, nodes in forward(network, normalise, images, device=device, precision=precision, taps=taps):

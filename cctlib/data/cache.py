@@ -12,7 +12,6 @@ import logging
 import os
 import shutil
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -22,6 +21,7 @@ import platformdirs
 from filelock import FileLock, Timeout
 from jaxtyping import Int64, UInt8
 from tqdm import tqdm
+from tqdm.contrib.concurrent import thread_map
 
 from cctlib.data import order
 from cctlib.data.datasets import Dataset
@@ -43,9 +43,9 @@ class Arrays(NamedTuple):
     fingerprint: str
 
 
-def cache_folder(given: Path | None) -> Path:
-    """Where arrays and downloads are kept: what the caller says, else CCTLIB_CACHE, else the user's cache folder."""
-    place = given or os.environ.get("CCTLIB_CACHE") or platformdirs.user_cache_path("cctlib")
+def cache_folder() -> Path:
+    """Where arrays and downloads are kept: CCTLIB_CACHE, else the user's cache folder."""
+    place = os.environ.get("CCTLIB_CACHE") or platformdirs.user_cache_path("cctlib")
     return Path(place).expanduser().absolute()
 
 
@@ -109,8 +109,8 @@ def write(entry: Path, source: Source, part: str, spec: Dataset, size: int) -> N
     shutil.rmtree(work, ignore_errors=True)  # of a run that was killed
     try:
         work.mkdir(parents=True)
-        pixels, keys = _decoded(source, size, work / "decoded.npy")
-        in_order = order.canonical_order(source.labels, source.keys or keys)
+        pixels = _decoded(source, size, work / "decoded.npy")
+        in_order = order.canonical_order(source.labels, source.keys or [order.pixel_key(image) for image in pixels])
         takes_held_out = part == "train" and not spec.has_held_out
         places = order.divide(source.labels[in_order]) if takes_held_out else {part: slice(None)}
         splits = {}
@@ -139,23 +139,18 @@ def write(entry: Path, source: Source, part: str, spec: Dataset, size: int) -> N
         shutil.rmtree(work, ignore_errors=True)
 
 
-def _decoded(source: Source, size: int, file: Path) -> tuple[UInt8[np.ndarray, "image side side 3"], list[bytes]]:
-    """All images of a source, in a new array on disk, and the keys of their pixels."""
-    count = len(source.labels)
-    pixels = _new_array(file, (count, size, size, 3))
+def _decoded(source: Source, size: int, file: Path) -> UInt8[np.ndarray, "image side side 3"]:
+    """All images of a source, in a new array on disk."""
+    pixels = _new_array(file, (len(source.labels), size, size, 3))
 
-    def block(start: int) -> list[bytes]:
-        for row in range(start, min(start + BLOCK, count)):
+    def block(start: int) -> None:
+        for row in range(start, min(start + BLOCK, len(pixels))):
             pixels[row] = source.read(row, size)
-        return [order.pixel_key(image) for image in pixels[start : start + BLOCK]]
 
-    keys: list[bytes] = []
-    bar = tqdm(total=count, unit=" images", desc=f"decoding {Path(source.where).name}", disable=None, leave=False)
-    with bar, ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        for of_block in pool.map(block, range(0, count, BLOCK)):
-            keys.extend(of_block)
-            bar.update(len(of_block))
-    return pixels, keys
+    bar = {"desc": f"decoding {Path(source.where).name}", "unit": " images", "unit_scale": BLOCK, "leave": False}
+    threads = min(8, os.cpu_count() or 1)
+    thread_map(block, range(0, len(pixels), BLOCK), max_workers=threads, tqdm_class=tqdm, disable=None, **bar)
+    return pixels
 
 
 def _new_array(file: Path, shape: tuple[int, ...]) -> UInt8[np.memmap, "image side side 3"]:

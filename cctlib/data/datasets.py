@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cctlib.data import demo, folders
-from cctlib.data.folders import SPLITS as SPLITS
 from cctlib.errors import UserError
 
 # ImageNet's constants, the custom for photographs.
@@ -17,10 +16,9 @@ PHOTOGRAPHS = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 _NAMES = json.loads(importlib.resources.files("cctlib.data").joinpath("labels.json").read_text(encoding="utf-8"))
 # Labels and superclasses are numbered alphabetically, as in the published data.
 CIFAR100_GROUP_NAMES = tuple(_NAMES["cifar100"])
-CIFAR100_NAMES = tuple(sorted(name for names in _NAMES["cifar100"].values() for name in names))
-CIFAR100_GROUPS = tuple(
-    next(group for group, names in enumerate(_NAMES["cifar100"].values()) if name in names) for name in CIFAR100_NAMES
-)
+_GROUPS = {name: group for group, names in enumerate(_NAMES["cifar100"].values()) for name in names}
+CIFAR100_NAMES = tuple(sorted(_GROUPS))
+CIFAR100_GROUPS = tuple(_GROUPS[name] for name in CIFAR100_NAMES)
 # In the order of the published label numbers (1 to 102 there, 0 to 101 here), which is not alphabetical.
 FLOWERS102_NAMES = tuple(_NAMES["flowers102"])
 
@@ -64,47 +62,45 @@ FLOWERS = Dataset(
     resizable=True,
     rows={"train": 2040, "test": 6149},
 )
-DATASETS: dict[str, Dataset] = {
-    "cifar100": Dataset(
-        name="cifar100",
-        title="CIFAR-100",
-        names=CIFAR100_NAMES,
-        image_size=32,
-        mean=(0.5071, 0.4867, 0.4408),
-        std=(0.2675, 0.2565, 0.2761),
-        # Krizhevsky 2009; 500 training and 100 test images for each of 100 labels
-        rows={"train": 50_000, "test": 10_000},
-        fingerprints={
-            "train": "1177c1df3a2ad5975ee20c76c0423dff9db541552d9ce50d43555799409be943",
-            "held-out": "4f6d3e1a02fff55f986a96968978654011159417c7c50391c39c5378b1e51b2c",
-            "test": "cd10c131eaad63a45cb2839d8d7a891ea8da6649314bbbc94d228c28d37c8b81",
-        },
-        groups=CIFAR100_GROUPS,
-        group_names=CIFAR100_GROUP_NAMES,
-    ),
-    "flowers102": FLOWERS,
-    "flowers102-kaggle": dataclasses.replace(
-        FLOWERS,
-        name="flowers102-kaggle",
-        title="Flowers-102 (split kaggle-6552)",
-        # behind the CCT authors' 97.19%: 6,552 train (4,911 of them official test images), 819 test
-        rows={"train": 6552, "test": 819},
-    ),
-    "demo": Dataset(
-        name="demo",
-        title="demo shapes",
-        names=demo.NAMES,
-        image_size=demo.SIZE,
-        mean=(0.38, 0.38, 0.38),
-        std=(0.22, 0.22, 0.22),
-        # drawn by cctlib, no file needed; 300 training and 100 test images for each of 10 labels
-        fingerprints={
-            "train": "bb8e6068a1ec04e4d7924963957124fa07b8cc96de5e2369d8afb2cc7339cd3a",
-            "held-out": "6dd10c50d52e5b9f3eb3d80d5d882fa9b25c9b0b45041f99ba699be8d393162e",
-            "test": "73e494438b8146212feaf8eb8859bbdabd09da1e733cc8ddf75ba1c6bac17482",
-        },
-    ),
-}
+CIFAR100 = Dataset(
+    name="cifar100",
+    title="CIFAR-100",
+    names=CIFAR100_NAMES,
+    image_size=32,
+    mean=(0.5071, 0.4867, 0.4408),
+    std=(0.2675, 0.2565, 0.2761),
+    # Krizhevsky 2009; 500 training and 100 test images for each of 100 labels
+    rows={"train": 50_000, "test": 10_000},
+    fingerprints={
+        "train": "1177c1df3a2ad5975ee20c76c0423dff9db541552d9ce50d43555799409be943",
+        "held-out": "4f6d3e1a02fff55f986a96968978654011159417c7c50391c39c5378b1e51b2c",
+        "test": "cd10c131eaad63a45cb2839d8d7a891ea8da6649314bbbc94d228c28d37c8b81",
+    },
+    groups=CIFAR100_GROUPS,
+    group_names=CIFAR100_GROUP_NAMES,
+)
+KAGGLE = dataclasses.replace(
+    FLOWERS,
+    name="flowers102-kaggle",
+    title="Flowers-102 (split kaggle-6552)",
+    # behind the CCT authors' 97.19%: 6,552 train (4,911 of them official test images), 819 test
+    rows={"train": 6552, "test": 819},
+)
+DEMO = Dataset(
+    name="demo",
+    title="demo shapes",
+    names=demo.NAMES,
+    image_size=demo.SIZE,
+    mean=(0.38, 0.38, 0.38),
+    std=(0.22, 0.22, 0.22),
+    # drawn by cctlib, no file needed; 300 training and 100 test images for each of 10 labels
+    fingerprints={
+        "train": "bb8e6068a1ec04e4d7924963957124fa07b8cc96de5e2369d8afb2cc7339cd3a",
+        "held-out": "6dd10c50d52e5b9f3eb3d80d5d882fa9b25c9b0b45041f99ba699be8d393162e",
+        "test": "73e494438b8146212feaf8eb8859bbdabd09da1e733cc8ddf75ba1c6bac17482",
+    },
+)
+DATASETS: dict[str, Dataset] = {spec.name: spec for spec in (CIFAR100, FLOWERS, KAGGLE, DEMO)}
 
 
 def describe(name: str) -> Dataset:

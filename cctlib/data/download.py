@@ -12,6 +12,7 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from urllib.request import getproxies
 
 from cctlib.data.sources import one_line
@@ -53,17 +54,17 @@ def _from_the_hub(online: bool) -> Path:
     import huggingface_hub as hub  # late: it takes a while to import, and is needed once
 
     endpoint = os.environ.get("HF_ENDPOINT") or None
-    kind, revision = "dataset", HUB_REVISION
     for part in ("test", "train"):
         name = f"cifar100/{part}-00000-of-00001.parquet"
+        file: dict[str, Any] = {"repo_id": HUB, "filename": name, "repo_type": "dataset", "revision": HUB_REVISION}
         with _said_in_one_line(f"{HUB} ({part})"):
-            path = hub.try_to_load_from_cache(HUB, name, repo_type=kind, revision=revision)
+            path = hub.try_to_load_from_cache(**file)
             if not isinstance(path, str):
                 _need_network(online)
                 # Fails at once where nothing answers; the download itself would try for half a minute.
-                url = hub.hf_hub_url(HUB, name, repo_type=kind, revision=revision, endpoint=endpoint)
-                hub.get_hf_file_metadata(url, token=False)  # the data are public; a stale token would be refused
-                path = hub.hf_hub_download(HUB, name, repo_type=kind, revision=revision, endpoint=endpoint, token=False)
+                # The data are public; a stale token would be refused.
+                hub.get_hf_file_metadata(hub.hf_hub_url(**file, endpoint=endpoint), token=False)
+                path = hub.hf_hub_download(**file, endpoint=endpoint, token=False)
             folder = Path(path).parents[1]
     return folder
 

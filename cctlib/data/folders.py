@@ -6,7 +6,6 @@ images are left out, and counted in a warning. Hidden files and folders, and wha
 """
 
 import functools
-import hashlib
 import logging
 import os
 import unicodedata
@@ -19,6 +18,7 @@ import numpy as np
 from jaxtyping import Int64
 from PIL import Image
 
+from cctlib import stages
 from cctlib.errors import UserError
 
 LAYOUT = "an image folder is laid out as <root>/<split>/<class>/<image>, with the splits train and test"
@@ -90,7 +90,7 @@ def parts(root: Path, names: tuple[str, ...]) -> dict[str, Part]:
 
 
 def _part(home: Path, names: tuple[str, ...]) -> Part:
-    files, labels, digest = [], [], hashlib.sha256()
+    files, labels, statuses = [], [], []
     left_out = Counter(_kind(path) for path in home.iterdir() if _visible(path.name) and not path.is_dir())
     for label, folder in sorted(_classes(home)):
         if label not in names:
@@ -102,12 +102,11 @@ def _part(home: Path, names: tuple[str, ...]) -> Part:
                 continue
             files.append(file)
             labels.append(names.index(label))
-            inside = os.fsencode(file)[len(os.fsencode(home)) :]
-            digest.update(inside + f" {status.st_size} {status.st_mtime_ns}\n".encode())
+            statuses.append((os.path.relpath(file, home), status.st_size, status.st_mtime_ns))
     if left_out:
         kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(left_out.items()))
         warn_once(f"{home}: {left_out.total()} files are left out, being no images that can be read here: {kinds}")
-    return Part(files, np.array(labels, np.int64), digest.hexdigest())
+    return Part(files, np.array(labels, np.int64), stages.sha256_json(statuses))
 
 
 def _classes(home: Path) -> list[tuple[str, Path]]:
@@ -140,17 +139,11 @@ def _kind(path: Path) -> str:
     return (label_name(path.suffix.lower()) or "without a suffix") if path.exists() else "broken link"
 
 
-@functools.cache
-def _suffixes() -> set[str]:
-    """Suffixes of the images that Pillow can read."""
-    known = Image.registered_extensions().items()
-    return {suffix for suffix, kind in known if kind in Image.OPEN and kind not in NOT_PICTURES}
-
-
 @functools.lru_cache(100_000)
 def _is_image(file: str, size: int, changed: int) -> bool:
     """Whether it is to be read as an image: by its suffix, else by its first bytes."""
-    if os.path.splitext(file)[1].lower() in _suffixes():
+    kind = Image.registered_extensions().get(os.path.splitext(file)[1].lower())
+    if kind in Image.OPEN and kind not in NOT_PICTURES:
         return True
     try:
         with Image.open(file) as image:

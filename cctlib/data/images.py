@@ -17,7 +17,7 @@ import dataclasses
 import functools
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,12 +29,12 @@ from torch import Tensor
 from cctlib.data import cache as entries
 from cctlib.data import demo, download, order, sources
 from cctlib.data.cache import Arrays
-from cctlib.data.datasets import DATASETS, SPLITS, Dataset, describe
-from cctlib.data.folders import listed
+from cctlib.data.datasets import DATASETS, Dataset, describe
+from cctlib.data.folders import SPLITS, listed
 from cctlib.data.sources import BadData
 from cctlib.errors import UserError
 
-__all__ = ["DATASETS", "SPLITS", "DataUnavailable", "Dataset", "Images", "batches", "describe", "load", "normalise"]
+__all__ = ["DATASETS", "SPLITS", "DataUnavailable", "Dataset", "Images", "describe", "load", "normalise"]
 
 
 class DataUnavailable(UserError):
@@ -83,18 +83,16 @@ class Images:
         )
 
     def to(self, device: torch.device | str) -> "Images":
-        """The same images with pixels and labels on a device, where `batches` then finds them."""
+        """The same images with pixels and labels on a device."""
         return dataclasses.replace(self, pixels=self.pixels.to(device), labels=self.labels.to(device))
 
 
-def load(
-    dataset: str, split: str, *, image_size: int | None = None, download: bool = True, cache: Path | None = None
-) -> Images:
+def load(dataset: str, split: str, *, image_size: int | None = None, download: bool = True) -> Images:
     """One split of a data set, in canonical order; decoded at the first call, then mapped from the cache.
 
     dataset: `cifar100`, `flowers102`, `flowers102-kaggle`, `demo` or `folder:PATH`; split: `train`, `held-out`
     or `test`. image_size: side in pixels, for Flowers-102 and folders (shorter side resized, centre cropped);
-    default the data set's own. download: whether the network may be asked; cache: instead of CCTLIB_CACHE.
+    default the data set's own. download: whether the network may be asked.
     Raises `DataUnavailable` when the data can be had neither here nor from the network, and `UserError` when
     the files are not what they should be, for bad arguments, and when the disk is full.
     """
@@ -105,7 +103,7 @@ def load(
     if size != spec.image_size and (not spec.resizable or size < 1):
         allowed = "a positive number" if spec.resizable else f"{spec.image_size}, the size that its images have"
         raise UserError(f"image size {size} is not possible for {spec.name}: expected {allowed}")
-    arrays = _demo(split) if spec.name == "demo" else _cached(spec, split, size, download, entries.cache_folder(cache))
+    arrays = _demo(split) if spec.name == "demo" else _cached(spec, split, size, download)
     return Images(
         pixels=torch.from_numpy(arrays.pixels).permute(0, 3, 1, 2),
         labels=torch.from_numpy(arrays.labels),
@@ -131,24 +129,10 @@ def normalise(
     return images
 
 
-def batches(
-    images: Images, size: int, *, device: torch.device | str, generator: torch.Generator | None = None, skip: int = 0
-) -> Iterator[tuple[UInt8[Tensor, "batch 3 height width"], Int64[Tensor, "batch"]]]:
-    """One pass over the images in batches of `size` (the last may be smaller), on `device`.
-
-    In canonical order, or shuffled when a generator (of the CPU) is given: the whole order is drawn at the
-    start, so a pass that is taken up again with the generator's earlier state and `skip` batches goes on
-    exactly where it was.
-    """
-    device = torch.device(device)
-    nhwc, labels = images.pixels.permute(0, 2, 3, 1), images.labels
-    shuffled = None if generator is None else torch.randperm(len(images), generator=generator).to(nhwc.device)
-    pin = device.type == "cuda" and nhwc.device.type == "cpu"
-    for start in range(skip * size, len(images), size):
-        rows = slice(start, start + size) if shuffled is None else shuffled[start : start + size]
-        batch = (nhwc[rows], labels[rows])
-        pixels, targets = ((part.pin_memory() if pin else part).to(device, non_blocking=pin) for part in batch)
-        yield pixels.permute(0, 3, 1, 2), targets
+def to_device(values: Tensor, device: torch.device | str) -> Tensor:
+    """Copy what is on the host without waiting for the device; what is on the device stays as it is."""
+    pinned = torch.device(device).type == "cuda" and values.device.type == "cpu"
+    return values.pin_memory().to(device, non_blocking=True) if pinned else values.to(device)
 
 
 @functools.cache
@@ -161,9 +145,9 @@ def _demo(split: str) -> Arrays:
     return Arrays(pixels[rows], labels[rows], order.fingerprint(pixels[rows], labels[rows]))
 
 
-def _cached(spec: Dataset, split: str, size: int, online: bool, home: Path) -> Arrays:
-    """A split from the cache `home`, into which the data set's files are decoded if need be."""
-    root = spec.root or _data_folder()
+def _cached(spec: Dataset, split: str, size: int, online: bool) -> Arrays:
+    """A split from the cache, into which the data set's files are decoded if need be."""
+    home, root = entries.cache_folder(), spec.root or _data_folder()
     part = "train" if split == "held-out" and not spec.has_held_out else split  # whose files the split comes from
     # Image folders are told apart by their paths.
     key = f"folder-{hashlib.sha256(str(spec.root).encode()).hexdigest()[:12]}" if spec.root else spec.name
@@ -175,15 +159,15 @@ def _cached(spec: Dataset, split: str, size: int, online: bool, home: Path) -> A
     if arrays := entries.read(entry, split, identity, expected):
         return arrays
     with entries.locked(entry):  # of two processes that miss it, one makes it and the other reads it
-        if not (arrays := entries.read(entry, split, identity, expected)):
-            if source:
-                entries.write(entry, source, part, spec, size)
-            else:
-                _download(entry, spec, part, size, home / "downloads", online)
-            arrays = entries.read(entry, split, None, None)
-    if arrays is None:
-        raise UserError(f"{entry} could not be read back; remove it, or set CCTLIB_CACHE to another disk")
-    return arrays
+        if arrays := entries.read(entry, split, identity, expected):
+            return arrays
+        if source:
+            entries.write(entry, source, part, spec, size)
+        else:
+            _download(entry, spec, part, size, home / "downloads", online)
+        written = entries.read(entry, split, None, None)
+    assert written is not None
+    return written
 
 
 def _data_folder() -> Path | None:

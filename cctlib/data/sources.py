@@ -24,6 +24,7 @@ import pyarrow.parquet
 from jaxtyping import Int64, UInt8
 from PIL import Image, ImageOps
 
+from cctlib import stages
 from cctlib.data import folders
 from cctlib.data.datasets import Dataset
 from cctlib.errors import UserError
@@ -51,11 +52,9 @@ class Source:
     def read(self, row: int, size: int) -> UInt8[np.ndarray, "size size 3"]:
         """One image. Raises `BadData`, naming it."""
         image = self.images[row]
-        if isinstance(image, np.ndarray):
-            return image
-        if isinstance(image, Path | str):
-            return decode(image, str(image), size)
-        return decode(io.BytesIO(image), f"row {row} of {self.where}", size)
+        if isinstance(image, bytes):
+            return decode(io.BytesIO(image), f"row {row} of {self.where}", size)
+        return image if isinstance(image, np.ndarray) else decode(image, str(image), size)
 
 
 def find(spec: Dataset, root: Path, part: str) -> Source | None:
@@ -129,7 +128,8 @@ def flowers102(folder: Path, dataset: str, part: str) -> Source:
     if missing := [file for file in files if not file.is_file()]:
         raise BadData(f"{missing[0]} is missing, and {len(missing) - 1} other images; download Flowers-102 again")
     keys = [hashlib.sha256(file.name.encode()).digest() for file in files]
-    return Source(str(folder), labels[numbers - 1], files, keys, _listing(folder / "jpg"))
+    identity = stages.sha256_json([(file.name, file.stat().st_size) for file in files])
+    return Source(str(folder), labels[numbers - 1], files, keys, identity)
 
 
 def flowers102_numbers(dataset: str, part: str, official: dict[str, Any]) -> Int64[np.ndarray, "image"]:
@@ -159,15 +159,6 @@ LAYOUTS: dict[str, dict[str, Layout]] = {
     "flowers102": FLOWERS102,
     "flowers102-kaggle": FLOWERS102,
 }
-
-
-def _listing(folder: Path) -> str:
-    """SHA-256 over names and sizes of all files below a folder."""
-    digest = hashlib.sha256()
-    for path in sorted(folder.rglob("*")):
-        if path.is_file():
-            digest.update(f"{path.relative_to(folder)} {path.stat().st_size} \n".encode(errors="surrogateescape"))
-    return digest.hexdigest()
 
 
 def decode(file: Path | str | io.BytesIO, where: str, size: int) -> UInt8[np.ndarray, "size size 3"]:

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from cctlib.errors import UserError
-from cctlib.model.sites import FILTERS, parse, unknown_site
+from cctlib.model.sites import FILTERS, check_sites, parse
 
 Places = Mapping[str, tuple[str, str]]  # site -> (name of a module, "input" or "output")
 
@@ -47,11 +47,7 @@ class Tapped(nn.Module):
         or called twice, or gives neither token vectors nor feature maps, or whose values are overwritten
         later in the same pass (which `torch.inference_mode` hides; use `torch.no_grad`).
         """
-        if isinstance(taps, str):
-            raise UserError(f"taps is the text {taps!r}; give a list of names, as [{taps!r}]")
-        for site in taps:
-            if site not in self.places:
-                raise unknown_site(site, self.places)
+        check_sites(taps, self.places)
         recorded: dict[str, list[tuple[Tensor, int]]] = {site: [] for site in taps}
         with ExitStack() as hooks:
             for site, calls in recorded.items():

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cctlib.errors import UserError
-from cctlib.model.sites import SITES, site_names, unknown_site
+from cctlib.model.sites import SITES, check_sites, site_names
 
 POSITIONAL = ("learnable", "sine", "none")
 ATTENTION = ("explicit", "fused")
@@ -115,8 +115,7 @@ class CCTConfig:
 
     def nodes(self, site: str) -> int:
         """Number of nodes of a site. Raises `UserError` for a site that the network does not have."""
-        if site not in (names := site_names(self.encoders)):
-            raise unknown_site(site, names)
+        check_sites([site], site_names(self.encoders))
         return self.hidden if site.endswith("/ff_hidden") else self.width
 
 
@@ -351,16 +350,12 @@ class CCT(nn.Module):
     def _check_names(self, taps: Sequence[str], gains: Mapping[str, Tensor]) -> None:
         if self.attention not in ATTENTION:
             raise UserError(f"attention is {self.attention!r}; use one of {', '.join(ATTENTION)}")
-        if isinstance(taps, str):
-            raise UserError(f"taps is the text {taps!r}; give a list of names, as [{taps!r}]")
+        check_sites(taps, self.tap_names)
+        check_sites(gains, self.nodes)
         for site in taps:
-            if site not in self.tap_names:
-                raise unknown_site(site, self.tap_names)
             if site.endswith("/attention") and self.attention == "fused":
                 raise UserError(f'{site}: fused attention forms no maps; set network.attention = "explicit"')
         for site, gain in gains.items():
-            if site not in self.nodes:
-                raise unknown_site(site, self.nodes)
             if gain.shape != (self.nodes[site],):
                 raise UserError(f"gains: {site} has {self.nodes[site]} nodes, its gains have shape {tuple(gain.shape)}")
 

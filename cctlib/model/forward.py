@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from cctlib.data.images import Images, batches
+from cctlib.data.images import Images, to_device
 from cctlib.errors import UserError
 from cctlib.model.precision import Precision, autocast
 
@@ -20,8 +20,6 @@ def forward(
     taps: Sequence[str] = (),
     batch: int = 128,
     precision: Precision = "auto",
-    generator: torch.Generator | None = None,
-    skip: int = 0,
     progress: str = "",
     **settings: object,
 ) -> Iterator[tuple[int, Tensor, Tensor, dict[str, Tensor]]]:
@@ -31,18 +29,15 @@ def forward(
     image. labels: [image]. logits: [image, label], and nodes: {site: [image, token, node]} of the `taps`, in
     autocast's precision.
 
-    generator, skip: a shuffled pass, or the rest of one, as in `batches`; positions then count in the order drawn.
     progress: the name of a progress bar; none without a name. settings: more arguments of a network with taps.
     """
     images = on_device(images, device)
-    pixels_and_labels = batches(images, batch, device=device, generator=generator, skip=skip)
-    total = -(-len(images) // batch)
-    bar = tqdm(pixels_and_labels, progress, total=total, initial=skip, unit="batch", disable=not progress)
-    for number, (pixels, labels) in enumerate(bar, start=skip):
+    for first in tqdm(range(0, len(images), batch), progress, unit="batch", disable=not progress):
+        rows = slice(first, first + batch)
         with torch.no_grad(), autocast(device, precision):  # not around the yield: the loop's body is the caller's
-            pixels = normalise(pixels)
+            pixels = normalise(to_device(images.pixels[rows], device))
             logits, nodes = network(pixels, taps=taps, **settings) if taps else (network(pixels), {})
-        yield number * batch, labels, logits, nodes
+        yield first, to_device(images.labels[rows], device), logits, nodes
 
 
 def accuracies(
@@ -52,7 +47,6 @@ def accuracies(
     *,
     device: torch.device | str,
     precision: Precision = "auto",
-    batch: int = 256,
 ) -> tuple[float, float]:
     """Shares of 1: of the images that are classified correctly, and the mean of this share over the labels.
 
@@ -60,7 +54,7 @@ def accuracies(
     """
     if not len(images):
         raise UserError(f"{images.dataset} has no {images.split} images; accuracy cannot be measured")
-    passes = forward(network, normalise, images, device=device, precision=precision, batch=batch)
+    passes = forward(network, normalise, images, device=device, precision=precision, batch=256)
     correct = torch.cat([logits.argmax(1) == labels for _, labels, logits, _ in passes]).cpu()
     labels = images.labels.cpu()
     per_label = [correct[labels == label].double().mean() for label in labels.unique()]

@@ -26,7 +26,7 @@ from cctlib import stages
 from cctlib.data.datasets import DATASETS, describe
 from cctlib.data.images import normalise
 from cctlib.errors import UserError
-from cctlib.model import cct, checkpoints
+from cctlib.model import cct, checkpoints, precision
 
 FILE, MEASUREMENT = "manifest.json", "measurement.json"
 DEFAULT = "default"  # the model that a data set's study takes where none is named
@@ -106,9 +106,12 @@ class Model:
         """Pixels (uint8) to the network's input, with the constants that it was trained with."""
         return normalise(pixels, **self.manifest.normalisation)
 
-    def network(self, device: torch.device | str, attention: str = "explicit") -> cct.CCT:
-        """The network in eval mode, frozen, in fp32 on `device`. Raises `UserError` as `weights` does."""
-        network = checkpoints.load_weights(self.weights(), self.config, attention=attention)
+    def network(self, device: torch.device | str) -> cct.CCT:
+        """The network in eval mode, frozen, in fp32 on `device`, with the attention that is faster there.
+
+        Raises `UserError` as `weights` does.
+        """
+        network = checkpoints.load_weights(self.weights(), self.config, attention=precision.attention(device))
         return network.requires_grad_(False).to(device)
 
     def weights(self) -> Path:
@@ -129,22 +132,20 @@ class Model:
         Raises `UserError` when it does not.
         """
         names, count, trained_on = describe(dataset).names, self.config.num_classes, self.manifest.dataset
-        problem = None
-        if count != len(names):
-            problem = f"knows {count} labels, {dataset} has {len(names)}"
-        for label, (here, there) in enumerate(zip_longest(self.manifest.labels or names, names)):
-            if here != there and problem is None:
-                problem = f"has label {label} as {here!r}, {dataset} as {there!r}"
+        problems = []
         if trained_on in DATASETS and dataset in DATASETS and trained_on != dataset:
-            problem = f"was trained on {trained_on}, and {dataset} may test with its training images"
-        if problem:
-            raise UserError(
-                f"the model in {self.folder} {problem}; use the data set that it was trained on, or another model"
-            )
+            problems.append(f"was trained on {trained_on}, and {dataset} may test with its training images")
+        if count != len(names):
+            problems.append(f"knows {count} labels, {dataset} has {len(names)}")
+        for label, (here, there) in enumerate(zip_longest(self.manifest.labels or names, names)):
+            if here != there:
+                problems.append(f"has label {label} as {here!r}, {dataset} as {there!r}")
+        if problems:
+            advice = "use the data set that it was trained on, or another model"
+            raise UserError(f"the model in {self.folder} {problems[0]}; {advice}")
         self.weights()
         path = self.folder / MEASUREMENT
-        about = stages.read_json(path).get("about") if path.is_file() else {"weights": self.weights_hash}
-        if not isinstance(about, dict) or about.get("weights") != self.weights_hash:
+        if path.is_file() and dict(stages.read_json(path).get("about") or {}).get("weights") != self.weights_hash:
             raise UserError(f"{path} is not of the weights beside it; remove it and measure again")
         return self
 

@@ -9,7 +9,7 @@ Our own networks hand their nodes out by these names; `adapters.py` teaches othe
 
 import difflib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable
 
 from cctlib.errors import UserError
 
@@ -22,15 +22,9 @@ SITES = (
 FILTERS = "filters"
 
 
-def site_names(encoders: int, kinds: Sequence[str] = SITES) -> tuple[str, ...]:
-    """Names of the sites of so many encoders, in the order of the network: ("enc1/mha", "enc1/trunk", ...).
-
-    Raises `UserError` for a kind that is not one of `SITES`.
-    """
-    for kind in kinds:
-        if kind not in SITES:
-            raise UserError(f"kind of site {kind!r} is not known; kinds are {', '.join(SITES)}")
-    return tuple(f"enc{m}/{kind}" for m in range(1, encoders + 1) for kind in SITES if kind in kinds)
+def site_names(encoders: int) -> tuple[str, ...]:
+    """Names of the sites of so many encoders, in the order of the network: ("enc1/mha", "enc1/trunk", ...)."""
+    return tuple(f"enc{m}/{kind}" for m in range(1, encoders + 1) for kind in SITES)
 
 
 def parse(site: str) -> tuple[int, str]:
@@ -44,6 +38,15 @@ def parse(site: str) -> tuple[int, str]:
         m = int(number[0]) if number else 1
         raise unknown_site(site, [*(f"enc{m}/{kind}" for kind in SITES), f"layer{m}/{FILTERS}"])
     return int(parts[1] or parts[3]), parts[2] or parts[4]
+
+
+def check_sites(sites: Iterable[str], known: Collection[str]) -> None:
+    """Raise `UserError` for a text instead of a list of names, and for the first name that is not among `known`."""
+    if isinstance(sites, str):
+        raise UserError(f"taps is the text {sites!r}; give a list of names, as [{sites!r}]")
+    for site in sites:
+        if site not in known:
+            raise unknown_site(site, known)
 
 
 def unknown_site(site: str, known: Iterable[str]) -> UserError:

@@ -13,7 +13,7 @@ from cctlib import stages
 from cctlib.data.images import Images
 from cctlib.model import sites
 from cctlib.model.manifest import Model
-from cctlib.model.precision import arithmetic, attention
+from cctlib.model.precision import arithmetic
 from cctlib.snp import measure, probe, tables
 from cctlib.snp.probe import Probes, ProbeSettings
 
@@ -22,7 +22,7 @@ def probe_stage(model: Model, train: Images, settings: ProbeSettings, home: Path
     """Train the probes of all sites. Writes probes.safetensors and history.csv."""
 
     def compute(work: Path) -> None:
-        network = model.network(device, attention(device))
+        network = model.network(device)
         probes = fresh_probes(model, settings)
         history = probe.train_probes(
             network, model.normalise, probes, train, settings, device=device, checkpoint=work / "checkpoint.pt"
@@ -77,7 +77,7 @@ def measure_stage(
 
     def compute(work: Path) -> None:
         result, shuffled, pooled = measure.measure(
-            model.network(device, attention(device)),
+            model.network(device),
             model.normalise,
             load_probes(probes, model, device),
             held_out,

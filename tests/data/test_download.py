@@ -18,7 +18,7 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 from huggingface_hub import constants
-from tiny_data import forget_published, tiny_cifar100, write_flowers, write_parquet, write_python
+from tiny_data import forget_published, load_into, tiny_cifar100, write_flowers, write_parquet, write_python
 from torchvision.datasets import CIFAR100, Flowers102
 
 from cctlib.data import download
@@ -128,7 +128,7 @@ def cifar(server, home, monkeypatch):
     monkeypatch.setattr(CIFAR100, "tgz_md5", hashlib.md5(archive.getvalue()).hexdigest())
     monkeypatch.setattr(CIFAR100, "url", f"{server.url}/cifar-100-python.tar.gz")
     monkeypatch.setenv("CCTLIB_DATA", str(home / "made"))
-    prints = {split: data.load("cifar100", split, cache=home / "reference").fingerprint for split in data.SPLITS}
+    prints = {split: load_into(home / "reference", "cifar100", split).fingerprint for split in data.SPLITS}
     monkeypatch.delenv("CCTLIB_DATA")
     spec = data.DATASETS["cifar100"]
     monkeypatch.setitem(data.DATASETS, "cifar100", dataclasses.replace(spec, fingerprints=prints))
@@ -150,7 +150,7 @@ def test_cifar100_comes_from_the_mirror_that_is_named_and_comes_once(server, hom
     # A new cache is filled from the hub's own, which needs no network.
     monkeypatch.setenv("CCTLIB_OFFLINE", "1")
     server.requests.clear()
-    assert data.load("cifar100", "train", cache=home / "new").fingerprint == cifar["train"]
+    assert load_into(home / "new", "cifar100", "train").fingerprint == cifar["train"]
     assert server.requests == []
 
 

@@ -1,4 +1,4 @@
-"""Published data sets: order, held-out rows, fingerprints, cache, refusals, batches. Real data where there are any."""
+"""Published data sets: order, held-out rows, fingerprints, cache, refusals. Real data where there are any."""
 
 import csv
 import dataclasses
@@ -25,6 +25,7 @@ from PIL import Image
 from tiny_data import (
     encoded,
     forget_published,
+    load_into,
     pictures,
     tiny_cifar100,
     write_flowers,
@@ -132,7 +133,7 @@ def test_both_layouts_of_cifar100_give_the_same_arrays(real, home, monkeypatch):
     shuffled = np.random.default_rng(0).permutation(len(test))
     write_python(home, {"test": (nhwc(test)[shuffled], test.labels.numpy()[shuffled])}, monkeypatch)
     monkeypatch.setenv("CCTLIB_DATA", str(home))
-    again = data.load("cifar100", "test", cache=home / "other")  # accepted by the published fingerprint
+    again = load_into(home / "other", "cifar100", "test")  # accepted by the published fingerprint
     assert again.fingerprint == test.fingerprint and torch.equal(again.pixels, test.pixels)
 
 
@@ -192,7 +193,7 @@ def test_canonical_order_does_not_depend_on_the_files(tiny, home, monkeypatch):
     pixels, chosen = tiny["train"]
     write_python(home / "elsewhere", {"train": (pixels[::-1], chosen[::-1])}, monkeypatch)
     monkeypatch.setenv("CCTLIB_DATA", str(home / "elsewhere"))
-    again = data.load("cifar100", "train", cache=home / "other")
+    again = load_into(home / "other", "cifar100", "train")
     assert torch.equal(train.pixels, again.pixels) and train.fingerprint == again.fingerprint
     # Written out once more, plainly.
     ordered = sorted((int(y), hashlib.sha256(x.tobytes()).digest(), x) for x, y in zip(pixels, chosen, strict=True))
@@ -338,7 +339,7 @@ def test_killed_while_decoding_it_starts_again_and_ends_the_same(tiny, home):
     assert [path.name for path in (home / "cache").glob("*/")] == ["cifar100-32-train.partial"]
     images = data.load("cifar100", "train")
     assert [path.name for path in (home / "cache").glob("*/")] == ["cifar100-32-train"]
-    fresh = data.load("cifar100", "train", cache=home / "fresh")
+    fresh = load_into(home / "fresh", "cifar100", "train")
     assert images.fingerprint == fresh.fingerprint
     files = [sorted((folder / "cifar100-32-train").iterdir()) for folder in (home / "cache", home / "fresh")]
     for one, other in zip(*files, strict=True):
@@ -484,13 +485,13 @@ def test_a_snapshot_in_the_cache_of_the_hub_is_read(tiny, home, monkeypatch):
         file.rename(home / f"blob{number}")
         (home / "snapshot" / "cifar100" / file.name).symlink_to(home / f"blob{number}")
     monkeypatch.setenv("CCTLIB_DATA", str(home / "snapshot"))
-    assert data.load("cifar100", "test", cache=home / "other").fingerprint == before
+    assert load_into(home / "other", "cifar100", "test").fingerprint == before
 
 
 def test_a_parquet_with_plain_bytes_is_read(tiny, home):
     before = data.load("cifar100", "train").fingerprint
     rewrite(home, tiny, img=[encoded(image) for image in tiny["train"][0]])
-    assert data.load("cifar100", "train", cache=home / "other").fingerprint == before
+    assert load_into(home / "other", "cifar100", "train").fingerprint == before
 
 
 def test_other_images_than_the_published_ones_are_refused(tiny, monkeypatch):
@@ -510,7 +511,7 @@ def test_a_disk_that_fills_up_is_refused(tiny, monkeypatch):
 def test_a_cache_that_cannot_be_written_is_refused(tiny, home):
     (home / "file").write_text("")
     with pytest.raises(UserError, match=r"cannot be written.*set CCTLIB_CACHE"):
-        data.load("cifar100", "train", cache=home / "file")
+        load_into(home / "file", "cifar100", "train")
 
 
 def test_files_in_the_original_layout_with_other_content_are_refused_unread(tiny, home, monkeypatch):
@@ -548,7 +549,7 @@ def test_data_beside_the_place_that_was_named_are_taken(request, home, monkeypat
     made.rename(home / "made" / place)
     top = home / "made" / place if "/" not in place else home / "made" / "x"
     monkeypatch.setenv("CCTLIB_DATA", str(top))
-    assert data.load(name, "test", cache=home / "other").fingerprint == before
+    assert load_into(home / "other", name, "test").fingerprint == before
 
 
 def test_a_data_folder_without_the_data_set_is_described(home, monkeypatch):
@@ -696,33 +697,3 @@ def test_normalise_is_the_formula():
     expected = (images.pixels[:8].numpy() / 255 - mean) / std
     assert found.dtype == torch.float32 and np.allclose(found.numpy(), expected, atol=1e-6)
     assert found.is_contiguous(memory_format=torch.channels_last)
-
-
-def test_batches_in_order_cover_everything_once():
-    images = data.load("demo", "test")
-    parts = list(data.batches(images, 300, device="cpu"))
-    assert [len(chosen) for _, chosen in parts] == [300, 300, 300, 100]
-    assert torch.equal(torch.cat([pixels for pixels, _ in parts]), images.pixels)
-    assert torch.equal(torch.cat([chosen for _, chosen in parts]), images.labels)
-    assert parts[0][0].dtype == torch.uint8
-
-
-def test_shuffled_batches_are_a_permutation_and_can_be_taken_up_again():
-    images = data.load("demo", "test")
-
-    def run(seed: int, skip: int = 0):
-        return list(data.batches(images, 64, device="cpu", generator=torch.Generator().manual_seed(seed), skip=skip))
-
-    one, again, other, rest = run(0), run(0), run(1), run(0, skip=5)
-    assert all(torch.equal(a[0], b[0]) for a, b in zip(one, again, strict=True))
-    assert not torch.equal(one[0][1], other[0][1])
-    assert all(torch.equal(a[0], b[0]) and torch.equal(a[1], b[1]) for a, b in zip(one[5:], rest, strict=True))
-    seen = torch.cat([pixels for pixels, _ in one]).flatten(1)
-    assert torch.equal(seen.long().sum(1).sort().values, images.pixels.flatten(1).long().sum(1).sort().values)
-    assert run(0, skip=99) == []
-
-
-def test_images_on_a_device_stay_there():
-    images = data.load("demo", "test").to("meta")
-    pixels, chosen = next(iter(data.batches(images, 10, device="meta", generator=torch.Generator())))
-    assert pixels.device.type == chosen.device.type == "meta" and pixels.shape == (10, 3, 32, 32)

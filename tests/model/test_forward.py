@@ -5,7 +5,7 @@ import inspect
 import pytest
 import torch
 
-from cctlib.data.images import batches, load
+from cctlib.data.images import load
 from cctlib.errors import UserError
 from cctlib.model import cct, precision
 from cctlib.model.forward import forward
@@ -43,19 +43,6 @@ def test_every_image_once_with_its_logits_and_nodes(network, images):
         assert not logits.requires_grad and torch.is_grad_enabled()  # a probe may be trained in the loop
         first += len(labels)
     assert first == len(images)
-
-
-def test_a_shuffled_pass_goes_on_where_it_was(network, images):
-    def passed(skip):
-        drawn = torch.Generator().manual_seed(3)
-        return [part[:3] for part in forward(network, half, images, batch=6, device="cpu", generator=drawn, skip=skip)]
-
-    whole, rest = passed(0), passed(2)
-    assert [start for start, _, _ in rest] == [12, 18] and not torch.equal(whole[0][1], images.labels[:6])
-    for (_, labels, logits), (_, again, same) in zip(whole[2:], rest, strict=True):
-        assert torch.equal(labels, again) and torch.equal(logits, same)
-    drawn = torch.Generator().manual_seed(3)
-    assert torch.equal(whole[0][1], next(iter(batches(images, 6, device="cpu", generator=drawn)))[1])
 
 
 def test_without_taps_any_network_will_do(images):

@@ -11,9 +11,6 @@ def test_names_are_ordered_by_encoder_then_kind():
     names = sites.site_names(7)
     assert len(names) == 28
     assert names[:5] == ("enc1/mha", "enc1/trunk", "enc1/ff_hidden", "enc1/ff", "enc2/mha")
-    assert sites.site_names(2, ["ff", "mha"]) == ("enc1/mha", "enc1/ff", "enc2/mha", "enc2/ff")
-    with pytest.raises(UserError, match="'heads' is not known; kinds are mha, trunk, ff_hidden, ff"):
-        sites.site_names(2, ["heads"])
 
 
 def test_parse_reads_what_site_names_writes():
