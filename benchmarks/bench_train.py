@@ -59,23 +59,22 @@ class Pictures(Dataset):
 
 def usual_transform(chosen: Recipe) -> transforms.Compose:
     """The recipe's augmentation of single images, in torchvision's terms."""
-    wanted, size = chosen.augmentation, chosen.image_size
     steps: list[nn.Module] = []
-    if wanted.shift:
-        steps.append(transforms.RandomCrop(size, padding=wanted.shift, padding_mode="reflect"))
-    if wanted.crop_scale < 1:
-        steps.append(transforms.RandomResizedCrop(size, scale=(wanted.crop_scale, 1.0)))
-    if wanted.flip:
+    if chosen.shift:
+        steps.append(transforms.RandomCrop(chosen.image_size, padding=chosen.shift, padding_mode="reflect"))
+    if chosen.crop_scale < 1:
+        steps.append(transforms.RandomResizedCrop(chosen.image_size, scale=(chosen.crop_scale, 1.0)))
+    if chosen.flip:
         steps.append(transforms.RandomHorizontalFlip())
-    if wanted.randaugment:
-        steps.append(transforms.RandAugment(2, round(wanted.randaugment)))
+    if chosen.randaugment:
+        steps.append(transforms.RandAugment(2, round(chosen.randaugment)))
     steps += [
         transforms.ToImage(),
         transforms.ToDtype(torch.float32, scale=True),
         transforms.Normalize(SPEC.mean, SPEC.std),
     ]
-    if wanted.erasing:
-        steps.append(transforms.RandomErasing(wanted.erasing, value="random"))
+    if chosen.erasing:
+        steps.append(transforms.RandomErasing(chosen.erasing, value="random"))
     return transforms.Compose(steps)
 
 
@@ -83,11 +82,11 @@ def usual_batches(
     images: Images, chosen: Recipe, workers: int, device: torch.device
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Endless batches from a DataLoader with workers that stay."""
-    wanted, mixing = chosen.augmentation, []
-    if wanted.mixup:
-        mixing.append(transforms.MixUp(alpha=wanted.mixup, num_classes=SPEC.num_labels))
-    if wanted.cutmix:
-        mixing.append(transforms.CutMix(alpha=wanted.cutmix, num_classes=SPEC.num_labels))
+    mixing = []
+    if chosen.mixup:
+        mixing.append(transforms.MixUp(alpha=chosen.mixup, num_classes=SPEC.num_labels))
+    if chosen.cutmix:
+        mixing.append(transforms.CutMix(alpha=chosen.cutmix, num_classes=SPEC.num_labels))
     mix = transforms.RandomChoice(mixing) if mixing else None
     loader = DataLoader(
         Pictures(images, chosen),

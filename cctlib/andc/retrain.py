@@ -215,7 +215,6 @@ def retraining_recipe(recipe: Recipe, epochs: int, seed: int = 0) -> Recipe:
         recipe,
         epochs=epochs,
         sizes=(),
-        ema=0.0,  # an average of weights would not keep the zeros
         lr=LOW_RATE * recipe.lr,
         schedule="linear",
         warmup_epochs=0.0,

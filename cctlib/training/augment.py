@@ -16,44 +16,14 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from cctlib.data.images import normalise
-from cctlib.errors import UserError
-from cctlib.training.randaugment import Pixels, draw_operations, rand_augment, to_device
+from cctlib.data.images import normalise, to_device
+from cctlib.training.randaugment import Pixels, draw_operations, rand_augment
+from cctlib.training.recipes import Recipe
 
 ATTEMPTS = 10  # boxes tried for an image before it is left whole
 
 Boxes = Int[Tensor, "image 4"]  # top, left, height, width
 Normal = Float[Tensor, "image 3 height width"]  # normalised images, or standard normal noise
-
-
-def check_limits(title: str, settings: object, **limits: tuple[float, float]) -> None:
-    """Raise `UserError` for the first setting that is outside of its limits, or not a number."""
-    for name, (least, most) in limits.items():
-        if not least <= getattr(settings, name) <= most:
-            raise UserError(f"{title}: {name} is {getattr(settings, name)}; it must be {least:g} to {most:g}")
-
-
-@dataclass(frozen=True)
-class Augmentation:
-    """What happens to training images. The defaults leave them as they are."""
-
-    shift: int = 0  # largest shift in pixels, in every direction; the border is reflected
-    crop_scale: float = 1.0  # smallest share of the area that a resized crop keeps; 1 is no crop
-    flip: bool = False  # mirror half of the images
-    randaugment: float = 0.0  # magnitude of RandAugment, up to 10; 0 is off
-    erasing: float = 0.0  # probability that a rectangle of an image is replaced by noise
-    mixup: float = 0.0  # parameter of the Beta distribution of mixup's share; 0 is off
-    cutmix: float = 0.0  # the same for CutMix
-    switch: float = 0.5  # where both are on, the probability that a batch gets CutMix
-
-    @property
-    def mixes(self) -> bool:
-        """Whether images of a batch are mixed with each other."""
-        return self.mixup > 0 or self.cutmix > 0
-
-    def __post_init__(self) -> None:
-        check_limits("augmentation", self, shift=(0, 1_000), crop_scale=(0.01, 1), randaugment=(0, 10))
-        check_limits("augmentation", self, erasing=(0, 1), mixup=(0, 100), cutmix=(0, 100), switch=(0, 1))
 
 
 @dataclass(frozen=True)
@@ -70,43 +40,46 @@ class Mix:
 def augment(
     pixels: Pixels,
     labels: Int[Tensor, "image"],
-    settings: Augmentation,
+    recipe: Recipe,
     *,
     seed: int,
     num_labels: int,
     mean: Sequence[float],
     std: Sequence[float],
-    batch: int,
     first: int = 0,
 ) -> tuple[Normal, Float[Tensor, "image label"]]:
     """Normalised training images, and a distribution over the labels for each; equal seeds give equal ones.
 
-    pixels, labels: of the whole batch of `batch` images, or of the share that begins at its image `first`.
+    pixels, labels: of the recipe's whole batch, or of the share that begins at its image `first`.
     """
-    device, (height, width) = pixels.device, pixels.shape[2:]
-    share = slice(first, first + len(pixels))
+    batch, device, (height, width) = recipe.batch, pixels.device, pixels.shape[2:]
+
+    def share(of_batch: Tensor) -> Tensor:
+        return to_device(of_batch[first : first + len(labels)], device)
+
     generator = torch.Generator().manual_seed(seed)
-    if settings.shift:
-        offsets = torch.randint(-settings.shift, settings.shift + 1, (batch, 2), generator=generator)
-        pixels = shift(pixels, to_device(offsets[share], device))
-    if settings.crop_scale < 1:
-        crops = draw_boxes(batch, height, width, (settings.crop_scale, 1.0), 3 / 4, generator)
+    if recipe.shift:
+        offsets = torch.randint(-recipe.shift, recipe.shift + 1, (batch, 2), generator=generator)
+        pixels = shift(pixels, share(offsets))
+    if recipe.crop_scale < 1:
+        crops = draw_boxes(batch, height, width, (recipe.crop_scale, 1.0), 3 / 4, generator)
         cubic = torch.rand(batch, generator=generator) < 0.5
-        pixels = resized_crop(pixels, to_device(crops[share], device), to_device(cubic[share], device))
-    if settings.flip:
-        flipped = to_device((torch.rand(batch, generator=generator) < 0.5)[share], device)
+        pixels = resized_crop(pixels, share(crops), share(cubic))
+    if recipe.flip:
+        flipped = share(torch.rand(batch, generator=generator) < 0.5)
         pixels = torch.where(flipped[:, None, None, None], pixels.flip(3), pixels)
-    if settings.randaugment:
-        operations, levels = draw_operations(settings.randaugment, batch, generator)
-        pixels = rand_augment(pixels, operations[share], levels[share], fill=[round(255 * value) for value in mean])
+    if recipe.randaugment:
+        drawn = draw_operations(recipe.randaugment, batch, generator)
+        operations, levels = (values[first : first + len(labels)] for values in drawn)
+        pixels = rand_augment(pixels, operations, levels, fill=[round(255 * value) for value in mean])
     images = normalise(pixels, mean, std)
-    if settings.erasing:
-        boxes = draw_erasing(settings.erasing, batch, height, width, generator)
+    if recipe.erasing:
+        boxes = draw_erasing(recipe.erasing, batch, height, width, generator)
         on_device = torch.Generator(device).manual_seed(seed + 1)
         noise = torch.randn(batch, 3, height, width, generator=on_device, device=device)
-        images = erase(images, to_device(boxes[share], device), noise[share])
+        images = erase(images, share(boxes), share(noise))
     targets = torch.zeros(len(labels), num_labels, device=device).scatter_(1, labels[:, None], 1.0)
-    how = draw_mix(settings, height, width, np.random.default_rng(seed))
+    how = draw_mix(recipe, height, width, np.random.default_rng(seed))
     return (images, targets) if how is None else mix(images, targets, how)
 
 
@@ -134,16 +107,16 @@ def draw_erasing(probability: float, count: int, height: int, width: int, genera
     return boxes * (smaller & (torch.rand(count, generator=generator) < probability))[:, None]
 
 
-def draw_mix(settings: Augmentation, height: int, width: int, generator: np.random.Generator) -> Mix | None:
+def draw_mix(recipe: Recipe, height: int, width: int, generator: np.random.Generator) -> Mix | None:
     """One share, and for CutMix one box, for the whole batch; None where mixing is off."""
-    if not settings.mixes:
+    if not recipe.mixes:
         return None
     chance, *place = generator.random(3)
-    if not settings.cutmix or (settings.mixup and chance >= settings.switch):
-        return Mix(generator.beta(settings.mixup, settings.mixup))
+    if not recipe.cutmix or (recipe.mixup and chance >= recipe.switch):
+        return Mix(generator.beta(recipe.mixup, recipe.mixup))
     size = np.array([height, width])
     middle = (size * place).astype(int)
-    half = (math.sqrt(1 - generator.beta(settings.cutmix, settings.cutmix)) * size).astype(int) // 2
+    half = (math.sqrt(1 - generator.beta(recipe.cutmix, recipe.cutmix)) * size).astype(int) // 2
     top, left = np.maximum(middle - half, 0).tolist()
     bottom, right = np.minimum(middle + half, size).tolist()
     return Mix(1 - (bottom - top) * (right - left) / (height * width), (top, bottom, left, right))

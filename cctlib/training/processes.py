@@ -2,7 +2,6 @@
 
 import os
 import signal
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,14 +12,14 @@ from torch import Tensor, distributed
 from cctlib.errors import UserError
 
 
-def _world() -> int:
+def _started() -> int:
     """How many processes torchrun started; 1 without it."""
     return int(os.environ["WORLD_SIZE"]) if "TORCHELASTIC_RUN_ID" in os.environ else 1
 
 
 def refuse_torchrun(task: str) -> None:
     """Raise `UserError` where torchrun started several processes for a task that one process does."""
-    if _world() > 1:
+    if _started() > 1:
         raise UserError(
             f"{task} runs in one process, which torchrun multiplies; start the same command without torchrun"
         )
@@ -54,11 +53,6 @@ class Place:
         return values
 
 
-def started() -> int:
-    """How many processes torchrun started; 1 without it."""
-    return int(os.environ["WORLD_SIZE"]) if "TORCHELASTIC_RUN_ID" in os.environ else 1
-
-
 @contextmanager
 def processes(device: torch.device | str) -> Iterator[Place]:
     """Join the processes that torchrun started, each on its own GPU; without torchrun, be alone.
@@ -66,7 +60,7 @@ def processes(device: torch.device | str) -> Iterator[Place]:
     Inside, cuDNN tries which of its convolutions is the fastest for each shape.
     """
     device = torch.device(device)
-    world = started()
+    world = _started()
     if world > 1 and device.type == "cuda":
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
@@ -87,12 +81,8 @@ def stop_signals() -> Iterator[list[int]]:
     """Note a SIGTERM or SIGINT in the list handed out, instead of dying of it in the middle of a step.
 
     Once the block has ended, the signal is raised again and has its usual effect. A second signal has it at once.
-    Outside the main thread, where Python lets nobody handle signals, nothing is changed.
     """
     noted: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield noted
-        return
 
     def restore() -> None:
         for number, handler in before.items():

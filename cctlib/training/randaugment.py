@@ -14,6 +14,8 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 from torch.nn.functional import affine_grid, avg_pool2d, grid_sample
 
+from cctlib.data.images import to_device
+
 LAYERS = 2  # operations per image
 PROBABILITY = 0.5  # of each of them to happen
 SPREAD = 0.5  # standard deviation of the magnitude ("mstd0.5")
@@ -22,12 +24,6 @@ LARGEST = 10  # magnitude
 Pixels = UInt8[Tensor, "image 3 height width"]
 Level = Float[Tensor, "image"]  # -1 to 1: the magnitude over the largest one, with a random sign
 Colour = list[int]  # of what comes in from outside
-
-
-def to_device(values: Tensor, device: torch.device) -> Tensor:
-    """Copy what is on the host without waiting for the device; what is on the device stays as it is."""
-    pinned = device.type == "cuda" and values.device.type == "cpu"
-    return values.pin_memory().to(device, non_blocking=True) if pinned else values.to(device)
 
 
 def affine(kind: str, pixels: Pixels, level: Level, fill: Colour) -> Pixels:

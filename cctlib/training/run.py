@@ -45,7 +45,6 @@ def train(
     device: torch.device | str,
     resume: bool = False,
     hours: float | None = None,
-    progress: bool = True,
     checkpoint_minutes: float = 10.0,
 ) -> Path:
     """Train a network from nothing, or go on with the run in `folder`.
@@ -57,7 +56,6 @@ def train(
         resume: go on from the folder's checkpoint where there is one. Without it, a folder with a run is refused.
         hours: stop with a checkpoint after so long (an evaluation that has begun is finished). The schedule is
             always that of the whole recipe, so a long run may be cut into pieces anywhere.
-        progress: show a bar with loss, accuracy, images per second and time left.
         checkpoint_minutes: from one checkpoint to the next. There is one at SIGTERM and SIGINT, too, and at the end.
 
     Returns the weights file, with a manifest beside it, or, when `hours` ended first, the checkpoint. Under torchrun
@@ -79,7 +77,7 @@ def train(
         run = Trainer(recipe, images, held_out, folder, place)
         run.begin(resume)
         log = Log(folder, run.step) if place.first else None
-        bar = stack.enter_context(_bar(run, shown=progress and place.first))
+        bar = stack.enter_context(_bar(run))
         saved = time.monotonic()
         while run.step < run.steps:
             run.learn()
@@ -120,10 +118,8 @@ def write_model(
     recipe, learned = from_dict(record["recipe"]), record["data"]
     config, normalisation = recipe.config(images[0].num_labels), constants(images[0])
     network = checkpoints.load_weights(weights, config, attention=precision.attention(device)).to(device)
-    normal = partial(normalise, mean=normalisation["mean"], std=normalisation["std"])
-    shares = {
-        part.split: accuracies(network, normal, part, device=device, precision=recipe.precision) for part in images
-    }
+    judge = partial(accuracies, network, partial(normalise, **normalisation), device=device, precision=recipe.precision)
+    shares = {part.split: judge(part) for part in images}
     return manifest.write_manifest(
         weights.parent,
         weights=weights,
@@ -158,9 +154,7 @@ def _check(recipe: Recipe, learned: Images, held_out: Images, place: Place) -> N
                 f"recipe {recipe.name} takes {size}x{size} images, those of {images.dataset} ({images.split}) are "
                 f"{height}x{width}; load them with image_size={size}"
             )
-    if not len(held_out):
-        raise UserError(f"{held_out.dataset} has no held-out images; accuracy could not be reported")
-    together = place.world * (2 if recipe.augmentation.mixes else 1)
+    together = place.world * (2 if recipe.mixes else 1)
     if recipe.batch % together:
         raise UserError(
             f"a batch of {recipe.batch} does not divide evenly among {place.world} processes; "
@@ -168,10 +162,10 @@ def _check(recipe: Recipe, learned: Images, held_out: Images, place: Place) -> N
         )
 
 
-def _bar(run: Trainer, shown: bool) -> tqdm:
-    """A bar that counts images, and so shows images per second and time left."""
+def _bar(run: Trainer) -> tqdm:
+    """A bar that counts images, and so shows images per second and time left; only the first process has one."""
     done, total = run.step * run.recipe.batch, run.steps * run.recipe.batch
-    look: dict[str, Any] = {"unit": " images", "unit_scale": True, "smoothing": 0.05, "disable": not shown}
+    look: dict[str, Any] = {"unit": " images", "unit_scale": True, "smoothing": 0.05, "disable": not run.place.first}
     return tqdm(total=total, initial=done, desc=f"train {run.recipe.model}", **look)
 
 

@@ -9,13 +9,12 @@ order a GPU does not fix. Dropout, stochastic depth and the noise of erasing are
 to another kind of device, or to another number of processes, draws them afresh.
 """
 
-import copy
 import json
 import math
 import os
 import sys
 import time
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,19 +23,17 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, interpolate
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from cctlib import stages
 from cctlib.data.datasets import DATASETS, PHOTOGRAPHS
-from cctlib.data.images import Images, normalise
+from cctlib.data.images import Images, normalise, to_device
 from cctlib.errors import UserError
 from cctlib.model import cct, precision
 from cctlib.model.forward import forward, on_device
 from cctlib.training.augment import augment
 from cctlib.training.processes import Place
-from cctlib.training.randaugment import to_device
 from cctlib.training.recipes import Recipe
 
 CHECKPOINT, WEIGHTS = "checkpoint.pt", "weights.safetensors"
@@ -57,6 +54,7 @@ class Trainer:
         device = place.device
         self.train, self.held_out = on_device(train, device), on_device(held_out, device)
         self.constants = constants(train)
+        self.normalise = partial(normalise, **self.constants)
         self.steps_per_epoch = len(train) // recipe.batch  # what is left over at the end of an epoch is left out
         self.steps = recipe.epochs * self.steps_per_epoch
         self.identity = _identity(recipe, train, held_out)
@@ -64,7 +62,6 @@ class Trainer:
         torch.manual_seed(recipe.seed)
         network = cct.CCT(recipe.config(train.num_labels), precision.attention(device))
         self.network = network.to(device).to(memory_format=LAYOUT)
-        self.averaged = copy.deepcopy(self.network).requires_grad_(False) if recipe.ema else None
         self.model: nn.Module = self.network
         if place.world > 1:  # averages gradients over the processes
             self.model = DistributedDataParallel(self.network, [device] if device.type == "cuda" else None)
@@ -79,28 +76,23 @@ class Trainer:
         self.began = self.clock = time.monotonic()  # the whole run, as if never interrupted; the next row's steps
 
     @property
-    def result(self) -> cct.CCT:
-        """The network that is judged and written: the average of the weights where there is one."""
-        return self.network if self.averaged is None else self.averaged
-
-    @property
     def seconds(self) -> float:
         """Of the whole run so far, without those between a stop and going on."""
         return time.monotonic() - self.began
 
     def learn(self) -> None:
         """One optimizer step."""
-        from torchvision.transforms.v2.functional import resize  # late: it takes seconds to load
-
         recipe, place = self.recipe, self.place
         images, targets = self._batch()
         for group in (group for optimizer in self.optimizers for group in optimizer.param_groups):
             group["lr"] = self._rate(self.step)
         size = self.network.image_size = recipe.size(self.step // self.steps_per_epoch)
+        if size != recipe.image_size:
+            images = interpolate(images, size=(size, size), mode="bilinear", antialias=True)
         # Processes must not drop the same images' branches.
         torch.manual_seed(drawn_from(recipe.seed, self.step, DROPOUT, place.rank))
         with precision.autocast(place.device, recipe.precision):
-            logits = self.model(resize(images, [size, size]).contiguous(memory_format=LAYOUT))
+            logits = self.model(images.contiguous(memory_format=LAYOUT))
         loss = cross_entropy(logits.float(), targets, label_smoothing=recipe.label_smoothing)
         self.network.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()
@@ -111,8 +103,6 @@ class Trainer:
             self.scaler.step(optimizer)
         self.scaler.update()
         self.step += 1
-        if self.averaged is not None:
-            self._average(self.averaged)
         loss, correct = loss.detach(), (logits.argmax(1) == targets.argmax(1)).sum()
         self.sums += torch.stack([loss * len(images), correct, torch.full_like(loss, len(images))])
         finite = loss.isfinite() & (norm.isfinite() | self.scaler.is_enabled())  # the scaler leaves such steps out
@@ -134,24 +124,12 @@ class Trainer:
         return augment(
             to_device(self.train.pixels[rows], device),
             to_device(self.train.labels[rows], device),
-            recipe.augmentation,
+            recipe,
             seed=drawn_from(recipe.seed, self.step, DECISIONS),
             num_labels=self.train.num_labels,
-            batch=recipe.batch,
             first=first,
             **self.constants,
         )
-
-    @torch.no_grad()
-    def _average(self, averaged: nn.Module) -> None:
-        """Move the averaged weights towards the present ones, faster at the beginning. Buffers are the present ones.
-
-        torch's `AveragedModel` would do it with a copy to the device, and a wait for it, in every step.
-        """
-        update = get_ema_multi_avg_fn(min(self.recipe.ema, self.step / (self.step + 10)))
-        update(list(averaged.parameters()), list(self.network.parameters()), self.step)
-        for kept, present in zip(averaged.buffers(), self.network.buffers(), strict=True):
-            kept.copy_(present)
 
     def row(self) -> dict[str, float]:
         """What happened since the last row. Waits for the device. Raises `UserError` when the loss is not finite."""
@@ -183,20 +161,17 @@ class Trainer:
         )
 
     def evaluate(self) -> dict[str, float]:
-        """Cross-entropy and accuracy on the held-out images, of which each process takes its part."""
-        network, images, place = self.result, self.held_out, self.place
-        network.image_size = self.recipe.image_size
+        """Cross-entropy and accuracy on the held-out images, which each process computes for itself."""
+        network, recipe, images, device = self.network, self.recipe, self.held_out, self.place.device
+        network.image_size = recipe.image_size
         network.eval()
-        part = slice(*(len(images) * rank // place.world for rank in (place.rank, place.rank + 1)))
-        share = replace(images, pixels=images.pixels[part], labels=images.labels[part])
-        normal = partial(normalise, mean=self.constants["mean"], std=self.constants["std"])
-        how: dict[str, Any] = {"batch": self.recipe.batch, "precision": self.recipe.precision}
-        sums = torch.zeros(2, device=place.device)
-        for _, labels, logits, _ in forward(network, normal, share, device=place.device, **how):
+        passes = forward(network, self.normalise, images, device=device, batch=recipe.batch, precision=recipe.precision)
+        sums = torch.zeros(2, device=device)
+        for _, labels, logits, _ in passes:
             loss = cross_entropy(logits.float(), labels, reduction="sum")
             sums += torch.stack([loss, (logits.argmax(1) == labels).sum()])
         network.train()
-        loss, accuracy = (place.total(sums) / len(images)).tolist()
+        loss, accuracy = (sums / len(images)).tolist()
         self.clock = time.monotonic()
         return {"held_out_loss": loss, "held_out_accuracy": accuracy, "seconds": self.seconds}
 
@@ -207,11 +182,11 @@ class Trainer:
             self.load(self.folder / CHECKPOINT)
         elif present and (not resume or WEIGHTS in present):
             raise UserError(f"{self.folder} holds a run already ({present[0]}); resume it, or choose another folder")
-        steps = self.place.gathered(self.step)  # and none may write before all have looked
-        if len(set(steps)) > 1:
+        steps = sorted(set(self.place.gathered(self.step)))  # and none may write before all have looked
+        if len(steps) > 1:
             raise UserError(
                 f"the processes do not find the same checkpoint in {self.folder}: theirs are of the steps "
-                f"{', '.join(map(str, sorted(set(steps))))}; use a folder that all machines share"
+                f"{', '.join(map(str, steps))}; use a folder that all machines share"
             )
         if self.place.first:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -248,7 +223,13 @@ class Trainer:
             raise UserError(
                 f"{path} is not a readable checkpoint ({type(error).__name__}); remove it and start again"
             ) from None
-        _refuse_another(identity, self.identity, path)
+        for part, entries in self.identity.items():
+            for name, value in entries.items():
+                if (saved := identity[part].get(name)) != value:
+                    raise UserError(
+                        f"{path} belongs to another run: its {part} has {name} {saved}, this one {value}; "
+                        "resume with the same recipe and images, or choose another folder"
+                    )
         for name, part in self._parts().items():
             if state[name]:  # empty: of a scaler where none was needed
                 part.load_state_dict(state[name])
@@ -266,8 +247,7 @@ class Trainer:
     def _parts(self) -> dict[str, Any]:
         """What has a state of its own, by its name in the checkpoint."""
         optimizers = {type(optimizer).__name__: optimizer for optimizer in self.optimizers}
-        averaged = {} if self.averaged is None else {"averaged": self.averaged}
-        return {"network": self.network, **averaged, **optimizers, "scaler": self.scaler}
+        return {"network": self.network, **optimizers, "scaler": self.scaler}
 
     def _circumstances(self) -> str:
         """On what dropout and rounding depend, beside the recipe."""
@@ -275,21 +255,21 @@ class Trainer:
         return f"{self.place.world} process(es) on {self.place.device.type} in {arithmetic}"
 
     def export(self) -> Path:
-        """Write the weights as they will be used, and say in the file what they are."""
+        """Write the weights in fp32, and say in the file what they are."""
         path = self.folder / WEIGHTS
         if self.place.first:
-            state = self.result.state_dict()
-            tensors = {name: value.detach().float().cpu().contiguous() for name, value in state.items()}
+            state = self.network.state_dict()
+            tensors = {name: value.float().cpu().contiguous() for name, value in state.items()}
             record = {"cctlib": json.dumps(self.identity)}  # one entry: safetensors writes several in random order
             with stages.replacing(path) as temporary:
                 save_file(tensors, temporary, metadata=record)
         return path
 
 
-def constants(images: Images) -> dict[str, tuple[float, ...]]:
-    """Mean and deviation (std) that normalise the images of this data set."""
+def constants(images: Images) -> dict[str, Any]:
+    """Mean and deviation (std) of the three channels, which normalise the images of this data set."""
     spec = DATASETS.get(images.dataset)
-    return dict(PHOTOGRAPHS) if spec is None else {"mean": spec.mean, "std": spec.std}
+    return PHOTOGRAPHS if spec is None else {"mean": spec.mean, "std": spec.std}
 
 
 def _identity(recipe: Recipe, train: Images, held_out: Images) -> dict[str, dict]:
@@ -305,17 +285,6 @@ def _identity(recipe: Recipe, train: Images, held_out: Images) -> dict[str, dict
             "held-out": held_out.fingerprint,
         },
     }
-
-
-def _refuse_another(saved: dict[str, dict], own: dict[str, dict], path: Path) -> None:
-    for part in own:
-        for name, value in own[part].items():
-            found = saved.get(part, {}).get(name)
-            if found != value:
-                raise UserError(
-                    f"{path} belongs to another run: its {part} has {name} {found}, this one {value}; "
-                    "resume with the same recipe and images, or choose another folder"
-                )
 
 
 def _optimizers(network: nn.Module, recipe: Recipe) -> list[torch.optim.Optimizer]:

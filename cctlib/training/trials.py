@@ -8,6 +8,7 @@ A trial is a folder that `cctlib train` wrote, without its weights; `--per-label
 group had the same images and about as much time on the same machine; failures stay in it.
 """
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,35 +17,35 @@ import pandas as pd
 from cctlib import stages
 from cctlib.errors import UserError
 from cctlib.training.log import read_log
-from cctlib.training.recipes import changed, flat, from_dict
+from cctlib.training.recipes import changed, from_dict
 
 FOLDER, ABOUT = "trials", "about.json"
 TOLD = ("name", "epochs")  # of the settings: told in columns of their own
 
 
-def groups(folder: Path | None = None) -> list[str]:
+def groups() -> list[str]:
     """Names of the groups that ship, in alphabetical order."""
-    return sorted({path.parent.parent.name for path in _home(folder).glob(f"*/*/{stages.RUN}")})
+    return sorted({path.parent.parent.name for path in _home().glob(f"*/*/{stages.RUN}")})
 
 
-def title(group: str, folder: Path | None = None) -> str:
+def title(group: str) -> str:
     """What a group compares, in words."""
-    return stages.read_json(_home(folder) / group / ABOUT)["title"]
+    return stages.read_json(_home() / group / ABOUT)["title"]
 
 
-def courses(group: str, folder: Path | None = None) -> pd.DataFrame:
+def courses(group: str) -> pd.DataFrame:
     """One row an epoch of each trial: trial, minutes (since its start), held_out_accuracy (a share of 1).
 
     Raises `UserError` where there is no such group.
     """
     logs = [
         log.dropna(subset="held_out_accuracy").assign(trial=name, minutes=log.seconds / 60)
-        for name, (_, log) in _trials(group, folder).items()
+        for name, (_, log) in _trials(group).items()
     ]
     return pd.concat(logs, ignore_index=True)[["trial", "minutes", "held_out_accuracy"]]
 
 
-def table(group: str, folder: Path | None = None) -> pd.DataFrame:
+def table(group: str) -> pd.DataFrame:
     """One row a trial, the best first.
 
     trial; settings (those in which it differs from the best trial); model; dataset; images (to learn from); epochs and
@@ -52,7 +53,7 @@ def table(group: str, folder: Path | None = None) -> pd.DataFrame:
     share of 1); device; commit; command (which trains it again).
     Raises `UserError` where there is no such group.
     """
-    trials, per_label = _trials(group, folder), stages.read_json(_home(folder) / group / ABOUT).get("per_label")
+    trials, per_label = _trials(group), stages.read_json(_home() / group / ABOUT).get("per_label")
     rows = [
         {
             "trial": name,
@@ -71,7 +72,7 @@ def table(group: str, folder: Path | None = None) -> pd.DataFrame:
         for name, (run, log) in trials.items()
     ]
     table = pd.DataFrame(rows).sort_values("held_out_accuracy", ascending=False, ignore_index=True)
-    recipes = [flat(from_dict(trials[name][0]["recipe"])) for name in table.trial]
+    recipes = [asdict(from_dict(trials[name][0]["recipe"])) for name in table.trial]
     table.insert(1, "settings", [_differences(recipe, recipes[0]) for recipe in recipes])
     return table
 
@@ -94,13 +95,13 @@ def _words(value: object) -> str:
     return " ".join(map(_words, value)) if isinstance(value, tuple) else str(value)
 
 
-def _home(folder: Path | None) -> Path:
-    return stages.shipped() / FOLDER if folder is None else folder
+def _home() -> Path:
+    return stages.shipped() / FOLDER
 
 
-def _trials(group: str, folder: Path | None) -> dict[str, tuple[dict[str, Any], pd.DataFrame]]:
+def _trials(group: str) -> dict[str, tuple[dict[str, Any], pd.DataFrame]]:
     """The content of `run.json` and the log of each trial of a group, by the trial's name."""
-    home = _home(folder) / group
+    home = _home() / group
     trials = {run.parent.name: stages.read_json(run) for run in sorted(home.glob(f"*/{stages.RUN}"))}
     if not trials:
         raise UserError(

@@ -30,7 +30,7 @@ def images():
 def trained(images, tmp_path_factory):
     """The folder of a finished training on 40 of the demo images."""
     folder = tmp_path_factory.mktemp("run")
-    run.train(TINY, images["train"].subset(per_label=4), images["held-out"], folder, device="cpu", progress=False)
+    run.train(TINY, images["train"].subset(per_label=4), images["held-out"], folder, device="cpu")
     return folder
 
 

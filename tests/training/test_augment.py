@@ -14,9 +14,10 @@ from torchvision.transforms.v2 import functional as vision
 from cctlib.data import images as data
 from cctlib.errors import UserError
 from cctlib.training import augment, randaugment
-from cctlib.training.augment import Augmentation, Mix
+from cctlib.training.augment import Mix
+from cctlib.training.recipes import Recipe
 
-PUBLISHED = Augmentation(crop_scale=0.8, flip=True, randaugment=9, erasing=0.25, mixup=0.8, cutmix=1.0)
+PUBLISHED = Recipe(crop_scale=0.8, flip=True, randaugment=9, erasing=0.25, mixup=0.8, cutmix=1.0)
 CONSTANTS = {"mean": (0.5071, 0.4867, 0.4408), "std": (0.2675, 0.2565, 0.2761)}
 FILL = [129, 124, 112]
 
@@ -52,7 +53,7 @@ def test_shift_is_a_crop_of_the_reflected_image(pixels, generator):
 def test_half_of_the_images_are_mirrored(pixels):
     """Nothing else happens to them."""
     many, labels = pixels[:11].repeat(40, 1, 1, 1), torch.zeros(440, dtype=torch.long)
-    images, _ = augment.augment(many, labels, Augmentation(flip=True), seed=0, batch=440, num_labels=1, **CONSTANTS)
+    images, _ = augment.augment(many, labels, Recipe(flip=True, batch=440), seed=0, num_labels=1, **CONSTANTS)
     plain = data.normalise(many, **CONSTANTS)
     mirrored = (images == plain.flip(3)).flatten(1).all(1)
     assert torch.equal(images[~mirrored], plain[~mirrored])
@@ -188,7 +189,7 @@ def test_erasing_fills_a_quarter_of_the_images_with_noise(generator):
 
 @pytest.mark.parametrize("parameter", [0.2, 1.0, 30.0])
 def test_shares_follow_the_beta_distribution(parameter):
-    generator, settings = np.random.default_rng(1), Augmentation(mixup=parameter)
+    generator, settings = np.random.default_rng(1), Recipe(mixup=parameter)
     shares = np.array([augment.draw_mix(settings, 32, 32, generator).share for _ in range(4_000)])
     assert shares.mean() == pytest.approx(0.5, abs=0.03)
     assert shares.var() == pytest.approx(1 / (4 * (2 * parameter + 1)), rel=0.1)
@@ -210,24 +211,24 @@ def test_mixup_and_cutmix_mix_pixels_and_targets_in_the_same_proportion():
         top, bottom, left, right = how.box
         assert 0 <= top <= bottom <= 32 and 0 <= left <= right <= 32
         assert how.share == pytest.approx(1 - (bottom - top) * (right - left) / 1024)
-    assert augment.draw_mix(Augmentation(), 32, 32, generator) is None
-    assert augment.draw_mix(Augmentation(cutmix=1.0), 32, 32, generator).box is not None
-    assert augment.draw_mix(Augmentation(mixup=1.0), 32, 32, generator).box is None
+    assert augment.draw_mix(Recipe(), 32, 32, generator) is None
+    assert augment.draw_mix(Recipe(cutmix=1.0), 32, 32, generator).box is not None
+    assert augment.draw_mix(Recipe(mixup=1.0), 32, 32, generator).box is None
 
 
 def test_nothing_switched_on_changes_nothing(pixels):
     labels = torch.arange(12) % 5
-    images, targets = augment.augment(pixels, labels, Augmentation(), seed=0, batch=12, num_labels=5, **CONSTANTS)
+    images, targets = augment.augment(pixels, labels, Recipe(batch=12), seed=0, num_labels=5, **CONSTANTS)
     assert torch.equal(images, data.normalise(pixels, **CONSTANTS))
     assert torch.equal(targets, functional.one_hot(labels, 5).float())
 
 
 def test_parts_of_a_batch_are_augmented_like_the_whole(pixels):
     """Processes that share a batch make the images that one process would have made."""
-    settings = Augmentation(shift=3, crop_scale=0.6, flip=True, randaugment=9, erasing=0.5, mixup=0.8, cutmix=1.0)
+    settings = Recipe(batch=12, shift=3, crop_scale=0.6, flip=True, randaugment=9, erasing=0.5, mixup=0.8, cutmix=1.0)
     labels = torch.arange(12) % 5
     for seed in range(4):
-        how = {"seed": seed, "batch": 12, "num_labels": 5} | CONSTANTS
+        how = {"seed": seed, "num_labels": 5} | CONSTANTS
         whole = augment.augment(pixels, labels, settings, **how)
         again = augment.augment(pixels, labels, settings, **how)
         assert torch.equal(whole[0], again[0]) and torch.equal(whole[1], again[1])
@@ -243,4 +244,4 @@ def test_parts_of_a_batch_are_augmented_like_the_whole(pixels):
 )
 def test_settings_out_of_range_are_refused_by_name(wrong):
     with pytest.raises(UserError, match=f"{next(iter(wrong))} is"):
-        Augmentation(**wrong)
+        Recipe(**wrong)

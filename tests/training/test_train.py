@@ -10,7 +10,6 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -27,7 +26,6 @@ from cctlib.model import manifest
 from cctlib.model.forward import accuracies
 from cctlib.training import run as training
 from cctlib.training import trainer
-from cctlib.training.augment import Augmentation
 from cctlib.training.log import read_log
 from cctlib.training.processes import Place
 from cctlib.training.recipes import RECIPES, Recipe, fitted, from_dict, recipe
@@ -40,10 +38,15 @@ TINY = Recipe(
     batch=8,
     lr=1e-3,
     warmup_epochs=1,
-    ema=0.9,
     attention_dropout=0.1,
     sizes=((1, 20), (1, 28)),
-    augmentation=Augmentation(shift=2, crop_scale=0.7, flip=True, randaugment=9, erasing=0.5, mixup=0.8, cutmix=1.0),
+    shift=2,
+    crop_scale=0.7,
+    flip=True,
+    randaugment=9,
+    erasing=0.5,
+    mixup=0.8,
+    cutmix=1.0,
 )
 MUON = replace(TINY, name="muon", optimizer="muon")
 HERE = Place(0, 1, torch.device("cpu"))
@@ -69,8 +72,7 @@ def whole(request, images, tmp_path_factory):
 
 
 def run(images, folder, recipe=TINY, **settings):
-    settings = {"device": "cpu", "progress": False} | settings
-    return training.train(recipe, images["train"], images["held-out"], folder, **settings)
+    return training.train(recipe, images["train"], images["held-out"], folder, **{"device": "cpu"} | settings)
 
 
 def timeless(folder):
@@ -183,7 +185,7 @@ def test_a_checkpoint_of_another_device_is_taken_up_and_said_so(images, uninterr
     """It holds no state of a random generator, which would belong to a device."""
     checkpoint = run(images, tmp_path, hours=0.0)
     state = torch.load(checkpoint, weights_only=True)
-    parts = {"network", "averaged", "AdamW", "scaler"}
+    parts = {"network", "AdamW", "scaler"}
     assert set(state) == {"identity", "made", "step", "seconds", "sums"} | parts
     run(images, tmp_path, hours=0.0, resume=True)
     assert "drawn afresh" not in capsys.readouterr().err
@@ -315,7 +317,7 @@ def test_a_folder_with_a_run_is_refused_unless_it_is_resumed(images, tmp_path):
         ({"epochs": 4}, "recipe has epochs 3, this one 4"),
         ({"seed": 1}, "recipe has seed 0, this one 1"),
         ({"optimizer": "muon"}, "recipe has optimizer adamw, this one muon"),
-        ({"augmentation": Augmentation()}, "recipe has augmentation"),
+        ({"flip": False}, "recipe has flip True, this one False"),
         ({"model": "cct_4_3x2"}, "recipe has model cct_2_3x2, this one cct_4_3x2"),
     ],
 )
@@ -356,7 +358,7 @@ def test_what_is_no_checkpoint_is_refused_and_never_run(images, tmp_path, monkey
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_a_loss_that_is_not_finite_ends_the_run_and_names_the_last_good_checkpoint(images, tmp_path, optimizer):
-    wild = replace(TINY, lr=1e30, warmup_epochs=0, ema=0.0, optimizer=optimizer)
+    wild = replace(TINY, lr=1e30, warmup_epochs=0, optimizer=optimizer)
     with pytest.raises(
         UserError, match=r"not finite at step 2 of 15, learning rate 9.33e\+29; there is no checkpoint yet"
     ):
@@ -398,11 +400,10 @@ def test_an_epoch_has_ten_steps_where_the_images_allow_it(images, batch):
         {"lr": float("nan")},
         {"batch": 7},
         {"warmup_epochs": 3},
-        {"ema": 1.0},
         {"sizes": ((3, 20),)},
         {"sizes": ((1, 32),)},
         {"sizes": ((0, 20),)},
-        {"augmentation": Augmentation(shift=32)},
+        {"shift": 32},
         {"clip": -1.0},
     ],
 )
@@ -418,17 +419,11 @@ def test_an_unknown_recipe_is_refused_with_the_names():
         recipe("papper")
 
 
-@pytest.mark.parametrize("wrong", ["epoch", "mixes", "augmentation", "name", "__init__"])
+@pytest.mark.parametrize("wrong", ["epoch", "mixes", "name", "__init__"])
 def test_an_unknown_setting_is_refused_with_the_nearest(wrong):
     with pytest.raises(UserError, match=f"recipe cpu: '{wrong}' is not a setting; the nearest are ") as error:
         recipe("cpu", **{wrong: 3})
     assert wrong != "epoch" or "epochs" in str(error.value)
-
-
-def test_settings_of_recipe_and_augmentation_are_changed_by_name():
-    changed = recipe("cpu", epochs=40, mixup=0.5)
-    expected = replace(RECIPES["cpu"], epochs=40, augmentation=replace(RECIPES["cpu"].augmentation, mixup=0.5))
-    assert changed == expected
 
 
 # Recipes
@@ -501,22 +496,6 @@ def test_a_torch_without_muon_says_what_to_do(images, tmp_path, monkeypatch):
     assert "\n" not in str(error.value)
 
 
-def test_the_average_follows_the_weights_and_is_the_result(images, tmp_path):
-    started = trainer.Trainer(TINY, images["train"], images["held-out"], tmp_path, HERE)
-    expected = started.network.classifier.fc.weight.detach().clone()
-    for step in range(1, 5):
-        started.learn()
-        weight = started.network.classifier.fc.weight.detach().clone()
-        decay = min(0.9, step / (step + 10))
-        expected = decay * expected + (1 - decay) * weight
-    written = load_file(started.export())["classifier.fc.weight"]
-    torch.testing.assert_close(written, expected, atol=1e-7, rtol=1e-5)
-    assert not torch.equal(written, weight)
-    normal = partial(data.normalise, **started.constants)
-    judged = accuracies(started.averaged.eval(), normal, images["held-out"], device="cpu")[0]
-    assert started.evaluate()["held_out_accuracy"] == pytest.approx(judged)
-
-
 def test_gradients_are_clipped_as_a_whole(images, tmp_path):
     started = trainer.Trainer(replace(TINY, clip=1e-3), images["train"], images["held-out"], tmp_path, HERE)
     started.learn()
@@ -549,7 +528,7 @@ def test_the_first_epochs_see_small_images(images, tmp_path, monkeypatch):
         run.learn()
         assert not torch.equal(before, run.network.classifier.positional_emb)
     assert sides == [20] * 5 + [28] * 5 + [32] * 5
-    run.step, run.averaged = 0, None
+    run.step = 0
     run.learn()
     sides.clear()
     run.evaluate()
@@ -557,7 +536,7 @@ def test_the_first_epochs_see_small_images(images, tmp_path, monkeypatch):
 
 
 def test_bf16_trains_where_it_is_asked_for(images, tmp_path):
-    short = replace(TINY, epochs=1, sizes=(), warmup_epochs=0, precision="bf16", ema=0.0)
+    short = replace(TINY, epochs=1, sizes=(), warmup_epochs=0, precision="bf16")
     weights = run({**images, "train": images["train"].subset(per_label=2)}, tmp_path, replace(short, batch=16))
     assert all(value.dtype == torch.float32 and value.isfinite().all() for value in load_file(weights).values())
 
@@ -594,7 +573,7 @@ def test_a_scaled_loss_learns_the_same_and_leaves_out_what_overflows(images, tmp
 def test_a_gpu_trains_as_the_processor_does_and_takes_up_its_checkpoint(images, tmp_path, optimizer, capsys):
     """Everything on that is drawn on the host; in fp32, so that only the order of sums differs."""
     recipe = alike(optimizer)
-    recipe = replace(recipe, augmentation=replace(recipe.augmentation, erasing=0.0))
+    recipe = replace(recipe, erasing=0.0)
     for device in ("cpu", "cuda"):
         run(images, tmp_path / device, recipe, device=device)
         for _ in range(2):
@@ -647,8 +626,8 @@ def test_the_command_line_trains_and_goes_on(arguments, tmp_path, capsys):
 def test_the_command_line_changes_a_recipe(arguments, tmp_path, capsys):
     cli.main([*arguments, "--epochs", "7", "--mixup", "0.2", "--optimizer", "muon"])
     run = json.loads((tmp_path / "run.json").read_text())["recipe"]
-    assert (run["epochs"], run["optimizer"], run["augmentation"]["mixup"]) == (7, "muon", 0.2)
-    assert run["lr"] == RECIPES["demo"].lr and run["augmentation"]["shift"] == RECIPES["demo"].augmentation.shift
+    assert (run["epochs"], run["optimizer"], run["mixup"]) == (7, "muon", 0.2)
+    assert (run["lr"], run["shift"]) == (RECIPES["demo"].lr, RECIPES["demo"].shift)
     capsys.readouterr()
     with pytest.raises(SystemExit) as refused:
         cli.main([*arguments, "--sizes", "3", "99"])

@@ -15,20 +15,27 @@ from cctlib.training.recipes import from_dict, recipe
 
 
 @pytest.fixture(scope="module")
-def group(tmp_path_factory):
+def trained(tmp_path_factory):
     """Two short trainings of the demo set that differ in the optimizer and in mixup."""
-    folder = tmp_path_factory.mktemp("trials")
+    folder = tmp_path_factory.mktemp("shipped") / "trials"
     train, held_out = load("demo", "train").subset(per_label=4), load("demo", "held-out")
     for name, changes in {"plain": {}, "other": {"optimizer": "muon", "mixup": 0.5}}.items():
         chosen = recipe("demo", epochs=2, batch=8, **changes)
-        training.train(chosen, train, held_out, folder / "demo" / name, device="cpu", progress=False)
+        training.train(chosen, train, held_out, folder / "demo" / name, device="cpu")
     stages.write_json(folder / "demo" / trials.ABOUT, {"title": "Two optimizers", "per_label": 4})
     return folder
 
 
+@pytest.fixture
+def group(trained, monkeypatch):
+    """The folder of the two, as if they shipped."""
+    monkeypatch.setattr(stages, "shipped", lambda: trained.parent)
+    return trained
+
+
 def test_a_group_is_told_from_its_logs(group):
-    table = trials.table("demo", group).set_index("trial")
-    assert trials.groups(group) == ["demo"] and set(table.index) == {"plain", "other"}
+    table = trials.table("demo").set_index("trial")
+    assert trials.groups() == ["demo"] and set(table.index) == {"plain", "other"}
     told = {"other": "optimizer muon, mixup 0.5", "plain": "optimizer adamw, mixup 0.0"}
     assert table.settings.iloc[0] == "" and table.settings.iloc[1] == told[table.index[1]]
     assert (table.epochs == 2).all() and (table.image_passes == 2 * 40).all() and (table.images == 40).all()
@@ -41,7 +48,7 @@ def test_a_group_is_told_from_its_logs(group):
 
 
 def test_a_course_is_that_of_the_log(group):
-    courses = trials.courses("demo", group)
+    courses = trials.courses("demo")
     assert courses.groupby("trial").size().to_dict() == {"plain": 2, "other": 2}
     for name, own in courses.groupby("trial"):
         rows = [json.loads(line) for line in (group / "demo" / name / "log.jsonl").read_text().splitlines()]
@@ -51,7 +58,7 @@ def test_a_course_is_that_of_the_log(group):
 
 def test_a_trial_is_trained_again_by_its_command(group, tmp_path):
     """The same recipe and the same images, and so on one machine the same course."""
-    row = trials.table("demo", group).set_index("trial").loc["other"]
+    row = trials.table("demo").set_index("trial").loc["other"]
     cli.main([*row.command.split()[1:], "--folder", str(tmp_path), "--device", "cpu"])
     first, again = (stages.read_json(folder / "run.json") for folder in (group / "demo" / "other", tmp_path))
     assert first["recipe"] == again["recipe"] and first["data"] == again["data"]
@@ -60,7 +67,7 @@ def test_a_trial_is_trained_again_by_its_command(group, tmp_path):
 
 def test_what_is_no_trial_is_named(group):
     with pytest.raises(UserError, match="nothing holds no trial"):
-        trials.table("nothing", group)
+        trials.table("nothing")
 
 
 @pytest.mark.parametrize("group", trials.groups())
