@@ -3,10 +3,8 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Float, Integer
 
 from cctlib import bootstrap
 from cctlib.andc.stage import pruning_tables
@@ -18,36 +16,35 @@ from cctlib.snp.measure import SHUFFLED
 from cctlib.study import Missing, Study
 
 
-def _probes_and_resamples(
-    study: Study, split: str
-) -> tuple[dict[str, Integer[np.ndarray, "image"]], Float[torch.Tensor, "resample image"]]:
-    """The probes' predictions of a split's images, by site, and bootstrap weights of the images."""
-    predictions = {site: values.predictions[split] for site, values in study.measurement.sites.items()}
-    labels = torch.from_numpy(study.measurement.labels[split]).long()
-    return predictions, bootstrap.resample(labels, bootstrap.RESAMPLES, torch.Generator().manual_seed(0))
-
-
 def along_encoders(study: Study) -> list[Verdict]:
-    """C1, C2 and C3, with all three answers."""
-    result, tables, controls = study.measurement, study.tables, study.tables["controls"]
+    """C1, C2 and C3, with all three answers; that about nodes is left open where no basis was rotated."""
+    tables, curves = study.tables, readings(study)
+    by_theta, controls = tables["by_theta"], tables["controls"]
     shuffled, rotated = (controls[controls.control == name] for name in (SHUFFLED, BASIS))
-    predictions, weights = _probes_and_resamples(study, "test")
     stated = [
-        verdicts.progress(predictions, result.labels["test"], weights),
-        verdicts.small_clusters(tables["nodes"], shuffled, len(result.names)),
-        verdicts.sharpening(tables["nodes"]),
+        verdicts.progress(curves["C1"], tables["accuracy"]),
+        verdicts.small_clusters(tables["nodes"], shuffled, len(study.measurement.names)),
+        verdicts.sharpening(curves["C3"], by_theta),
     ]
-    curves = readings(study)
-    judged = [replace(verdict, robust=specifications.in_words(curves[verdict.claim])) for verdict in stated]
-    return verdicts.with_basis(judged, tables["by_theta"], rotated)
+    progress, clusters, sharpening = (replace(v, robust=specifications.in_words(curves[v.claim])) for v in stated)
+    if not rotated.empty:
+        clusters = replace(clusters, nodes=verdicts.clusters_beyond_basis(by_theta, rotated))
+        sharpening = replace(sharpening, nodes=verdicts.sharpening_beyond_basis(by_theta, rotated))
+    return [progress, clusters, sharpening]
 
 
 def readings(study: Study) -> dict[str, pd.DataFrame]:
     """The specification curves of C1, C2 and C3, by claim (see `specifications`)."""
     result, nodes = study.measurement, study.tables["nodes"]
-    both = {split: _probes_and_resamples(study, split) for split in result.labels}
-    predictions = {split: of_split for split, (of_split, _) in both.items()}
-    weights = {split: of_split for split, (_, of_split) in both.items()}
+    predictions = {
+        split: {site: values.predictions[split] for site, values in result.sites.items()} for split in result.labels
+    }
+    weights = {
+        split: bootstrap.resample(
+            torch.from_numpy(labels).long(), bootstrap.RESAMPLES, torch.Generator().manual_seed(0)
+        )
+        for split, labels in result.labels.items()
+    }
     return {
         "C1": specifications.progress(predictions, result.labels, weights),
         "C2": specifications.small_clusters(nodes, len(result.names)),

@@ -12,11 +12,11 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
+import torch
 from jaxtyping import Float, Integer
 from torch import Tensor
 
 from cctlib.claims import rules
-from cctlib.claims.verdicts import gain_interval, resampled
 from cctlib.model.sites import parse
 
 CHOICES = ("sub-block", "theta", "SNR", "images", "evidence", "encoder")
@@ -40,9 +40,10 @@ def progress(
         sites = pd.DataFrame([(site, *parse(site)) for site in of_split], columns=["site", "encoder", "kind"])
         for kind in kinds:
             names = rules.by_encoder(sites, kind).site
-            correct = np.stack([of_split[name] == labels[split] for name in names], axis=1)
-            low, high = gain_interval(correct, weights[split])
-            effect = 100 * float(correct[:, -1].mean() - correct[:, 0].mean())
+            first, last = (of_split[names.iloc[end]] == labels[split] for end in (0, -1))
+            gain = torch.from_numpy(last.astype(np.float32) - first.astype(np.float32))  # paired over images
+            low, high = rules.percentiles(100 * (weights[split].cpu() @ gain).double().numpy() / len(gain))
+            effect = 100 * float(last.mean() - first.mean())
             rows.append(_row("accuracy", effect, low, high, low > 0, **{"sub-block": kind, "images": split}))
     return pd.DataFrame(rows)
 
@@ -124,3 +125,27 @@ def _resampled_at(
     for kind in kinds:
         for theta, rows in rules.by_encoder(nodes, kind).groupby("theta"):
             yield kind, float(theta), resampled(rows)
+
+
+def resampled(nodes: pd.DataFrame) -> dict[str, Float[np.ndarray, "sample encoder"]]:
+    """Numbers of the sites of one kind that follow from counts of nodes (Method, section 5), by name.
+
+    Row 0 has every node once; the other rows are bootstrap samples of the nodes. Ratios are as in
+    `snp.SiteStatistics.summary`, but for a factor that all encoders share.
+    """
+    sites = []
+    for number, (_, site) in enumerate(nodes.groupby("site", sort=False)):
+        full, ratio = ~site.silent.astype(bool), site.signal / site.noise.clip(lower=1)
+        columns = [site.noise, site.labels, site.ones - site.labels, ratio, full, site.clusters, site.clusters > 0]
+        counts = np.stack(columns, axis=1).astype(float)
+        sites.append(np.concatenate([counts.sum(axis=0)[None], rules.node_weights(len(site), number) @ counts]))
+    noise, labels, wrong, ratio, full, clusters, having = np.stack(sites, axis=1).transpose(2, 0, 1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return {
+            "noise": noise / full,
+            "snr": labels / wrong,
+            "snr_blocks": labels / noise,
+            "snr_node": ratio / full,
+            "cluster_size": labels / clusters,
+            "share": having / np.array([len(site) for _, site in nodes.groupby("site", sort=False)]),
+        }

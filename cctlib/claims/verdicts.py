@@ -1,21 +1,19 @@
 """The claims judged as stated: one function a claim, from tables to a `Verdict` (Method, section 8).
 
-`rules.RULES` says in words what each function decides by. Accuracies are shares of 1 in tables and points (hundredths)
+`rules.RULES` says in words what each function decides by. Where a claim has readings (`specifications`), the reading
+at the method's own choices decides. Accuracies are shares of 1 in tables and points (hundredths)
 in the text of an effect. `judge` puts a study's tables into the functions.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
-import torch
-from jaxtyping import Float, Integer
-from torch import Tensor
+from jaxtyping import Float
 
 from cctlib.claims import rules
 from cctlib.claims.rules import FAILS, HOLDS, IN_PART, NOT_TESTED, State, Verdict
-from cctlib.model.sites import parse
+from cctlib.claims.specifications import SNR
 
 
 def graded(all_hold: bool, some_hold: bool) -> State:
@@ -26,38 +24,27 @@ def graded(all_hold: bool, some_hold: bool) -> State:
 # C1: the accuracy of probes grows --------------------------------------------------------------------------
 
 
-def progress(
-    predictions: Mapping[str, Integer[np.ndarray, "image"]],
-    labels: Integer[np.ndarray, "image"],
-    weights: Float[Tensor, "resample image"],
-    kinds: Sequence[str] = rules.SUB_BLOCKS,
-) -> Verdict:
-    """C1 from the probes' predictions of the test images, by site, and `bootstrap.resample` of their labels."""
-    sites = pd.DataFrame([(site, *parse(site)) for site in predictions], columns=["site", "encoder", "kind"])
-    gains, trends, texts, intervals = [], [], [], []
+def progress(readings: pd.DataFrame, accuracy: pd.DataFrame, kinds: Sequence[str] = rules.SUB_BLOCKS) -> Verdict:
+    """C1 from its readings (`specifications.progress`) on test images, and the probes' accuracy along the encoders.
+
+    accuracy: encoder, kind, accuracy (a share of 1). Raises `UserError` when a kind of site has no probes.
+    """
+    gains = readings[readings.images == "test"].set_index("sub-block")
+    trends, texts = [], []
     for kind in kinds:
-        correct = np.stack([predictions[name] == labels for name in rules.by_encoder(sites, kind).site], axis=1)
-        accuracy, interval = correct.mean(axis=0), gain_interval(correct, weights)
-        tau, rises = rules.trend(accuracy)
-        gains.append(interval[0] > 0)
+        values = rules.by_encoder(accuracy, kind).accuracy.to_numpy(float)
+        tau, rises = rules.trend(values)
         trends.append(rises)
-        intervals.append(interval)
-        change = f"{100 * (accuracy[-1] - accuracy[0]):+.1f} points at {kind}"
-        texts.append(f"{change} ({accuracy[0]:.1%} to {accuracy[-1]:.1%}, tau {tau:.2f})")
-    one_site = any(gain and rises for gain, rises in zip(gains, trends, strict=True))
-    state = graded(all(gains) and all(trends), all(gains) or one_site)
-    return Verdict("C1", state, "; ".join(texts), intervals[0], nodes=SITE_ONLY)
+        ends = f"{values[0]:.1%} to {values[-1]:.1%}"
+        texts.append(f"{gains.effect[kind]:+.1f} points at {kind} ({ends}, tau {tau:.2f})")
+    grown = [gains.agrees[kind] for kind in kinds]
+    one_site = any(gain and rises for gain, rises in zip(grown, trends, strict=True))
+    state = graded(all(grown) and all(trends), all(grown) or one_site)
+    interval = (gains.low[kinds[0]], gains.high[kinds[0]])
+    return Verdict("C1", state, "; ".join(texts), interval, nodes=SITE_ONLY)
 
 
 SITE_ONLY = "no: a rotation of the nodes changes no probe's accuracy, so progress is a property of the site"
-
-
-def gain_interval(
-    correct: Float[np.ndarray, "image encoder"] | np.ndarray, weights: Float[Tensor, "resample image"]
-) -> tuple[float, float]:
-    """95% interval, in points, of the last encoder's accuracy less the first's; paired over images."""
-    difference = torch.from_numpy(correct[:, -1].astype(np.float32) - correct[:, 0].astype(np.float32))
-    return rules.percentiles(100 * (weights.cpu() @ difference).double().numpy() / len(correct))
 
 
 # C2: small clusters ----------------------------------------------------------------------------------------
@@ -72,14 +59,13 @@ def small_clusters(
     the site with labels shuffled across images). Raises `UserError` when a kind of site has no nodes.
     """
     nodes, shuffled = rules.at_theta(nodes), rules.at_theta(shuffled)
-    sites = pd.concat([_cluster_rows(rules.by_encoder(nodes, kind), shuffled, num_labels) for kind in kinds])
-    conditions = {name: _at_most_sites(sites, name) for name in ("each", "small", "quiet")}
+    sites = _cluster_rows(pd.concat([rules.by_encoder(nodes, kind) for kind in kinds]), shuffled, num_labels)
+    each, small, quiet = (sites.groupby("kind")[["each", "small", "quiet"]].mean() >= rules.MOST).all()
     draws = int(shuffled.groupby("site").draw.nunique().min()) if len(shuffled) else 0
-    sure = conditions["each"] + conditions["small"]
     if draws < rules.DRAWS:
-        state = NOT_TESTED if sure else FAILS
+        state = NOT_TESTED if each or small else FAILS
     else:
-        state = graded(sure + conditions["quiet"] == 3, sure + conditions["quiet"] == 2)
+        state = graded(each and small and quiet, int(each) + int(small) + int(quiet) == 2)
     span = {name: f"{sites[name].min():.1f} to {sites[name].max():.1f}" for name in ("size", "count")}
     noise = f"noise {sites.ratio.min():.2f} to {sites.ratio.max():.2f} times that of shuffled labels" if draws else ""
     text = (
@@ -91,30 +77,19 @@ def small_clusters(
 
 
 def _cluster_rows(nodes: pd.DataFrame, shuffled: pd.DataFrame, num_labels: int) -> pd.DataFrame:
-    """The three conditions of C2 at each site of a kind, and its numbers."""
-    rows = []
-    for (site, kind), group in nodes.groupby(["site", "kind"], sort=False):
-        filled, chance = group[~group.silent.astype(bool)], shuffled[shuffled.site == site].noise
-        share = float((group.clusters > 0).mean())
-        size = group.labels.sum() / group.clusters.sum() if group.clusters.sum() else np.nan
-        numbers = {
-            "share": share,
-            "size": size,
-            "count": filled.clusters.mean(),
-            "ratio": filled.noise.mean() / chance.mean(),
-        }
-        conditions = {
-            "each": share >= rules.EACH,
-            "small": bool(size <= rules.SMALL * num_labels),
-            "quiet": bool(len(chance) and filled.noise.mean() < chance.min()),
-        }
-        rows.append({"site": site, "kind": kind, **numbers, **conditions})
-    return pd.DataFrame(rows)
-
-
-def _at_most_sites(sites: pd.DataFrame, condition: str) -> bool:
-    """Whether a condition holds at most encoders of every kind of site."""
-    return bool((sites.groupby("kind")[condition].mean() >= rules.MOST).all())
+    """The numbers of C2 and its three conditions, one row a site."""
+    sites, chance = nodes.groupby("site", sort=False), shuffled.noise.astype(float).groupby(shuffled.site)
+    filled = nodes[~nodes.silent.astype(bool)].groupby("site")
+    rows = sites[["kind"]].first()
+    rows["share"] = (nodes.clusters > 0).groupby(nodes.site).mean()
+    rows["size"] = sites["labels"].sum() / sites.clusters.sum()
+    rows["count"] = filled.clusters.mean()
+    rows["noise"] = filled.noise.mean()
+    rows["ratio"] = rows.noise / chance.mean().reindex(rows.index)
+    rows["each"] = rows.share >= rules.EACH
+    rows["small"] = rows["size"] <= rules.SMALL * num_labels
+    rows["quiet"] = rows.noise < chance.min().reindex(rows.index)
+    return rows
 
 
 def _mean_size_interval(nodes: pd.DataFrame, kinds: Sequence[str]) -> tuple[float, float]:
@@ -130,50 +105,26 @@ def _mean_size_interval(nodes: pd.DataFrame, kinds: Sequence[str]) -> tuple[floa
 # C3: sharpening --------------------------------------------------------------------------------------------
 
 
-def sharpening(nodes: pd.DataFrame, kinds: Sequence[str] = rules.SUB_BLOCKS) -> Verdict:
-    """C3 at theta 0.3 from the nodes: site, encoder, kind, silent, ones, labels, signal, noise.
+def sharpening(readings: pd.DataFrame, by_theta: pd.DataFrame, kinds: Sequence[str] = rules.SUB_BLOCKS) -> Verdict:
+    """C3 at theta 0.3 from its readings (`specifications.sharpening`), and site means along the encoders.
 
-    Raises `UserError` when a kind of site has no nodes.
+    by_theta: encoder, kind, theta, noise, snr. Raises `UserError` when a kind of site has no row.
     """
-    nodes, ends, trends, texts, intervals = rules.at_theta(nodes), [], [], [], []
+    means, at = rules.at_theta(by_theta), rules.at_theta(readings)
+    stated = at[at.SNR.isna() | at.SNR.isin([SNR["snr"]])].set_index(["sub-block", "quantity"])
+    ends, trends, texts = [], [], []
     for kind in kinds:
-        samples = resampled(rules.by_encoder(nodes, kind))
         parts = []
-        for name, sign in (("noise", -1), ("snr", 1)):
-            values = samples[name]
-            tau, holds = rules.trend(values[0], sign)
-            low, high = rules.percentiles(values[1:, -1] / values[1:, 0])
-            ends.append(high < 1 if sign < 0 else low > 1)
+        for quantity, column, sign in (("noise", "noise", -1), ("SNR", "snr", 1)):
+            reading = stated.loc[(kind, quantity)]
+            tau, holds = rules.trend(rules.by_encoder(means, kind)[column].to_numpy(float), sign)
+            ends.append(reading.agrees)
             trends.append(holds)
-            parts.append(f"{name if sign < 0 else 'SNR'} x{values[0, -1] / values[0, 0]:.2f} (tau {tau:+.2f})")
-            intervals.append((low, high))
+            parts.append(f"{quantity} x{reading.effect:.2f} (tau {tau:+.2f})")
         texts.append(f"{' and '.join(parts)} at {kind}")
+    first = stated.loc[(kinds[0], "noise")]
     state = graded(all(ends) and all(trends), all(ends))
-    return Verdict("C3", state, "; ".join(texts) + ", last encoder against first", intervals[0])
-
-
-def resampled(nodes: pd.DataFrame) -> dict[str, Float[np.ndarray, "sample encoder"]]:
-    """Numbers of the sites of one kind that follow from counts of nodes (Method, section 5), by name.
-
-    Row 0 has every node once; the other rows are bootstrap samples of the nodes. Ratios are as in
-    `snp.SiteStatistics.summary`, but for a factor that all encoders share.
-    """
-    sites = []
-    for number, (_, site) in enumerate(nodes.groupby("site", sort=False)):
-        full, ratio = ~site.silent.astype(bool), site.signal / site.noise.clip(lower=1)
-        columns = [site.noise, site.labels, site.ones - site.labels, ratio, full, site.clusters, site.clusters > 0]
-        counts = np.stack(columns, axis=1).astype(float)
-        sites.append(np.concatenate([counts.sum(axis=0)[None], rules.node_weights(len(site), number) @ counts]))
-    noise, labels, wrong, ratio, full, clusters, having = np.stack(sites, axis=1).transpose(2, 0, 1)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return {
-            "noise": noise / full,
-            "snr": labels / wrong,
-            "snr_blocks": labels / noise,
-            "snr_node": ratio / full,
-            "cluster_size": labels / clusters,
-            "share": having / np.array([len(site) for _, site in nodes.groupby("site", sort=False)]),
-        }
+    return Verdict("C3", state, "; ".join(texts) + ", last encoder against first", (first.low, first.high))
 
 
 # C4: pruning -----------------------------------------------------------------------------------------------
@@ -305,14 +256,3 @@ def heads_beyond_basis(sites: pd.DataFrame) -> str:
     about = "the subspaces of heads and their nodes" if nodes else "the subspaces of heads" if subspace else "neither"
     means = f"{sites.within_mean.mean():.3f} within heads, {sites.across_mean.mean():.3f} across"
     return f"{answer}: about {about} (concentration {sites.concentration.mean():.3f}; rotated {means})"
-
-
-def with_basis(verdicts: Sequence[Verdict], by_theta: pd.DataFrame, rotated: pd.DataFrame) -> list[Verdict]:
-    """The verdicts C2 and C3 with their answers about nodes; as they are where no basis was rotated."""
-    if rotated.empty:
-        return list(verdicts)
-    answers = {"C2": clusters_beyond_basis, "C3": sharpening_beyond_basis}
-    return [
-        replace(verdict, nodes=answers[verdict.claim](by_theta, rotated)) if verdict.claim in answers else verdict
-        for verdict in verdicts
-    ]

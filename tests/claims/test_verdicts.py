@@ -12,6 +12,7 @@ from cctlib.bootstrap import resample
 from cctlib.claims import judge, rules, specifications, verdicts
 from cctlib.claims.rules import FAILS, HOLDS, IN_PART, NOT_TESTED, RULES, STATEMENTS
 from cctlib.errors import UserError
+from cctlib.model.sites import parse
 from cctlib.snp import fields, tables
 from cctlib.study import open_study
 
@@ -73,6 +74,16 @@ def predictions_of(curves, images=3000):
     return predictions, labels
 
 
+def progress_of(predictions, labels):
+    """The verdict, where held-out images would say the opposite."""
+    weights = resample(torch.from_numpy(labels), 300, seeded())
+    others = {site: np.where(values == labels, (labels + 1) % 10, labels) for site, values in predictions.items()}
+    splits = {"held-out": others, "test": predictions}
+    readings = specifications.progress(splits, dict.fromkeys(splits, labels), dict.fromkeys(splits, weights))
+    rows = [(site, *parse(site), (values == labels).mean()) for site, values in predictions.items()]
+    return verdicts.progress(readings, pd.DataFrame(rows, columns=["site", "encoder", "kind", "accuracy"]))
+
+
 GROWING, PEAK = 0.4 + 0.04 * RISING, 0.4 + 0.02 * np.array([0, 6, 5, 4, 3, 2, 1])
 
 
@@ -90,19 +101,18 @@ GROWING, PEAK = 0.4 + 0.04 * RISING, 0.4 + 0.02 * np.array([0, 6, 5, 4, 3, 2, 1]
 )
 def test_progress(mha, ff, state):
     predictions, labels = predictions_of({"mha": mha, "ff": ff})
-    verdict = verdicts.progress(predictions, labels, resample(torch.from_numpy(labels), 300, seeded()))
+    verdict = progress_of(predictions, labels)
     change = 100 * (mha[-1] - mha[0])
     assert verdict.state == state
     assert verdict.effect.startswith(f"{change:+.1f} points at mha ({mha[0]:.1%} to {mha[-1]:.1%}")
     assert verdict.interval[0] - 0.1 <= change <= verdict.interval[1] + 0.1
-    backwards = dict(reversed(predictions.items()))
-    assert verdict == verdicts.progress(backwards, labels, resample(torch.from_numpy(labels), 300, seeded()))
+    assert verdict == progress_of(dict(reversed(predictions.items())), labels)
 
 
 def test_a_sub_block_that_was_not_measured_is_named_in_one_line():
     predictions, labels = predictions_of({"mha": GROWING}, 100)
     with pytest.raises(UserError, match="'ff'") as refused:
-        verdicts.progress(predictions, labels, resample(torch.from_numpy(labels), 10, seeded()))
+        progress_of(predictions, labels)
     assert "\n" not in str(refused.value)
 
 
@@ -197,7 +207,10 @@ def sharp_nodes(noise, snr, nodes=60, spread=0.0, thetas=(0.3,)):
     ],
 )
 def test_sharpening(noise, snr, spread, state):
-    verdict = verdicts.sharpening(sharp_nodes(noise, snr, spread=spread))
+    nodes = sharp_nodes(noise, snr, spread=spread, thetas=(0.1, 0.3))
+    means = nodes.groupby(["site", "encoder", "kind", "theta"], as_index=False)[["noise", "labels", "ones"]].mean()
+    means = means.assign(snr=means["labels"] / (means.ones - means["labels"]), snr_field=1.0)
+    verdict = verdicts.sharpening(specifications.sharpening(nodes, means), means)
     assert verdict.state == state
     if not spread:
         assert verdict.effect.startswith(f"noise x{noise['mha'][-1] / noise['mha'][0]:.2f}")
@@ -207,7 +220,7 @@ def test_node_resamples_follow_the_statistics_of_a_site():
     """With every node counted once, the resampled quantities are those of snp, up to a common factor."""
     mu, W = (torch.randn(12, 40, generator=seeded(seed)) for seed in (0, 1))
     row = pd.Series(fields.site_row("enc1/mha", fields.measure(mu, W)))
-    samples = verdicts.resampled(tables.nodes_table("enc1/mha", fields.measure(mu, W)))
+    samples = specifications.resampled(tables.nodes_table("enc1/mha", fields.measure(mu, W)))
     once = {name: values[0].item() for name, values in samples.items()}
     for name in ("noise", "snr_node", "cluster_size"):
         assert once[name] == pytest.approx(row[name])
