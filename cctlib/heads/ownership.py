@@ -138,40 +138,36 @@ def symmetry(
     mean concentration) and within_draws.
     A site none of whose nodes has a label has NaN and no evidence, p = 1.
     """
-    rows = []
+    tables = []
     for site, of_site in counts.items():
-        row = _symmetry(of_site, null[site])
+        value, dealt = concentration(of_site), concentration(null[site])
+        limit, some = dealt.quantile(0.95, dim=0), of_site.sum(dim=0) > 0
+        means = dealt.nanmean(dim=1)
+        row = {
+            "heads": len(of_site),
+            "labels": some.sum(),
+            "undesignated": (designate(of_site) == NOBODY).sum(),
+            "concentration": value.nanmean(),
+            "dealt_mean": means.mean(),
+            "dealt_95": means.quantile(0.95),
+            "excess": value.nanmean() - means.mean(),
+            "broken": (value > limit)[some].double().mean(),
+            "broken_dealt": (dealt > limit)[:, some].double().mean(),
+            "deals": len(dealt),
+            "p": p_value(value.nanmean(), means),
+        }
         for name, of_kind in rotated.items():
-            means = concentration(of_kind[site]).nanmean(dim=1)
-            numbers = {"mean": means.mean(), "low": means.min(), "high": means.max(), "draws": len(means)}
-            row |= {f"{name}_{key}": value for key, value in numbers.items()}
-        rows.append(_row(site, row))
-    return with_holm(pd.DataFrame(rows), "p")
+            turned = concentration(of_kind[site]).nanmean(dim=1)
+            numbers = {"mean": turned.mean(), "low": turned.min(), "high": turned.max(), "draws": len(turned)}
+            row |= {f"{name}_{key}": number for key, number in numbers.items()}
+        tables.append(_frame(site, row))
+    return with_holm(pd.concat(tables, ignore_index=True), "p")
 
 
 def with_holm(table: pd.DataFrame, name: str) -> pd.DataFrame:
     """The table with a column of p-values corrected after Holm, over its rows, behind that of `name`."""
     table.insert(list(table).index(name) + 1, f"{name}_holm", multipletests(table[name], method="holm")[1])
     return table
-
-
-def _symmetry(counts: Int64[Tensor, "head label"], null: Int64[Tensor, "deal head label"]) -> dict[str, object]:
-    value, dealt = concentration(counts), concentration(null)
-    limit, some = dealt.quantile(0.95, dim=0), counts.sum(dim=0) > 0
-    means = dealt.nanmean(dim=1)
-    return {
-        "heads": len(counts),
-        "labels": some.sum(),
-        "undesignated": (designate(counts) == NOBODY).sum(),
-        "concentration": value.nanmean(),
-        "dealt_mean": means.mean(),
-        "dealt_95": means.quantile(0.95),
-        "excess": value.nanmean() - means.mean(),
-        "broken": (value > limit)[some].double().mean(),
-        "broken_dealt": (dealt > limit)[:, some].double().mean(),
-        "deals": len(null),
-        "p": p_value(value.nanmean(), means),
-    }
 
 
 def head_sets(counts: Mapping[str, Int64[Tensor, "head label"]]) -> pd.DataFrame:
@@ -231,7 +227,7 @@ def agreement(site: str, designations: Mapping[str, Int64[Tensor, "label"]]) -> 
     for (model_a, a), (model_b, b) in combinations(designations.items(), 2):
         both = (a != NOBODY) & (b != NOBODY)
         rand = adjusted_rand_score(a[both].tolist(), b[both].tolist()) if both.sum() >= 2 else np.nan
-        rows.append(_row(site, {"model_a": model_a, "model_b": model_b, "labels": both.sum(), "rand": rand}))
+        rows.append((site, parse(site)[0], model_a, model_b, int(both.sum()), rand))
     return pd.DataFrame(rows, columns=["site", "encoder", "model_a", "model_b", "labels", "rand"])
 
 
@@ -252,7 +248,7 @@ def semantics(
     site, encoder, pairs, same, shuffled_mean, shuffled_95, p, p_holm, dealt_mean, dealt_95, p_dealt,
     p_dealt_holm (Holm over the sites).
     """
-    rows = []
+    tables = []
     for site, of_site in counts.items():
         head, heads = designate(of_site), len(of_site)
         member = one_hot(torch.as_tensor(groups, device=head.device)).float()
@@ -272,8 +268,8 @@ def semantics(
             "dealt_95": dealt.nanquantile(0.95),
             "p_dealt": p_value(same[0], dealt),
         }
-        rows.append(_row(site, row))
-    return with_holm(with_holm(pd.DataFrame(rows), "p"), "p_dealt")
+        tables.append(_frame(site, row))
+    return with_holm(with_holm(pd.concat(tables, ignore_index=True), "p"), "p_dealt")
 
 
 def _same_head(
@@ -316,13 +312,9 @@ def enrichment(
     return pd.concat(tables, ignore_index=True)
 
 
-def _row(site: str, values: Mapping[str, object]) -> dict[str, object]:
-    """A row of a site's table, of plain numbers."""
-    plain = {name: value.item() if isinstance(value, Tensor) else value for name, value in values.items()}
-    return {"site": site, "encoder": parse(site)[0], **plain}
-
-
 def _frame(site: str, columns: Mapping[str, object]) -> pd.DataFrame:
-    """A table of one site; tensors go to the host here, at the end of the work."""
-    plain = {name: value.tolist() if isinstance(value, Tensor) else value for name, value in columns.items()}
+    """A table of one site, or a row of numbers; tensors go to the host here, at the end of the work."""
+    plain = {
+        name: np.atleast_1d(value.tolist()) if isinstance(value, Tensor) else value for name, value in columns.items()
+    }
     return pd.DataFrame({"site": site, "encoder": parse(site)[0], **plain})

@@ -60,17 +60,12 @@ def ownership(study: Study, deals: int = 1000, rotations: int = 20) -> Ownership
     counts = {site: heads.count(diagonal, number) for site, diagonal in held_out.items()}
     tested = {site: heads.count(diagonal, number) for site, diagonal in test.items()}
     null = heads.null_counts(test, number, generator, deals)
-    turns = torch.Generator().manual_seed(0)
+    arrays = {site: study.measurement[site].tensors() for site in test}
+    members, turns = controls.groups_of(study.model.config.width, "mha", number), torch.Generator().manual_seed(0)
     turned = {
         name: {
-            site: heads.rotated_counts(
-                *study.measurement[site].tensors(),
-                controls.groups_of(len(test[site]), "mha", number)[control],
-                number,
-                rotations,
-                turns,
-            )
-            for site in tested
+            site: heads.rotated_counts(mu, W, members[control], number, rotations, turns)
+            for site, (mu, W) in arrays.items()
         }
         for name, control in (("within", controls.WITHIN), ("across", controls.ACROSS))
     }
@@ -80,7 +75,7 @@ def ownership(study: Study, deals: int = 1000, rotations: int = 20) -> Ownership
         dealt = heads.null_counts(held_out, number, generator, deals)
         meaning = heads.semantics(counts, dealt, groups, generator)
         enriched = heads.enrichment(counts, groups, names)
-    whole = [fields.site_row(site, fields.measure_heads(*study.measurement[site].tensors(), number)) for site in counts]
+    whole = [fields.site_row(site, fields.measure_heads(mu, W, number)) for site, (mu, W) in arrays.items()]
     return Ownership(
         counts=counts,
         designation={site: heads.designate(of_site) for site, of_site in counts.items()},
