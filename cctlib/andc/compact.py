@@ -80,25 +80,22 @@ def dense_macs(config: CCTConfig) -> int:
 
 
 @torch.no_grad()
-def remove_silent(network: CCT) -> dict[str, int]:
+def remove_silent(network: CCT) -> None:
     """Remove, in place, the hidden nodes of FF through which nothing flows; the logits stay the same.
 
     A node without incoming weights holds GELU(bias), which moves into the bias of linear2. A node without
-    outgoing weights reaches nothing. Returns how many were removed, by site.
+    outgoing weights reaches nothing.
     """
-    removed = {}
-    for m, block in enumerate(network.classifier.blocks, start=1):
+    for block in network.classifier.blocks:
         assert isinstance(block, Encoder)
         first, second = block.linear1, block.linear2
         incoming = first.weight.count_nonzero(1) > 0
         outgoing = second.weight.count_nonzero(0) > 0
         keep, constant = incoming & outgoing, ~incoming & outgoing
-        removed[f"enc{m}/ff_hidden"] = int((~keep).sum())
         second.bias.add_(second.weight[:, constant] @ F.gelu(first.bias[constant]))
         first.weight, first.bias = _frozen(first.weight[keep]), _frozen(first.bias[keep])
         second.weight = _frozen(second.weight[:, keep])
         first.out_features = second.in_features = int(keep.sum())
-    return removed
 
 
 def _frozen(tensor: Tensor) -> nn.Parameter:

@@ -78,8 +78,5 @@ def measure(network: CCT, batches: Sequence[int], seconds: float) -> pd.DataFram
     for batch in batches:
         networks, _ = variants(network, batch, seconds)
         images = torch.randn(batch, 3, side, side, generator=torch.Generator().manual_seed(0)).to(device)
-        table = ratios(turns(networks, images, seconds))
-        table.insert(0, "sparsity", sparsity)
-        table.insert(0, "batch", batch)
-        tables.append(table)
-    return pd.concat(tables, ignore_index=True)
+        tables.append(ratios(turns(networks, images, seconds)).assign(batch=batch, sparsity=sparsity))
+    return pd.concat(tables, ignore_index=True)[["batch", "sparsity", *tables[0].columns[:-2]]]

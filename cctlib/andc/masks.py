@@ -8,7 +8,7 @@ node of the last encoder to output j stays iff j is in its D. Four kinds of laye
 
 The diagonal sets of fc's nodes are those of the network's own read-out: its final norm, SeqPool and fc.
 
-In the order of reading: layers -> ANDC's masks -> `METHODS`, each a way to keep exactly as many weights of a layer ->
+In the order of reading: layers -> ANDC's masks -> `mask_of`, other ways to keep exactly as many weights of a layer ->
 `make_masks`. `retrain.py` applies masks to a network, `sweep.py` does so for many, `compact.py` turns the zeros into
 speed. Masks have the name and the shape of their weight, [output, input].
 """
@@ -29,6 +29,7 @@ from cctlib.snp import fields
 
 KINDS = ("proj", "linear1", "linear2", "fc")
 TARGETS = (*KINDS, "all")
+METHODS = ("andc", "shuffled", "random", "magnitude", "wanda")
 BY_CHANCE = ("shuffled", "random")  # their masks depend on the seed
 
 Masks = Mapping[str, Bool[Tensor, "_ _"]]  # by name of the weight
@@ -149,51 +150,33 @@ def andc_masks(diagonals: Diagonals, encoders: int, target: str = "all") -> dict
     return masks
 
 
-@dataclass(frozen=True)
-class Evidence:
-    """All that the mask of one layer can be decided from. norm: of the layer's inputs, which Wanda alone needs."""
+def mask_of(
+    method: str,
+    andc: Bool[Tensor, "output input"],
+    weight: Float[Tensor, "output input"],
+    norm: Float[Tensor, "input"] | None,
+    generator: torch.Generator,
+) -> Bool[Tensor, "output input"]:
+    """The mask of one layer by one of `METHODS`, which keeps exactly as many weights as ANDC's.
 
-    andc: Bool[Tensor, "output input"]
-    weight: Float[Tensor, "output input"]
-    norm: Float[Tensor, "input"] | None
-    generator: torch.Generator
-
-    @property
-    def count(self) -> int:
-        """How many weights ANDC keeps."""
-        return int(self.andc.sum())
-
-
-def random(layer: Evidence) -> Bool[Tensor, "output input"]:
-    """As many weights as ANDC keeps, anywhere."""
-    return keep_largest(torch.rand(layer.andc.shape, generator=layer.generator), layer.count)
-
-
-def magnitude(layer: Evidence) -> Bool[Tensor, "output input"]:
-    """As many weights as ANDC keeps: the largest ones."""
-    return keep_largest(layer.weight.abs(), layer.count)
-
-
-def wanda(layer: Evidence) -> Bool[Tensor, "output input"]:
-    """Wanda (Sun et al., arXiv:2306.11695): the largest |weight| * norm of its input.
-
-    As published, weights are compared within an output, and every output keeps equally many **(choice)**.
-    The layer as a whole keeps as many as ANDC. Raises `UserError` without statistics of the layers' inputs.
+    andc, shuffled: ANDC's own, of the measured sets or of those sets dealt at random to the nodes of their site. The
+    latter has ANDC's density and its pattern of rows and columns at the wrong nodes: does it matter which node has
+    which labels?
+    random: anywhere.
+    magnitude: the largest weights.
+    wanda: the largest |weight| * norm of its input (Sun et al., arXiv:2306.11695). As published, weights are compared
+    within an output, and every output keeps equally many **(choice)**. Raises `UserError` without norms.
     """
-    if layer.norm is None:
-        raise UserError("Wanda needs norms of the layers' inputs, from held-out images; none were given")
-    return keep_largest_per_row(layer.weight.abs() * layer.norm, layer.count)
-
-
-# shuffled: ANDC of the same diagonal sets, dealt at random to the nodes of their site. These masks have ANDC's density
-# and its pattern of rows and columns, but at the wrong nodes: does it matter *which* node has which labels?
-METHODS: Mapping[str, Callable[[Evidence], Bool[Tensor, "output input"]]] = {
-    "andc": lambda layer: layer.andc,
-    "shuffled": lambda layer: layer.andc,  # of dealt sets
-    "random": random,
-    "magnitude": magnitude,
-    "wanda": wanda,
-}
+    count = int(andc.sum())
+    if method == "random":
+        return keep_largest(torch.rand(andc.shape, generator=generator), count)
+    if method == "magnitude":
+        return keep_largest(weight.abs(), count)
+    if method == "wanda":
+        if norm is None:
+            raise UserError("Wanda needs norms of the layers' inputs, from held-out images; none were given")
+        return keep_largest_per_row(weight.abs() * norm, count)
+    return andc
 
 
 @dataclass(frozen=True)
@@ -221,17 +204,16 @@ def make_masks(
     """The masks of a pruning. Each method keeps exactly as many weights of each layer as ANDC does.
 
     diagonals: sets of labels by site, at the pruning's theta. inputs: from `input_statistics`.
-    Raises `UserError` as `andc_masks` and `wanda`.
+    Raises `UserError` as `andc_masks` and `mask_of`.
     """
     generator = torch.Generator().manual_seed(pruning.seed)
     if pruning.method == "shuffled":
         diagonals = {site: sets[torch.randperm(len(sets), generator=generator)] for site, sets in diagonals.items()}
     of_andc = andc_masks(diagonals, network.config.encoders, pruning.target)
-    masks = {}
-    for name, weight in weights_of(network, of_andc).items():
-        norm = inputs[name].norm if inputs else None
-        masks[name] = METHODS[pruning.method](Evidence(of_andc[name], weight.detach(), norm, generator))
-    return masks
+    return {
+        name: mask_of(pruning.method, of_andc[name], weight.detach(), inputs[name].norm if inputs else None, generator)
+        for name, weight in weights_of(network, of_andc).items()
+    }
 
 
 # What the layers read -------------------------------------------------------------------------------------

@@ -43,7 +43,7 @@ from cctlib.model.cct import CCT
 from cctlib.training.recipes import Recipe
 from cctlib.training.trainer import CHECKPOINT
 
-SATURATED = 0.002  # a retraining that gains less accuracy than this in its last quarter has been long enough
+LEAST_GAIN = 0.002  # a retraining that gains less accuracy than this in its last quarter has been long enough
 
 Predictions = Int64[np.ndarray, "image"]
 
@@ -238,7 +238,7 @@ def saturate(
     """Retrain every pruned network, and the dense one beside it, until it stops gaining.
 
     lengths: epochs to try, shortest first. The prunings of one target and theta, and the dense network, are all
-    retrained for the first length in whose last quarter none gains `SATURATED`; for the last one, where some do.
+    retrained for the first length in whose last quarter none gains `LEAST_GAIN`; for the last one, where some do.
 
     Returns a row for each pruning, with the columns of `sweep`, where the dense network is trained as long, and
       accuracy_before, accuracy_dense_before: of both, before any retraining;
@@ -249,7 +249,7 @@ def saturate(
     for masks in _groups(campaign, prunings, diagonals):
         for epochs in lengths:
             table = _rows(campaign, masks, epochs)
-            saturated = table[["gain", "gain_dense"]].max(axis=None) < SATURATED
+            saturated = table[["gain", "gain_dense"]].max(axis=None) < LEAST_GAIN
             if saturated:
                 break
         before = _rows(campaign, masks, 0.0)

@@ -94,7 +94,7 @@ def test_silent_nodes_leave_and_constants_move_into_the_next_bias():
     first.linear2.weight[:, [2, 3, 9]] = 0  # 2: neither, 3 and 9: reach nothing
     images = pictures(6)
     logits, taps = network(images, taps=["enc1/ff"])
-    assert remove_silent(network) == {"enc1/ff_hidden": 4, "enc2/ff_hidden": 0}
+    remove_silent(network)
     assert first.linear1.weight.shape == (28, 16) and first.linear2.weight.shape == (16, 28)
     assert second.linear1.weight.shape == (32, 16)
     again, taps_again = network(images, taps=["enc1/ff"])
