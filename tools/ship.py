@@ -22,12 +22,13 @@ from safetensors.torch import load_file, save_file
 from cctlib import figures, stages
 from cctlib.data import images as data
 from cctlib.errors import UserError
-from cctlib.figures.node import hero, look_at, typical
+from cctlib.figures.node import look_at, typical
 from cctlib.model import manifest
 from cctlib.model.manifest import Model
 from cctlib.snp import measure
 from cctlib.study import Study, open_study, resolve_device
 from cctlib.training import run, trainer
+from tools.hero import hero
 from tools.reproduce import later_stages
 
 HERO = stages.PACKAGE.parent / "book" / "_static" / "hero.png"

@@ -34,11 +34,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.textpath import TextToPath
 from matplotlib.transforms import ScaledTranslation
-from torch import Tensor
 
 from cctlib.errors import UserError
-
-Array = np.ndarray | Tensor
 
 # --------------------------------------------------------------------------------------------------------------------
 # Colours. People with any of the common kinds of colour blindness can tell those of one group apart, and all have a
@@ -346,11 +343,6 @@ def kinds_in(kinds: Iterable[str]) -> list[str]:
     if unknown := present - set(KINDS):
         raise UserError(f"figures: unknown kind of site {sorted(unknown)}, expected some of {list(KINDS)}")
     return [kind for kind in KINDS if kind in present]
-
-
-def as_array(values: Array) -> np.ndarray:
-    """An array or a tensor of any device, as NumPy."""
-    return values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
 
 
 # --------------------------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ import itertools
 import math
 import re
 from collections import Counter
+from types import SimpleNamespace
 
 import matplotlib
 import numpy as np
@@ -12,7 +13,7 @@ import pandas as pd
 import plotly.graph_objects as go
 import pytest
 import tiny_tables as tiny
-import torch
+from chapter_cells import drawn
 from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.axes import Axes
@@ -23,8 +24,9 @@ from PIL import Image
 
 from cctlib.claims import rules
 from cctlib.errors import UserError
-from cctlib.figures import along, andc, headline_of, heads, node, stamp, style, tables, to_png, wording
+from cctlib.figures import along, headline_of, node, stamp, style, tables, to_png, wording
 from cctlib.figures.style import Card
+from tools.hero import hero
 
 SIZES = (10, 102)
 
@@ -34,34 +36,69 @@ def a_node(labels: int, index: int, site: str = "enc3/mha") -> node.Node:
     return node.look_at(*tiny.site(labels), site, index)
 
 
+def in_full(shown: node.Node, names: list[str]) -> Card:
+    """One node, as chapter 02 draws it."""
+    return drawn("02_snp").node_card(shown, names)
+
+
 def with_controls() -> Card:
     """Nodes before two controls, with the accuracy of the probes."""
     return along.beside_controls(tiny.by_theta(), along.controls_of(tiny.study_tables()), accuracy=tiny.accuracy())
 
 
+def of_probes(accuracy: pd.DataFrame, network: float | None = None) -> Card:
+    """Accuracy along the encoders, as chapter 03 draws it."""
+    result = SimpleNamespace(accuracy=lambda: network)
+    return drawn("03_snr", "fig-progressive", tables={"accuracy": accuracy}, result=result).figure
+
+
+def of_experts(number: int = 4) -> SimpleNamespace:
+    """The expert gap of chapter 04."""
+    heads, sites = tiny.experts(number=number)
+    return drawn("04_heads", "fig-experts", tables={"expert_heads": heads, "expert_sites": sites})
+
+
+def of_ablation() -> SimpleNamespace:
+    """The heads silenced in the network, of chapter 04."""
+    sites, heads = tiny.ablation()
+    return drawn("04_heads", "fig-ablation", tables={"ablation_sites": sites, "ablation_heads": heads})
+
+
+def of_density(runs: pd.DataFrame) -> SimpleNamespace:
+    """Accuracy against density, without retraining, of chapter 05."""
+    return drawn("05_andc", "fig-density", curves=runs[runs.epochs == 0])
+
+
+def of_retraining(runs: pd.DataFrame) -> SimpleNamespace:
+    """Accuracy before and after retraining, at one threshold, of chapter 05."""
+    return drawn("05_andc", "fig-retraining", runs_at=runs[runs.theta == 0.3])
+
+
 STATIC = {
     **{
         f"node {index} of {labels} labels": (
-            lambda labels=labels, index=index: node.node(a_node(labels, index), tiny.names(labels))
+            lambda labels=labels, index=index: in_full(a_node(labels, index), tiny.names(labels))
         )
         for labels in SIZES
         for index in (0, 1, 5)
     },
-    "hero": lambda: node.hero(a_node(100, 5, "enc1/ff"), a_node(100, 6, "enc7/ff"), tiny.by_theta()),
-    "progressive": lambda: along.progressive(tiny.accuracy(), 0.633),
-    "progressive, 14 encoders": lambda: along.progressive(tiny.accuracy(14)),
+    "hero": lambda: hero(a_node(100, 5, "enc1/ff"), a_node(100, 6, "enc7/ff"), tiny.by_theta()),
+    "progressive": lambda: of_probes(tiny.accuracy(), 0.633),
+    "progressive, 14 encoders": lambda: of_probes(tiny.accuracy(14)),
     "beside controls": with_controls,
     "beside controls, four kinds": lambda: along.beside_controls(
         tiny.by_theta(), along.controls_of(tiny.study_tables()), ("clusters", "snr"), kinds=tiny.KINDS
     ),
-    "site means": lambda: along.site_means(tiny.by_theta()),
-    "theta trend": lambda: along.theta_trend(tiny.by_theta()),
-    "concentration": lambda: heads.concentration(tiny.symmetry()),
-    "expert gap": lambda: heads.expert_gap(*tiny.experts()),
-    "expert gap, 6 heads": lambda: heads.expert_gap(*tiny.experts(number=6)),
-    "ablation": lambda: heads.ablation(*tiny.ablation()),
-    "accuracy and density": lambda: andc.accuracy_density(tiny.pruned()),
-    "retraining": lambda: andc.retraining(tiny.pruned()),
+    "site means": lambda: drawn("03_snr", "fig-means", by_theta=tiny.by_theta()).figure,
+    "theta trend": lambda: drawn("03_snr", "fig-theta", by_theta=tiny.by_theta()).figure,
+    "concentration": lambda: (
+        drawn("04_heads", "fig-concentration", owned=SimpleNamespace(sites=tiny.symmetry())).figure
+    ),
+    "expert gap": lambda: of_experts().figure,
+    "expert gap, 6 heads": lambda: of_experts(number=6).figure,
+    "ablation": lambda: of_ablation().figure,
+    "accuracy and density": lambda: of_density(tiny.pruned()).figure,
+    "retraining": lambda: of_retraining(tiny.pruned()).figure,
 }
 
 
@@ -165,7 +202,7 @@ def areas(axes: Axes) -> list[np.ndarray]:
 
 def test_accuracy_is_drawn_with_its_interval():
     table = tiny.accuracy()
-    [axes] = along.progressive(table, 0.633).axes
+    [axes] = of_probes(table, 0.633).axes
     ff = table[table.kind == "ff"]
     assert np.allclose(curve(axes, style.KINDS["ff"]), 100 * ff.accuracy)
     ends = [(corners[:, 1].min(), corners[:, 1].max()) for corners in areas(axes)]
@@ -179,17 +216,17 @@ def test_nodes_and_their_controls_are_drawn_at_their_values():
     assert np.allclose(curve(axes[0, 1], style.KINDS["ff"]), 100 * tiny.accuracy().query("kind == 'ff'").accuracy)
     assert np.allclose(curve(axes[1, 1], style.KINDS["ff"]), nodes.noise)
     assert np.allclose(curve(axes[2, 1], style.KINDS["ff"]), nodes.snr)
-    drawn = [(corners[:, 1].min(), corners[:, 1].max()) for corners in areas(axes[1, 1])]
+    bands = [(corners[:, 1].min(), corners[:, 1].max()) for corners in areas(axes[1, 1])]
     controls = tiny.study_tables()["controls"].query("kind == 'ff'").groupby("control").noise.agg(["min", "max"])
     expected = controls.loc[["labels shuffled", "random basis"]].to_numpy()
-    assert np.allclose(drawn, expected), "labels shuffled, then random basis"
+    assert np.allclose(bands, expected), "labels shuffled, then random basis"
 
 
 def test_sites_beyond_all_draws_are_counted_for_each_control():
     draws, sites = tiny.by_site("draw", 5), len(along.at_theta(tiny.by_theta()))
     far = draws.assign(noise=draws.noise + 1000, clusters=draws.clusters - 1)
     near = draws.assign(noise=1000.0 * draws.draw, clusters=4.2)
-    said = along.beyond(tiny.by_theta(), {"far": far, "near": near}, ("clusters", "noise"))
+    said = drawn("03_snr").beyond(tiny.by_theta(), {"far": far, "near": near}, ("clusters", "noise"))
     first, second = said.removeprefix("Beyond all draws with ").split("; with ")
     assert first == f"far, clusters per node above at {sites} and noise per node below at {sites} of {sites} sites"
     assert second == f"near, clusters per node above at 0 and noise per node above at 0 of {sites} sites"
@@ -199,7 +236,7 @@ def test_the_last_encoder_is_told_beside_the_medians_of_its_controls():
     table = tiny.by_theta().assign(noise=5.0)
     draws = tiny.by_site("draw", 3)
     draws = draws.assign(noise=draws.draw * 10.0 + draws.encoder)
-    said = along.at_the_end(table, {"far": draws})
+    said = drawn("03_snr").at_the_end(table, {"far": draws})
     assert said == "At the last encoder, noise per node is 5.00 at mha (17.0 with far) and 5.00 at ff (17.0 with far)"
 
 
@@ -221,21 +258,21 @@ def test_trends_are_counted_where_they_are_significant():
     table = tiny.by_theta(7, ("mha",)).replace([np.inf], np.nan)
     order = {m: value for m, value in enumerate([7.0, 1.0, 6.0, 2.0, 5.0, 3.0, 4.0], start=1)}  # slopes down, tau -1/7
     table = table.assign(noise=table.encoder.map(order), snr=table.encoder.astype(float))
-    trends = along.trend_table(table, ["noise", "snr"])
+    chapter = drawn("03_snr", "fig-theta", by_theta=table)
+    trends = chapter.trends
     noise, snr = trends[trends.quantity == "noise"], trends[trends.quantity == "snr"]
     assert (noise.change < 0).all() and not noise.falls.any()
     assert snr.rises.all() and rules.trend(np.arange(1.0, 8.0))[1]
-    assert "noise falls at 0 of 7 thresholds" in headline_of(along.theta_trend(table))
+    assert "noise falls at 0 of 7 thresholds" in headline_of(chapter.figure)
     slope = np.polyfit(range(1, 8), list(order.values()), 1)[0]
     assert np.allclose(noise.change, 100 * slope / 4)
 
 
 def test_cells_of_the_trend_have_its_values_and_marks():
-    table = tiny.by_theta()
-    figure = along.theta_trend(table)
-    panel = next(axes for axes in figure.axes if axes.get_title("left") == "ff")
-    trends = along.trend_table(table).query("kind == 'ff'")
-    wide = trends.pivot(index="quantity", columns="theta", values="change").loc[list(along.VARIANTS)]
+    chapter = drawn("03_snr", "fig-theta", by_theta=tiny.by_theta())
+    panel = next(axes for axes in chapter.figure.axes if axes.get_title("left") == "ff")
+    trends = chapter.trends.query("kind == 'ff'")
+    wide = trends.pivot(index="quantity", columns="theta", values="change").loc[list(chapter.VARIANTS)]
     cells = np.ma.filled(panel.collections[0].get_array().astype(float), np.nan).reshape(wide.shape)
     assert np.allclose(cells, wide, equal_nan=True)
     marks = [text for text in panel.texts if text.get_text()]
@@ -244,7 +281,7 @@ def test_cells_of_the_trend_have_its_values_and_marks():
 
 def test_concentration_lies_over_the_band_of_chance():
     table = tiny.symmetry()
-    left, right = heads.concentration(table).axes
+    left, right = drawn("04_heads", "fig-concentration", owned=SimpleNamespace(sites=table)).figure.axes
     assert np.allclose(curve(left, style.KINDS["mha"]), table.concentration)
     assert np.allclose(curve(right, style.KINDS["mha"]), 100 * table.broken)
     [corners] = areas(left)
@@ -254,7 +291,7 @@ def test_concentration_lies_over_the_band_of_chance():
 
 def test_experts_are_drawn_with_their_own_labels_filled():
     table, sites = tiny.experts()
-    upper, lower = heads.expert_gap(table, sites).axes
+    upper, lower = of_experts().figure.axes
     filled, hollow = (
         [line for line in upper.lines if (line.get_markerfacecolor() == style.GROUND) == is_hollow]
         for is_hollow in (False, True)
@@ -269,40 +306,41 @@ def test_experts_are_drawn_with_their_own_labels_filled():
 
 def test_ablation_is_told_over_all_encoders_and_drawn_where_it_is_largest():
     sites, table = tiny.ablation()
-    figure = heads.ablation(sites, table)
-    upper, lower = figure.axes
+    chapter = of_ablation()
+    upper, lower = chapter.figure.axes
     assert np.allclose(curve(upper, style.KINDS["mha"]), 100 * sites.excess)
     assert np.allclose(bars(upper, style.KINDS["mha"]), 100 * sites[["excess_low", "excess_high"]])
     best = table[table.encoder == sites.encoder[sites.excess.idxmax()]]
-    own = bars(lower, heads.head_color(0))
+    own = bars(lower, chapter.head_color(0))
     assert np.allclose(own[0], 100 * best[["drop_own_low", "drop_own_high"]].iloc[0])
     assert np.allclose(own[1], 100 * best[["drop_others_low", "drop_others_high"]].iloc[0])
     sure = int((sites.excess_low > 0).sum())
-    assert f"at {sure} of {len(sites)} encoders; at {wording.place(best.site.iloc[0])} for 3 of 4 heads" in headline_of(
-        figure
-    )
+    said = f"at {sure} of {len(sites)} encoders; at {wording.place(best.site.iloc[0])} for 3 of 4 heads"
+    assert said in headline_of(chapter.figure)
 
 
 def test_pruned_networks_are_drawn_with_the_envelope_of_their_seeds():
     runs = tiny.pruned()
-    table = andc.over_seeds(runs).query("target == 'fc' and method == 'random' and epochs == 3")
-    rows = runs.query("target == 'fc' and method == 'random' and epochs == 3")
+    chapter = of_density(runs)
+    table = chapter.table.query("target == 'fc' and method == 'random'")
+    rows = runs.query("target == 'fc' and method == 'random' and epochs == 0")
     assert np.allclose(table.low, 100 * rows.groupby("density").low.min())
     assert np.allclose(table.accuracy, 100 * rows.groupby("density").accuracy.mean())
-    panel = next(axes for axes in andc.accuracy_density(runs).axes if axes.get_title("left") == "fc")
+    panel = next(axes for axes in chapter.figure.axes if axes.get_title("left") == "fc")
     assert np.allclose(curve(panel, style.METHODS["random"]), table.accuracy)
     assert np.allclose(bars(panel, style.METHODS["random"]), table[["low", "high"]])
 
 
 def test_retraining_is_told_of_what_was_retrained():
     runs = tiny.pruned()
-    figure = andc.retraining(runs[(runs.epochs == 0) | runs.target.isin(["fc", "all"])])
+    chapter = of_retraining(runs[(runs.epochs == 0) | runs.target.isin(["fc", "all"])])
+    figure = chapter.figure
     assert "in 2 of 2 retrained targets" in headline_of(figure) and "3 targets were not" in headline_of(figure)
     before, after = figure.axes
     assert Counter(text.get_text() for text in after.texts) == {"not retrained": 3} and not before.texts
-    drawn = [line.get_xdata()[0] for line in after.lines if to_hex(line.get_color()) == style.METHODS["andc"].lower()]
-    table = andc.over_seeds(runs).query("method == 'andc' and epochs == 3 and level == 0.35").set_index("target")
-    assert drawn == pytest.approx(table.accuracy[["fc", "all"]].tolist())
+    marks = [line.get_xdata()[0] for line in after.lines if to_hex(line.get_color()) == style.METHODS["andc"].lower()]
+    rows = runs.query("method == 'andc' and epochs == 3 and theta == 0.3").set_index("target")
+    assert marks == pytest.approx((100 * rows.accuracy[["fc", "all"]]).tolist())
 
 
 # Nodes
@@ -333,7 +371,7 @@ def test_beyond_the_extent_there_are_no_ones(labels, index):
 
 def test_the_matrix_of_a_node_is_drawn_clusters_first():
     shown = a_node(102, 5)
-    first = node.node(shown, tiny.names(102)).axes[2]
+    first = in_full(shown, tiny.names(102)).axes[2]
     order = shown.order[: shown.extent()]
     assert (np.asarray(first.images[0].get_array()) == shown.entries[np.ix_(order, order)]).all()
 
@@ -411,12 +449,12 @@ def test_headlines_follow_their_data():
     assert course([400, 300, 401]).startswith("Noise dips to 300 and returns to 401 at mha")
     assert course([400, 500, 401]).startswith("Noise peaks at 500 and returns to 401 at mha")
     table = tiny.accuracy()
-    assert "rises from 43.0% to 61.0% at mha" in headline_of(along.progressive(table))
-    assert "intervals overlap" in headline_of(along.progressive(table.assign(low=0.0, high=1.0)))
+    assert "rises from 43.0% to 61.0% at mha" in headline_of(of_probes(table))
+    assert "intervals overlap" in headline_of(of_probes(table.assign(low=0.0, high=1.0)))
     worse = tiny.pruned()
     worse.loc[worse.method == "andc", "accuracy"] = 0.1
-    assert "within 0.5 points in 0 of 15 cases; it beats" in headline_of(andc.accuracy_density(worse))
-    assert "random mask in 0 of 15" in headline_of(andc.accuracy_density(worse))
+    assert "within 0.5 points in 0 of 15 cases; it beats" in headline_of(of_density(worse).figure)
+    assert "random mask in 0 of 15" in headline_of(of_density(worse).figure)
 
 
 # Bad input
@@ -428,8 +466,6 @@ def test_headlines_follow_their_data():
         (lambda: along.at_theta(tiny.by_theta(), 0.9), "no row with theta 0.9"),
         (lambda: style.kinds_in(["mha", "conv"]), "unknown kind of site"),
         (lambda: node.look_at(*tiny.site(10), "enc1/ff", 12), "nodes 0 to 11, not 12"),
-        (lambda: andc.accuracy_density(tiny.pruned().assign(method="obs")), "unknown pruning method"),
-        (lambda: andc.accuracy_density(tiny.pruned(), epochs=9), "9 epochs of retraining"),
         (lambda: tables.verdicts(tiny.verdicts().assign(verdict="true")), "unknown verdict"),
         (lambda: tables.verdicts_by_dataset(tiny.claims(("here",)).assign(verdict="true")), "unknown verdict"),
     ],
@@ -539,7 +575,3 @@ def test_text_can_be_read_on_the_ground():
 def test_lines_can_be_seen_on_the_ground():
     lines = [*style.KINDS.values(), *style.METHODS.values(), *style.HEADS, *style.SERIES, style.WARN, style.FOREIGN]
     assert min(map(style.contrast, lines)) >= 3
-
-
-def test_tensors_and_arrays_are_taken_alike():
-    assert style.as_array(torch.ones(2, requires_grad=True)).tolist() == style.as_array(np.ones(2)).tolist()
