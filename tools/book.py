@@ -21,6 +21,7 @@ import cctlib
 from cctlib import stages
 from cctlib.claims.rules import RULES, STATEMENTS
 from cctlib.errors import UserError
+from tools import explore
 from tools.executed import as_page, glued, read_executed, run_of
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -30,19 +31,20 @@ ADDRESS = "https://github.com/cctlib/cctlib"  # as in pyproject.toml, README and
 # --- the book ---
 
 
-def make(executed: Sequence[Path], destination: Path) -> Path:
+def make(executed: Sequence[Path], explored: Path, destination: Path) -> Path:
     """Assemble the book under `destination`/source, build it in `destination`/html, and return the page to open.
 
-    executed: one executed copy for every notebook that `_toc.yml` names, by file name. Raises `UserError` when one is
+    executed: one executed copy for every notebook that `_toc.yml` names, by file name. explored: the folder with the
+    data of the page that shows all nodes (`tools.explore`). Raises `UserError` when one is
     missing, was not executed, or holds an error, and when Jupyter Book finds anything to complain of.
     """
-    assemble(executed, destination / "source")
+    assemble(executed, explored, destination / "source")
     build(destination / "source", destination / "html")
     return destination / "html" / "index.html"
 
 
-def assemble(executed: Sequence[Path], out: Path) -> None:
-    """Lay out under `out` everything that Jupyter Book reads: settings, prose, static files and executed notebooks.
+def assemble(executed: Sequence[Path], explored: Path, out: Path) -> None:
+    """Lay out under `out` everything that Jupyter Book reads: settings, prose, static files, executed notebooks, data.
 
     Raises `UserError` for a notebook that is missing, was not executed by papermill, holds an error output, or shows a
     figure that no words describe. Whatever stood in `out` before is replaced.
@@ -65,6 +67,8 @@ def assemble(executed: Sequence[Path], out: Path) -> None:
     repository = f'\nrepository: {{url: "{ADDRESS}", branch: main, path_to_book: ""}}\n'
     (out / "_config.yml").write_text(settings + repository, encoding="utf-8")
     _copy_plotly(out / "book" / "_static")
+    records = shutil.ignore_patterns(stages.RECORD, stages.PROVENANCE)  # these stay with the stage
+    shutil.copytree(explored, out / "book" / "_static" / "explore", ignore=records)
     runs = {name: run_of(copies[name], notebook) for name, notebook in notebooks.items()}
     stages.write_json(out / "book" / "found.json", glued(notebooks))
     _fill(out / "book" / "runs.md", "<!-- runs -->", _runs_table(runs))
@@ -216,9 +220,10 @@ def check_links() -> None:
 
 
 def make_again() -> None:
-    """Build the book from the copies that were executed last, whatever has changed since.
+    """Build the book from the notebooks that were executed last and the data of all nodes that were written last,
+    whatever has changed since.
 
-    Only copies with equal parameters make one book. Raises `UserError` where there are none.
+    Only those with equal parameters make one book. Raises `UserError` where there are none.
     """
     runs: dict[str, list[Path]] = {}
     for record in (ROOT / "runs" / "notebooks").glob(f"*/{stages.RECORD}"):
@@ -227,9 +232,12 @@ def make_again() -> None:
     if not runs:
         raise UserError("no notebook was executed yet; run: make reproduce")
     latest = max(runs.values(), key=lambda records: max(record.stat().st_mtime for record in records))
-    by_age = sorted(latest, key=lambda record: record.stat().st_mtime)
-    copies = {copy.name: copy for record in by_age for copy in record.parent.glob("*.ipynb")}
-    print(f"The book is built: open {make(list(copies.values()), ROOT / '_build')}")
+    by_age = [record.parent for record in sorted(latest, key=lambda record: record.stat().st_mtime)]
+    copies = {copy.name: copy for folder in by_age for copy in folder.glob("*.ipynb")}
+    explored = [folder for folder in by_age if (folder / explore.INDEX).is_file()]
+    if not explored:
+        raise UserError("the data of the page that shows all nodes were not written yet; run: make reproduce")
+    print(f"The book is built: open {make(list(copies.values()), explored[-1], ROOT / '_build')}")
 
 
 def main() -> None:

@@ -15,7 +15,7 @@ from cctlib.andc.stage import latency_stage, sweep_stage
 from cctlib.errors import UserError
 from cctlib.heads.stage import heads_stage
 from cctlib.study import Study, open_study
-from tools import book
+from tools import book, explore
 
 AT_ONCE = 2  # notebooks
 
@@ -36,10 +36,11 @@ def reproduce(dataset: str, model: str, profile: str, runs: Path, device: str) -
     parameters = {"dataset": dataset, "model": model, "profile": profile, "runs": str(runs), "device": device}
     if study.source == "shipped":
         parameters["profile"] = "shipped"
+    explored = explore.explore_stage(study, runs, book_reads(study), parameters)
     with ThreadPoolExecutor(AT_ONCE) as pool:  # papermill waits for a kernel, which is a process of its own
         copies = pool.map(lambda source: execute(source, parameters, study, runs), sources)
         executed = list(tqdm(copies, total=len(sources), desc="notebooks", unit="notebook"))
-    return book.make(executed, book.ROOT / "_build")
+    return book.make(executed, explored, book.ROOT / "_build")
 
 
 def later_stages(study: Study) -> dict[str, Path]:
@@ -51,6 +52,12 @@ def later_stages(study: Study) -> dict[str, Path]:
         "andc": sweep_stage(study, study.profile),
         "latency": latency_stage(study, study.profile.pruning),
     }
+
+
+def book_reads(study: Study) -> dict[str, Path | str]:
+    """What all parts of a book read: what ships, the model, and the stages of the study."""
+    shipped = {"artifacts": stages.shipped(), "model": study.model.folder}
+    return {name: stages.sha256_folder(folder) for name, folder in shipped.items()} | study.folders
 
 
 def execute(source: Path, parameters: dict[str, str], study: Study, runs: Path) -> Path:
@@ -72,12 +79,7 @@ def execute(source: Path, parameters: dict[str, str], study: Study, runs: Path) 
         source.stem,
         compute,
         room="everything",
-        reads={
-            "source": stages.sha256_file(source),
-            "artifacts": stages.sha256_folder(stages.shipped()),
-            "model": stages.sha256_folder(study.model.folder),
-            **study.folders,
-        },
+        reads={"source": stages.sha256_file(source), **book_reads(study)},
         settings=parameters,
         device=study.device,
     )

@@ -1,10 +1,6 @@
-"""The book as its readers get it: notebooks run by papermill, built, and opened in a headless Chromium, offline.
-
-`CCTLIB_BOOK=_build/html` opens a book that is built already instead of building one.
-"""
+"""The book as its readers get it: notebooks run by papermill, built, and opened in a headless Chromium, offline."""
 
 import os
-import shutil
 from pathlib import Path
 
 import pytest
@@ -12,19 +8,10 @@ import pytest
 from cctlib.errors import UserError
 from cctlib.figures import style
 from cctlib.snp import tables
-from cctlib.study import open_study
-from tools import book, reproduce
+from tools import book
 
 ROOT = Path(__file__).resolve().parents[2]
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-OPTIONS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
-PHONE, SCREEN = {"width": 390, "height": 844}, {"width": 1200, "height": 900}
+PHONE = {"width": 390, "height": 844}
 
 BAD_IMAGES = """[...document.querySelectorAll('.bd-article img')]
   .filter(i => !i.alt.trim() || !i.naturalWidth || !i.clientWidth || !i.clientHeight).map(i => i.src.slice(-60))"""
@@ -33,73 +20,9 @@ BAD_PLOTS = """[...document.querySelectorAll('.plotly-graph-div')].filter(d => {
   return !drawn || !box.width || !box.height || !d.closest('[aria-label]').ariaLabel.trim() }).map(d => d.id)"""
 CUT_TABLES = """[...document.querySelectorAll('.bd-article .text_html, .bd-article .pst-scrollable-table-container')]
   .filter(b => b.querySelector('table') && b.scrollWidth > b.clientWidth + 1).map(b => b.innerText.slice(0, 50))"""
-UNDRAWN_MATHS = "[...document.querySelectorAll('.math')].filter(m => !m.querySelector('mjx-container svg')).length"
 FOCUS = """() => { const e = document.activeElement, s = getComputedStyle(e);
   const seen = s.outlineStyle !== 'none' && parseFloat(s.outlineWidth) > 0;
   return {tag: e.tagName, text: e.textContent.trim(), seen} }"""
-
-
-@pytest.fixture(scope="session")
-def executed(tmp_path_factory):
-    """Executed copies of all notebooks, from the measurement that ships."""
-    runs = tmp_path_factory.mktemp("runs")
-    study = open_study("cifar100", profile="shipped", device="cpu")
-    settings = {"dataset": "cifar100", "model": "default", "profile": "shipped", "runs": str(runs), "device": "cpu"}
-    return [reproduce.execute(source, settings, study, runs) for source in reproduce.notebooks(ROOT / "notebooks")]
-
-
-@pytest.fixture(scope="session")
-def html(request, tmp_path_factory):
-    """The folder of a built book."""
-    if named := os.environ.get("CCTLIB_BOOK"):
-        return Path(named).resolve()
-    return book.make(request.getfixturevalue("executed"), tmp_path_factory.mktemp("build")).parent
-
-
-@pytest.fixture(scope="session")
-def browser():
-    if CHROMIUM is None:
-        pytest.skip("no Chromium on this machine: the book was not opened in a browser")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        found = playwright.chromium.launch(executable_path=CHROMIUM, args=OPTIONS)
-        yield found
-        found.close()
-
-
-@pytest.fixture
-def opened(browser):
-    """A function that opens a page with the network cut, and returns it with what it asked for and what went wrong."""
-    contexts = []
-
-    def open_page(path):
-        context = browser.new_context(viewport=SCREEN, reduced_motion="reduce")
-        contexts.append(context)
-        asked, errors = [], []
-
-        def local_only(route):
-            if route.request.url.startswith(("file:", "data:", "blob:")):
-                return route.continue_()
-            asked.append(route.request.url)
-            return route.abort()
-
-        context.route("**/*", local_only)
-        page = context.new_page()
-        page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
-        page.on("pageerror", lambda error: errors.append(str(error)))
-        page.goto(path.as_uri(), wait_until="load")
-        if page.locator(".plotly-graph-div").count():
-            page.wait_for_function(
-                "document.querySelectorAll('.plotly-graph-div:not(:has(svg.main-svg))').length === 0"
-            )
-        if page.locator(".math").count():
-            page.wait_for_function(f"{UNDRAWN_MATHS} === 0")
-        return page, asked, errors
-
-    yield open_page
-    for context in contexts:
-        context.close()
 
 
 def pages(html):
@@ -115,11 +38,11 @@ def test_notebooks_run_from_the_shipped_measurement(executed):
 
 
 @pytest.mark.notebooks
-def test_the_same_inputs_are_not_built_again(executed, html, monkeypatch):
+def test_the_same_inputs_are_not_built_again(executed, explored, html, monkeypatch):
     if os.environ.get("CCTLIB_BOOK"):
         pytest.skip("CCTLIB_BOOK names a finished book: nothing is built")
     monkeypatch.setattr(book, "_jupyter_book", lambda *_: pytest.fail("built again"))
-    book.make(executed, html.parent)
+    book.make(executed, explored, html.parent)
 
 
 def test_every_alternative_has_a_look_of_its_own():

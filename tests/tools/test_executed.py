@@ -82,7 +82,7 @@ def test_a_missing_copy_is_named(tmp_path):
     with pytest.raises(UserError, match="make reproduce"):
         book.read_executed(tmp_path / "01_model.ipynb")
     with pytest.raises(UserError, match=r"01_model\.ipynb"):
-        book.assemble([], tmp_path / "source")
+        book.assemble([], tmp_path, tmp_path / "source")
     assert not (tmp_path / "source").exists()
 
 
