@@ -54,7 +54,7 @@ def expert_accuracy(
     the share of it that reaches this one.
     Raises `UserError` when no image has a designated label.
     """
-    own, others, correct = _roles(predictions, labels, designation)
+    (own, others), correct = _roles(designation, labels, len(predictions)), _correct(predictions, labels)
     parts = {"own": own * correct, "others": others * correct, "gap": (own - others) * correct}
     per_head, mean = _tables(site, parts, designation, own, weights)
     dealt = dealt.cpu().double()
@@ -82,7 +82,8 @@ def dealt_gaps(
     designations = designate(count_dealt(diagonal, dealt, heads)).to(pooled.device)
     gaps = []
     for owner, designation in zip(dealt, designations, strict=True):
-        own, others, correct = _roles(alone(pooled, W, owner, heads), labels, designation)
+        own, others = _roles(designation, labels, heads)
+        correct = _correct(alone(pooled, W, owner, heads), labels)
         gaps.append(((own - others) * correct).sum(dim=0).nanmean())
     return torch.stack(gaps)
 
@@ -114,38 +115,36 @@ def ablation(
             f"ablation of {site} has no predictions with random nodes silenced to compare with; "
             "silence at least one random draw of nodes"
         )
-    own, others, wrong = _roles(silenced, labels, designation, than=baseline)
-    by_random = _lost(baseline, random, labels).mean(dim=1, keepdim=True)
+    own, others = _roles(designation, labels, len(silenced))
+    before = _correct(baseline[None], labels)
+    lost = before - _correct(silenced, labels)  # 1 where only the silenced network errs, -1 where only the other does
+    by_random = (before - _correct(random, labels)).mean(dim=1, keepdim=True)
     parts = {
-        "drop_own": own * wrong,
-        "drop_others": others * wrong,
-        "difference": (own - others) * wrong,
+        "drop_own": own * lost,
+        "drop_others": others * lost,
+        "difference": (own - others) * lost,
         "random_own": own * by_random,
         "random_others": others * by_random,
         "random_difference": (own - others) * by_random,
-        "excess": (own - others) * (wrong - by_random),
+        "excess": (own - others) * (lost - by_random),
     }
     per_head, mean = _tables(site, parts, designation, own, weights)
     return per_head.assign(draws=len(random)), mean.assign(draws=len(random))
 
 
-def _lost(baseline: Tensor, changed: Tensor, labels: Tensor) -> Float[Tensor, "image change"]:
-    """1 where the changed network errs and the baseline did not, -1 where it is the other way round, else
-    0."""
-    return ((baseline == labels).float() - (changed == labels).float()).T
+def _correct(predictions: Integer[Tensor, "row image"], labels: Integer[Tensor, "image"]) -> Float[Tensor, "image row"]:
+    """1 for a correct prediction, else 0."""
+    return (predictions == labels).float().T
 
 
 def _roles(
-    predictions: Tensor, labels: Tensor, designation: Int64[Tensor, "label"], than: Tensor | None = None
-) -> tuple[Float[Tensor, "image head"], Float[Tensor, "image head"], Float[Tensor, "image head"]]:
-    """Averaging weights of each head's own images and of the other heads' images, and what is averaged:
-    correct predictions (or, with `than`, those lost against it). A head without own images has NaN
-    weights."""
+    designation: Int64[Tensor, "label"], labels: Integer[Tensor, "image"], heads: int
+) -> tuple[Float[Tensor, "image head"], Float[Tensor, "image head"]]:
+    """Averaging weights of each head's own images, and of the other heads' images; NaN for a head that has none."""
     owner = designation.to(labels.device)[labels.long()]
-    own = own_labels(owner, len(predictions)).float()
+    own = own_labels(owner, heads).float()
     others = (owner != NOBODY).float()[:, None] - own
-    value = (predictions == labels).float().T if than is None else _lost(than, predictions, labels)
-    return own / own.sum(dim=0), others / others.sum(dim=0), value
+    return own / own.sum(dim=0), others / others.sum(dim=0)
 
 
 def _tables(
