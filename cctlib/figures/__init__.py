@@ -1,8 +1,8 @@
-"""The figures and tables that the book shows in several places: functions that take arrays and tables, and return a
-figure. What a single cell of one chapter shows is drawn there.
+"""The figures and tables that the book shows in several chapters, and what the chapters draw with. What one chapter
+alone shows is drawn there.
 
     node           single nodes: their matrices and clusters
-    along          quantities along the encoders, beside controls
+    along          quantities along the encoders
     specification  a claim at every equivalent reading
     tables         tables for a page, and the verdicts
     style, wording how figures look, and how numbers become words

@@ -1,39 +1,18 @@
-"""Quantities along the encoders: accuracy, clusters, noise and signal to noise, beside controls.
+"""Quantities along the encoders: accuracy, clusters, noise and signal to noise.
 
 The tables are those of `cctlib.snp.tables`: one row a site (and threshold or draw), with `site`, `encoder`,
 `kind` and the columns of `TITLES`. Every kind of site has its colour and its marker in all figures.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
-import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
 from cctlib.claims import rules
 from cctlib.errors import UserError
-from cctlib.figures.style import (
-    DASHED,
-    FOREIGN,
-    KINDS,
-    MUTED,
-    Card,
-    band,
-    card,
-    encoder_axis,
-    headline,
-    key,
-    kinds_in,
-    legend,
-    line,
-    look,
-    readable,
-    theme,
-)
+from cctlib.figures.style import KINDS, Card, band, card, encoder_axis, line, look, readable
 from cctlib.figures.wording import course, listing, number, sentence
-from cctlib.snp.controls import BASIS
-from cctlib.snp.measure import SHUFFLED
 
 TITLES = {  # of a panel, and at its axis
     "accuracy": ("probe accuracy", "% of images"),
@@ -44,10 +23,6 @@ TITLES = {  # of a panel, and at its axis
     "column_noise": ("column noise", "entries"),
     "foreign_noise": ("foreign noise", "entries"),
     "snr": ("signal to noise", "SNR"),
-}
-CONTROLS: dict[str, dict[str, Any]] = {
-    SHUFFLED: {"color": FOREIGN, "linestyle": ":"},
-    BASIS: {"color": MUTED, "linestyle": DASHED},
 }
 THETA = rules.THETA
 
@@ -61,12 +36,6 @@ def at_theta(table: pd.DataFrame, theta: float = THETA) -> pd.DataFrame:
     if rows.empty:
         raise UserError(f"figures: no row with theta {theta:g}; thresholds are {sorted(set(table.get('theta', [])))}")
     return rows.sort_values(["kind", "encoder"])
-
-
-def controls_of(tables: Mapping[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
-    """The rows of a study's table `controls`, by the names of `CONTROLS`."""
-    table = tables["controls"]
-    return {name: table[table.control == name] for name in CONTROLS}
 
 
 def sub_blocks(kinds: Sequence[str]) -> list[str]:
@@ -118,45 +87,3 @@ def with_interval(panel: Axes, accuracy: pd.DataFrame) -> None:
     rows, kind = accuracy.sort_values("encoder"), accuracy.kind.iloc[0]
     band(panel, rows.encoder, 100 * rows.low, 100 * rows.high, KINDS[kind], alpha=0.2)
     line(panel, rows, "accuracy", 100, **look(kind))
-
-
-@theme()
-def beside_controls(
-    by_theta: pd.DataFrame,
-    controls: Mapping[str, pd.DataFrame],
-    columns: Sequence[str] = ("noise", "snr"),
-    accuracy: pd.DataFrame | None = None,
-    kinds: Sequence[str] = ("mha", "ff"),
-    height: float = 1.9,
-    message: str | None = None,
-) -> Card:
-    """Site means along the encoders, one row of panels a quantity and one column a kind, in front of bands of controls.
-
-    controls: by a name of `CONTROLS`, the same columns as `by_theta`, one row a site and draw; a band spans all draws,
-    its thin line is their median. accuracy: as for `with_interval`; it is drawn in a row of its own. height: of a row,
-    in inches. message: the title, by default how the first two `columns` move.
-    """
-    table = at_theta(by_theta)
-    kinds = kinds_in(set(kinds) & set(table.kind)) or kinds_in(table.kind)[:2]
-
-    def draw(panel: Axes, kind: str, column: str) -> None:
-        if column == "accuracy" and accuracy is not None:
-            return with_interval(panel, accuracy[accuracy.kind == kind])
-        for name, control in controls.items():
-            rows = control[control.kind == kind].replace([np.inf, -np.inf], np.nan)
-            draws = rows.groupby("encoder")[column].agg(["min", "median", "max"])
-            band(panel, draws.index, draws["min"], draws["max"], CONTROLS[name]["color"])
-            panel.plot(draws.index, draws["median"], **CONTROLS[name], linewidth=1.4)
-        line(panel, table[table.kind == kind], column, **look(kind))
-
-    names = list(columns) if accuracy is None else ["accuracy", *columns]
-    figure = grid(names, kinds, table.encoder, draw, height)
-    keys = [key(**look(kind) | {"label": f"nodes, {kind}"}) for kind in kinds]
-    legend(figure, [*keys, *(key(name, **CONTROLS[name]) for name in controls)], ncols=3)
-    counts = {name: control.groupby(["encoder", "kind"]).size().min() for name, control in controls.items()}
-    draws = listing([f"{name} ({number(size)} draws)" for name, size in counts.items()])
-    detail = (
-        f"Means over the non-empty nodes of a site at theta {THETA:g}. Bands: from the least to the largest of {draws}."
-    )
-    headline(figure, message or moves(table, columns, kinds), detail)
-    return figure

@@ -43,7 +43,9 @@ def in_full(shown: node.Node, names: list[str]) -> Card:
 
 def with_controls() -> Card:
     """Nodes before two controls, with the accuracy of the probes."""
-    return along.beside_controls(tiny.by_theta(), along.controls_of(tiny.study_tables()), accuracy=tiny.accuracy())
+    controls = drawn("03_snr").controls_of(tiny.study_tables())
+    given = {"by_theta": tiny.by_theta(), "controls": controls, "tables": {"accuracy": tiny.accuracy()}}
+    return drawn("03_snr", "fig-along", **given).figure
 
 
 def of_probes(accuracy: pd.DataFrame, network: float | None = None) -> Card:
@@ -86,8 +88,10 @@ STATIC = {
     "progressive": lambda: of_probes(tiny.accuracy(), 0.633),
     "progressive, 14 encoders": lambda: of_probes(tiny.accuracy(14)),
     "beside controls": with_controls,
-    "beside controls, four kinds": lambda: along.beside_controls(
-        tiny.by_theta(), along.controls_of(tiny.study_tables()), ("clusters", "snr"), kinds=tiny.KINDS
+    "beside controls, four kinds": lambda: (
+        drawn(
+            "03_snr", "fig-null", by_theta=tiny.by_theta(), controls=drawn("03_snr").controls_of(tiny.study_tables())
+        ).figure
     ),
     "site means": lambda: drawn("03_snr", "fig-means", by_theta=tiny.by_theta()).figure,
     "theta trend": lambda: drawn("03_snr", "fig-theta", by_theta=tiny.by_theta()).figure,
@@ -436,10 +440,14 @@ def test_a_missing_value_is_said_to_be_missing():
 
 
 def course(noise: list[float]) -> str:
-    """Headline of `beside_controls` for noise along the encoders of mha."""
+    """Headline of the controls' figure for noise along the encoders of mha."""
     table = tiny.by_theta(len(noise), ("mha",))
     table = table.assign(noise=[noise[m - 1] for m in table.encoder])
-    return headline_of(along.beside_controls(table, {"labels shuffled": tiny.by_site("draw", 3)}))
+    given = {
+        "controls": {"labels shuffled": tiny.by_site("draw", 3)},
+        "tables": {"accuracy": tiny.accuracy(len(noise))},
+    }
+    return headline_of(drawn("03_snr", "fig-along", by_theta=table, **given).figure)
 
 
 def test_headlines_follow_their_data():
