@@ -199,11 +199,11 @@ class Pruning:
 
 
 def make_masks(
-    pruning: Pruning, network: CCT, diagonals: Diagonals, inputs: Mapping[str, "Inputs"] | None = None
+    pruning: Pruning, network: CCT, diagonals: Diagonals, norms: Mapping[str, Tensor] | None = None
 ) -> dict[str, Bool[Tensor, "_ _"]]:
     """The masks of a pruning. Each method keeps exactly as many weights of each layer as ANDC does.
 
-    diagonals: sets of labels by site, at the pruning's theta. inputs: from `input_statistics`.
+    diagonals: sets of labels by site, at the pruning's theta. norms: from `input_norms`.
     Raises `UserError` as `andc_masks` and `mask_of`.
     """
     generator = torch.Generator().manual_seed(pruning.seed)
@@ -211,7 +211,7 @@ def make_masks(
         diagonals = {site: sets[torch.randperm(len(sets), generator=generator)] for site, sets in diagonals.items()}
     of_andc = andc_masks(diagonals, network.config.encoders, pruning.target)
     return {
-        name: mask_of(pruning.method, of_andc[name], weight.detach(), inputs[name].norm if inputs else None, generator)
+        name: mask_of(pruning.method, of_andc[name], weight.detach(), norms[name] if norms else None, generator)
         for name, weight in weights_of(network, of_andc).items()
     }
 
@@ -219,15 +219,7 @@ def make_masks(
 # What the layers read -------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Inputs:
-    """What a layer reads, over all tokens of all images: Euclidean norm and mean of each of its inputs."""
-
-    norm: Float[Tensor, "input"]
-    mean: Float[Tensor, "input"]
-
-
-def input_statistics(
+def input_norms(
     network: CCT,
     normalise: Callable[[Tensor], Tensor],
     images: Images,
@@ -235,21 +227,19 @@ def input_statistics(
     device: torch.device | str,
     batch: int = 128,
     precision: Precision = "auto",
-) -> dict[str, Inputs]:
-    """Statistics of the inputs of the prunable layers, by name of the weight; one pass that keeps running sums.
+) -> dict[str, Float[Tensor, "input"]]:
+    """Euclidean norm of each input of the prunable layers, over all tokens of all images, by name of the weight.
 
     Give held-out images: those that decide must not be those that judge. Raises `UserError` when there are none.
     """
     if len(images) == 0:
         raise UserError("no held-out images: Wanda measures the layers' inputs on them; check the held-out split")
-    sums: dict[str, Tensor] = {}
-    rows: dict[str, int] = {}
+    squares: dict[str, Tensor] = {}
 
     def add_up(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             nodes = inputs[0].flatten(0, -2).to(fields.wide(inputs[0].device))
-            sums[name] = sums.get(name, 0) + torch.stack([nodes.square().sum(0), nodes.sum(0)])
-            rows[name] = rows.get(name, 0) + len(nodes)
+            squares[name] = squares.get(name, 0) + nodes.square().sum(0)
 
         return hook
 
@@ -263,7 +253,4 @@ def input_statistics(
     finally:
         for handle in handles:
             handle.remove()
-    return {
-        name: Inputs(norm=squares.sqrt().float(), mean=(total / rows[name]).float())
-        for name, (squares, total) in sums.items()
-    }
+    return {name: total.sqrt().float() for name, total in squares.items()}

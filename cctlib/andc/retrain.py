@@ -12,7 +12,7 @@ a part of an epoch, from what `reduce` has computed once for all masks: the list
 import copy
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cctlib import stages
-from cctlib.andc.masks import Inputs, Masks, weights_of
+from cctlib.andc.masks import Masks, weights_of
 from cctlib.data.images import Images
 from cctlib.errors import UserError
 from cctlib.model.cct import CCT
@@ -41,17 +41,9 @@ LOW_RATE = 0.1  # of the recipe's largest learning rate, to retrain the whole ne
 
 
 @torch.no_grad()
-def prune(network: CCT, masks: Masks, compensate: Mapping[str, Inputs] | None = None) -> CCT:
-    """A copy of the network whose masked weights are zero. Raises `UserError` as `weights_of`.
-
-    compensate: statistics of the layers' inputs; what the cut weights add to an output on average then goes into its
-    bias. The means are those of the dense network, also behind other masked layers.
-    """
+def prune(network: CCT, masks: Masks) -> CCT:
+    """A copy of the network whose masked weights are zero. Raises `UserError` as `weights_of`."""
     pruned = copy.deepcopy(network)
-    for name, weight in weights_of(pruned, masks).items():
-        if compensate is not None:
-            cut = weight.masked_fill(masks[name].to(weight.device), 0)
-            pruned.get_parameter(_bias(name)).add_(cut @ compensate[name].mean.to(cut.device))
     _hold(pruned, masks)()
     return pruned
 

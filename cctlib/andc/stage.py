@@ -10,12 +10,13 @@ judge.
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from tqdm import tqdm
 
 from cctlib import stages
-from cctlib.andc import latency, masks, sweep
+from cctlib.andc import latency, masks, repair, sweep
 from cctlib.andc.retrain import Retraining, prune
 from cctlib.errors import UserError
 from cctlib.model.precision import arithmetic
@@ -27,7 +28,7 @@ from cctlib.training.recipes import from_dict
 
 TIMING = ("latency_thetas", "seconds")  # settings that the sweep does not read
 PRUNING = ("pruning", "curves", "latency")
-COMPENSATED, SATURATED = "compensated", "saturated"
+REPAIRED, SATURATED = ("repaired", "cut"), "saturated"
 BATCHES = (1, 128)  # images at a time, for latency
 COMPARED = ("andc", "random", "magnitude", "wanda")  # retrained, and drawn along the thresholds
 
@@ -50,16 +51,16 @@ def pruning_tables(study: Study) -> dict[str, pd.DataFrame]:
 
     pruning: `sweep.sweep` at theta 0.3, all methods, retrained as the profile says. curves: the same along the
     thresholds, without retraining. latency: `latency.measure` of ANDC's masks for all layers, with theta.
-    Where they are: compensated, linear1 at theta 0.3 by ANDC and random masks, with the mean effect of the cut weights
-    in the biases; saturated, `sweep.saturate`, which a campaign makes and no profile.
+    Where they are: repaired and cut, from `repair.tables`; saturated, `sweep.saturate`, which a campaign makes and no
+    profile.
     Raises `Missing` for a shipped study that came without them.
     """
     if study.profile is None:
         tables = study.shipped_tables(PRUNING, "andc", "latency")
     else:
         swept, timed = sweep_stage(study, study.profile), latency_stage(study, study.profile.pruning)
-        tables = stages.read_tables(swept, [*PRUNING[:2], COMPENSATED]) | stages.read_tables(timed, PRUNING[2:])
-    for name in (COMPENSATED, SATURATED):
+        tables = stages.read_tables(swept, [*PRUNING[:2], *REPAIRED]) | stages.read_tables(timed, PRUNING[2:])
+    for name in (*REPAIRED, SATURATED):
         if name not in tables and (study.model.folder / f"{name}.parquet").is_file():
             tables |= stages.read_tables(study.model.folder, [name])
     return tables
@@ -71,7 +72,7 @@ def _diagonals(study: Study, thetas: Sequence[float]) -> dict[float, masks.Diago
 
 
 def sweep_stage(study: Study, profile: Profile) -> Path:
-    """The folder of the tables pruning, curves and compensated. Raises `UserError` under torchrun."""
+    """The folder of the tables pruning, curves, repaired and cut. Raises `UserError` under torchrun."""
     refuse_torchrun("pruning")
     settings, encoders = profile.pruning, study.model.config.encoders
     images = {
@@ -85,7 +86,6 @@ def sweep_stage(study: Study, profile: Profile) -> Path:
     def compute(work: Path) -> None:
         campaign = sweep.Campaign(study.network(), study.model.normalise, images, work, study.device, retraining)
         along = replace(campaign, images=images | {"test": images["curve"]})
-        compensating = replace(campaign, compensate=True)
         at, thresholds = _diagonals(study, [fields.THETA]), _diagonals(study, settings.thetas)
         prunings = sweep.plan(masks.TARGETS, masks.METHODS, settings.seeds, at, encoders)
         tables = [sweep.sweep(campaign, prunings, at)]
@@ -93,12 +93,10 @@ def sweep_stage(study: Study, profile: Profile) -> Path:
             retrained = sweep.plan(settings.retrained, COMPARED, settings.seeds, at, encoders)
             tables.append(sweep.sweep(campaign, retrained, at, later))
         curves = sweep.plan(settings.curves, COMPARED, settings.seeds[:1], thresholds, encoders)
-        linear1 = sweep.plan(["linear1"], ["andc", "random"], settings.seeds, at, encoders)
-        made = {
-            "pruning": pd.concat(tables, ignore_index=True),
-            "curves": sweep.sweep(along, curves, thresholds),
-            COMPENSATED: sweep.sweep(compensating, linear1, at),
-        }
+        how: dict[str, Any] = {"device": study.device, "precision": retraining.precision}
+        made = {"pruning": pd.concat(tables, ignore_index=True), "curves": sweep.sweep(along, curves, thresholds)}
+        judged = images["held-out"], images["test"]
+        made |= repair.tables(campaign.network, campaign.normalise, at[fields.THETA], *judged, settings.seeds, **how)
         stages.write_tables(made, work)
 
     study.folders["andc"] = stages.stage(

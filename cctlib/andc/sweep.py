@@ -25,17 +25,7 @@ from tqdm import tqdm
 from cctlib import bootstrap, stages
 from cctlib.andc import retrain
 from cctlib.andc.compact import count
-from cctlib.andc.masks import (
-    BY_CHANCE,
-    Diagonals,
-    Inputs,
-    Masks,
-    Pruning,
-    andc_masks,
-    density,
-    input_statistics,
-    make_masks,
-)
+from cctlib.andc.masks import BY_CHANCE, Diagonals, Masks, Pruning, andc_masks, density, input_norms, make_masks
 from cctlib.andc.retrain import Reduced, Retraining
 from cctlib.data.images import Images
 from cctlib.errors import UserError
@@ -89,8 +79,7 @@ class Campaign:
 
     images: "train", "held-out" and "test". folder: where finished rows are kept, as checkpoint-*; a row that is there,
     made from the same network, masks, images and settings, is not done again. how: the masked layers alone, or the
-    whole network by the recipe that it was trained with. compensate: biases make up for the mean effect of the cut
-    weights on held-out images (see `prune`).
+    whole network by the recipe that it was trained with.
     """
 
     network: CCT
@@ -99,20 +88,17 @@ class Campaign:
     folder: Path
     device: torch.device
     how: Retraining | Recipe = field(default_factory=Retraining)
-    compensate: bool = False
 
     @functools.cached_property
-    def inputs(self) -> dict[str, Inputs]:
-        """What the layers read, on held-out images."""
+    def norms(self) -> dict[str, Float[Tensor, "input"]]:
+        """Of what the layers read, on held-out images."""
         held_out = self.images["held-out"]
-        return input_statistics(
-            self.network, self.normalise, held_out, device=self.device, precision=self.how.precision
-        )
+        return input_norms(self.network, self.normalise, held_out, device=self.device, precision=self.how.precision)
 
     def masks(self, pruning: Pruning, diagonals: Mapping[float, Diagonals]) -> dict[str, Tensor]:
         """Raises `UserError` as `make_masks`."""
-        inputs = self.inputs if pruning.method == "wanda" else None
-        return make_masks(pruning, self.network, diagonals[pruning.theta], inputs)
+        norms = self.norms if pruning.method == "wanda" else None
+        return make_masks(pruning, self.network, diagonals[pruning.theta], norms)
 
     def row(
         self, name: str, target: str, masks: Masks, epochs: float = 0.0, seed: int = 0
@@ -136,7 +122,7 @@ class Campaign:
         return "pooled" if target == "fc" else "tokens"
 
     def _compute(self, start: str, masks: Masks, epochs: float, seed: int, log: Path) -> Predictions:
-        network = retrain.prune(self.network, masks, self.inputs if self.compensate else None)
+        network = retrain.prune(self.network, masks)
         if epochs > 0 and isinstance(self.how, Recipe):
             recipe = retrain.retraining_recipe(self.how, int(epochs), seed)
             retrain.retrain_whole(
@@ -176,8 +162,6 @@ class Campaign:
         if epochs > 0:
             learned = {split: self.images[split].fingerprint for split in ("train", "held-out")}
             inputs |= {"how": asdict(self.how), "epochs": epochs, "seed": seed, **learned}
-        if self.compensate and masks:
-            inputs["means"] = tensors_hash(self.inputs[name].mean for name in masks)
         return stages.sha256_json(inputs)[:12]
 
     @functools.cached_property

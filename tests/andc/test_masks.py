@@ -125,8 +125,7 @@ ORACLES = {
 def test_every_method_keeps_what_it_promises_and_as_many_weights_of_each_layer_as_andc(method, target):
     network, sets, seed = tiny.network(), tiny.diagonals(), 3
     inputs = {
-        layer.weight: andc.Inputs(*torch.rand(2, network.get_submodule(layer.module).in_features))
-        for layer in andc.layers(ENCODERS)
+        layer.weight: torch.rand(network.get_submodule(layer.module).in_features) for layer in andc.layers(ENCODERS)
     }
     masks = andc.make_masks(Pruning(target, method, seed=seed), network, sets, inputs)
     own, dealt = (andc.andc_masks(of, ENCODERS, target) for of in (sets, dealt_anew(sets, seed)))
@@ -134,7 +133,7 @@ def test_every_method_keeps_what_it_promises_and_as_many_weights_of_each_layer_a
     for name, mask in masks.items():
         weight = network.get_parameter(name).abs()
         assert int(mask.sum()) == int(own[name].sum())
-        assert ORACLES[method](weight, mask, own[name], inputs[name].norm, dealt[name]), name
+        assert ORACLES[method](weight, mask, own[name], inputs[name], dealt[name]), name
     assert andc.density(masks) == sum(int(m.sum()) for m in own.values()) / sum(m.numel() for m in own.values())
 
 
@@ -163,10 +162,10 @@ def test_kept_are_the_largest_exactly_so_many_ties_or_not(rows, columns, data):
         assert sorted(scores[row][each[row]].tolist()) == sorted(sorted(scores[row].tolist(), reverse=True)[:kept])
 
 
-def test_statistics_of_inputs_are_those_of_the_taps():
+def test_norms_of_inputs_are_those_of_the_taps():
     network = tiny.network()
     images = tiny.images(23, split="held-out")
-    inputs = andc.input_statistics(network, tiny.normalise, images, batch=7, precision="fp32", **CPU)
+    inputs = andc.input_norms(network, tiny.normalise, images, batch=7, precision="fp32", **CPU)
     _, taps = network(tiny.normalise(images.pixels), taps=["enc1/mha", "enc2/trunk", "enc2/ff_hidden", "enc2/ff"])
     x = network.classifier.norm(taps["enc2/ff"])
     read = {
@@ -177,11 +176,10 @@ def test_statistics_of_inputs_are_those_of_the_taps():
     }
     for name, nodes in read.items():
         nodes = nodes.double().flatten(0, -2)
-        torch.testing.assert_close(inputs[f"{name}.weight"].norm.double(), nodes.norm(dim=0), rtol=1e-4, atol=0)
-        torch.testing.assert_close(inputs[f"{name}.weight"].mean.double(), nodes.mean(0), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(inputs[f"{name}.weight"].double(), nodes.norm(dim=0), rtol=1e-4, atol=0)
     assert not any(module._forward_pre_hooks for module in network.modules())
     with pytest.raises(UserError, match="no held-out images"):
-        andc.input_statistics(network, tiny.normalise, tiny.images(0, split="held-out"), **CPU)
+        andc.input_norms(network, tiny.normalise, tiny.images(0, split="held-out"), **CPU)
     with pytest.raises(UserError, match="Wanda needs norms"):
         andc.make_masks(Pruning("fc", "wanda"), network, tiny.diagonals())
 
@@ -198,19 +196,6 @@ def test_a_mask_acts_and_the_network_is_left_alone():
         assert torch.equal(tensor, before[name] * masks[name] if name in masks else before[name])
     assert not torch.allclose(pruned(images), network(images), atol=1e-3)
     assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
-
-
-def test_biases_make_up_for_the_mean_effect_of_cut_weights():
-    """On average over images, a compensated layer puts out what the dense one does."""
-    network, images = tiny.network(), tiny.images(30)
-    inputs = andc.input_statistics(network, tiny.normalise, images, **FP32)
-    masks = andc.andc_masks(tiny.diagonals(), ENCODERS, "fc")
-    pixels = tiny.normalise(images.pixels)
-    dense = network(pixels).mean(0)
-    assert not torch.allclose(prune(network, masks)(pixels).mean(0), dense, atol=1e-2)
-    compensated = prune(network, masks, inputs)
-    torch.testing.assert_close(compensated(pixels).mean(0), dense, rtol=0, atol=1e-5)
-    assert (compensated.classifier.fc.weight[~masks["classifier.fc.weight"]] == 0).all()
 
 
 def test_cut_connections_carry_nothing():
@@ -345,7 +330,7 @@ def test_a_sweep_is_what_single_prunings_are(tmp_path):
     dense = (network(tiny.normalise(images.pixels)).argmax(1) == images.labels).double().mean().item()
     assert np.allclose(table.accuracy_dense, dense)
     assert (table.images == 30).all() and (table.trained_images == 20).all()
-    inputs = andc.input_statistics(network, tiny.normalise, IMAGES["held-out"], **FP32)
+    inputs = andc.input_norms(network, tiny.normalise, IMAGES["held-out"], **FP32)
     for number in (0, 6, 9, 27, 40, 55):
         row = table.iloc[number]
         pruning = Pruning(row.target, row.method, row.theta, int(row.seed))
@@ -415,16 +400,6 @@ def test_intervals_are_of_the_change_against_the_dense_network():
     assert second.low == pytest.approx(second.accuracy - 1.96 * error, abs=0.25 * error)
     assert second.high == pytest.approx(second.accuracy + 1.96 * error, abs=0.25 * error)
     assert second.high < second.accuracy_dense
-
-
-def test_compensated_rows_are_not_taken_for_others(tmp_path):
-    plain = sweep.Campaign(tiny.network(), tiny.normalise, IMAGES, tmp_path, torch.device("cpu"), SETTINGS)
-    masks = andc.andc_masks(DIAGONALS[0.5], ENCODERS, "linear1")
-    for campaign, inputs in ((plain, None), (replace(plain, compensate=True), plain.inputs)):
-        predictions, _ = campaign.row("linear1", "linear1", masks)
-        expected = prune(plain.network, masks, inputs)(tiny.normalise(IMAGES["test"].pixels)).argmax(1)
-        assert (predictions == expected.numpy()).all()
-    assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_a_target_that_would_lose_every_weight_is_left_out_and_named(capsys):
