@@ -63,6 +63,7 @@ def pruning_tables(study: Study) -> dict[str, pd.DataFrame]:
     for name in (*REPAIRED, SATURATED):
         if name not in tables and (study.model.folder / f"{name}.parquet").is_file():
             tables |= stages.read_tables(study.model.folder, [name])
+            study.shipped_stages[name] = None  # these may have been made later than the others, and say so then
     return tables
 
 
