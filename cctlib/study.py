@@ -79,8 +79,8 @@ class Study:
     def provenance(self) -> dict[str, str]:
         """What the line under each figure says: read from the records of measurement and stages, never typed.
 
-        Commit, device, precision and attention are those of all stages; where stages differ, each is named with its
-        own.
+        Commit, device, precision and attention are those of all stages; where stages differ, each value is followed by
+        the names of its own.
         """
         about = dict(self.measurement.about)
         if self.source == "shipped":
@@ -89,11 +89,13 @@ class Study:
             about["note"] = ", ".join([*filter(None, [about.get("note")]), "probes of the first version"])
         records = {name: stages.read_json(path) for name, path in self._records().items()}
         for key in ("commit", "device", "precision", "attention"):
-            by_stage = {name: str(record[key]) for name, record in records.items() if key in record}
-            if len(set(by_stage.values())) == 1:
-                about[key] = next(iter(by_stage.values()))
-            elif by_stage:
-                about[key] = ", ".join(f"{value} ({name})" for name, value in by_stage.items())
+            made: dict[str, list[str]] = {}
+            for name, record in records.items():
+                if key in record:
+                    made.setdefault(str(record[key]), []).append(name)
+            if made:
+                parts = [f"{value} ({', '.join(names)})" for value, names in made.items()]
+                about[key] = ", ".join(made if len(made) == 1 else parts)
         return about
 
     def _records(self) -> dict[str, Path]:

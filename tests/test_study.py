@@ -159,7 +159,7 @@ def test_what_ships_with_a_model_is_read_and_what_does_not_is_named(tiny_study):
 
 
 def test_a_figure_names_every_commit_that_made_it(tiny_study, tmp_path):
-    """One commit where all stages have the same, else each stage with its own; the same for devices and precision."""
+    """One commit where all stages have the same, else each with the stages that have it; the same for devices and precision."""
     folders = {}
     for name in ("probe", "measure", "tables"):  # other tests may have added stages of another precision
         folders[name] = tmp_path / name
@@ -169,7 +169,7 @@ def test_a_figure_names_every_commit_that_made_it(tiny_study, tmp_path):
     record = folders["tables"] / stages.PROVENANCE
     stages.write_json(record, stages.read_json(record) | {"commit": "0123456789"})
     said = moved.provenance["commit"]
-    assert "0123456789 (tables)" in said and f"{stages.commit()} (probe)" in said
+    assert "0123456789 (tables)" in said and f"{stages.commit()} (probe, measure)" in said
 
 
 def test_a_measurement_with_the_first_probes_says_so(tiny_study):
