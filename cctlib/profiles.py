@@ -85,7 +85,7 @@ PROFILES = {
         train=100,
         held_out=20,
         test=30,
-        probe=ProbeSettings(short_steps=75),
+        probe=ProbeSettings(swapped=(), short=()),  # what they are compared with ships
         thetas=(0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7),
         null_draws=10,
         label_orders=4,
