@@ -509,9 +509,15 @@ const explore = (() => {
     }).join("");
   }
 
+  /** The labels of the largest clusters, six at most. */
   function clustersInWords({ members, silent }) {
-    const words = bySize(members).map((group) => group.map(named).join(", ")), rest = words.length - 3;
-    return silent ? "silent" : [...words.slice(0, 3), ...(rest > 0 ? [`${rest} more`] : [])].join(" | ");
+    const words = [];
+    let left = 6;
+    for (const group of bySize(members)) {
+      if (left > 0) words.push(group.slice(0, left).map(named).join(", "));
+      left -= group.length;
+    }
+    return silent ? "silent" : `${words.join(" | ")}${left < 0 ? ` and ${-left} more` : ""}`;
   }
 
   /** A label in all sites: how many nodes of each site and head recognise it, and which carry most of its output. */
@@ -565,7 +571,7 @@ const explore = (() => {
       const part = Math.round((60 * hits) / of / most);
       return `<td style="--x-part:${part}%">${link({ site, node: null }, hits, "nodes", words)}</td>`;
     };
-    const head = ["", ...columns].map((column) => `<th scope="col">${escape(column)}</th>`).join("");
+    const head = ["where", ...columns].map((column) => `<th scope="col">${escape(column)}</th>`).join("");
     const rows = places.map((place) =>
       `<tr><th scope="row">${unit(place)}</th>${columns.map((column) => cell(place, column)).join("")}</tr>`);
     el("grid").innerHTML = `<thead><tr>${head}</tr></thead><tbody>${rows.join("")}</tbody>`;
