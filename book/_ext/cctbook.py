@@ -33,10 +33,12 @@ def found_role(name, rawtext, text, lineno, inliner, options=None, content=None)
     return [link], []
 
 
-def load_plotly(app, pagename, templatename, context, doctree):
-    """Event html-page-context: load plotly.js where it is needed."""
+def finish_page(app, pagename, templatename, context, doctree):
+    """Event html-page-context: load plotly.js where it is needed; the list of references holds links, too."""
     if "plotly-graph-div" in context.get("body", ""):
         app.add_js_file("plotly.min.js")
+    if "citation-list" in context.get("body", ""):
+        context["body"] = context["body"].replace('<div role="list" class="citation-list">', '<div class="citation-list">')
 
 
 def show_as_text(app, what, name, obj, options, lines):
@@ -81,6 +83,7 @@ def setup(app):
     """Register with Sphinx."""
     app.connect("builder-inited", silence_thebe)
     app.add_role("found", found_role)
-    app.connect("html-page-context", load_plotly)
+    app.connect("html-page-context", finish_page)
+    app.add_js_file("cctbook.js")
     app.connect("autodoc-process-docstring", show_as_text)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -97,3 +97,21 @@ def test_the_root_leads_to_the_landing_page(html, opened):
     page, _, _ = opened(html / "index.html")
     page.wait_for_url("**/book/index.html")
     assert page.locator("main table").count()
+
+
+@pytest.mark.browser
+@pytest.mark.notebooks
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("viewport", [PHONE, SCREEN], ids=["phone", "screen"])
+def test_axe_finds_no_serious_fault(html, opened, theme, viewport):
+    from axe_playwright_python.sync_playwright import Axe
+
+    axe, faults = Axe(), {}
+    for path in pages(html):
+        page, _, _ = opened(path)
+        page.set_viewport_size(viewport)
+        page.evaluate("theme => document.documentElement.dataset.theme = theme", theme)
+        for fault in axe.run(page).response["violations"]:
+            if fault["impact"] in ("serious", "critical"):
+                faults[path.name, fault["id"]] = [node["html"][:120] for node in fault["nodes"]][:3]
+    assert not faults
