@@ -159,7 +159,7 @@ def test_what_ships_with_a_model_is_read_and_what_does_not_is_named(tiny_study):
 
 
 def test_a_figure_names_every_commit_that_made_it(tiny_study, tmp_path):
-    """One commit where all stages have the same, else each with the stages that have it; the same for devices and precision."""
+    """One commit where all stages have the same, else each with the stages that have it; likewise the precision."""
     folders = {}
     for name in ("probe", "measure", "tables"):  # other tests may have added stages of another precision
         folders[name] = tmp_path / name

@@ -38,7 +38,9 @@ def finish_page(app, pagename, templatename, context, doctree):
     if "plotly-graph-div" in context.get("body", ""):
         app.add_js_file("plotly.min.js")
     if "citation-list" in context.get("body", ""):
-        context["body"] = context["body"].replace('<div role="list" class="citation-list">', '<div class="citation-list">')
+        context["body"] = context["body"].replace(
+            '<div role="list" class="citation-list">', '<div class="citation-list">'
+        )
 
 
 def show_as_text(app, what, name, obj, options, lines):
@@ -84,6 +86,5 @@ def setup(app):
     app.connect("builder-inited", silence_thebe)
     app.add_role("found", found_role)
     app.connect("html-page-context", finish_page)
-    app.add_js_file("cctbook.js")
     app.connect("autodoc-process-docstring", show_as_text)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,5 +1,7 @@
-// Formulas that are wider than the page scroll in their own box; the keyboard reaches it.
-addEventListener("load", () =>
-  window.MathJax?.startup?.promise.then(() => {
-    for (const box of document.querySelectorAll('mjx-container[display="true"]')) box.tabIndex = 0;
-  }));
+// Boxes that scroll sideways are reached by the keyboard: code, tables, and formulas once MathJax has drawn them.
+function reachable() {
+  for (const box of document.querySelectorAll("pre, .text_html, .pst-scrollable-table-container, mjx-container"))
+    if (box.scrollWidth > box.clientWidth) box.tabIndex = 0;
+}
+addEventListener("resize", reachable);
+addEventListener("load", () => (window.MathJax?.startup?.promise ?? Promise.resolve()).then(reachable));
