@@ -29,7 +29,7 @@ from cctlib.model.precision import arithmetic
 from cctlib.profiles import Profile, resolve_profile
 from cctlib.snp import measure, stage, tables
 from cctlib.snp.measure import Measurement
-from cctlib.snp.probe import READOUT, Probes
+from cctlib.snp.probe import Probes
 from cctlib.training import run
 from cctlib.training.processes import refuse_torchrun
 from cctlib.training.recipes import fitted, recipe_for
@@ -85,8 +85,6 @@ class Study:
         about = dict(self.measurement.about)
         if self.source == "shipped":
             about["note"] = "shipped measurement, not made here"
-        if READOUT not in self.measurement.alternatives:  # which every measurement has had since probes converge
-            about["note"] = ", ".join([*filter(None, [about.get("note")]), "probes of the first version"])
         records = {name: stages.read_json(path) for name, path in self._records().items()}
         for key in ("commit", "device", "precision", "attention"):
             made: dict[str, list[str]] = {}

@@ -172,13 +172,6 @@ def test_a_figure_names_every_commit_that_made_it(tiny_study, tmp_path):
     assert "0123456789 (tables)" in said and f"{stages.commit()} (probe, measure)" in said
 
 
-def test_a_measurement_with_the_first_probes_says_so(tiny_study):
-    assert "first version" not in tiny_study.provenance.get("note", "")
-    older = replace(tiny_study, measurement=replace(tiny_study.measurement, alternatives={}))
-    assert older.provenance["note"] == "probes of the first version"
-    assert replace(older, source="shipped").provenance["note"].startswith("shipped measurement, not made here, probes")
-
-
 def test_a_reduced_profile_says_so():
     cpu, full = torch.device("cpu"), resolve_profile("full", torch.device("cuda"))
     assert full.title == "full" and resolve_profile("quick", cpu).title == "quick"

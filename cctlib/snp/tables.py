@@ -74,11 +74,7 @@ def compute(
 
 def load(folder: Path) -> dict[str, pd.DataFrame]:
     """The tables by name. Raises `UserError` when one is missing."""
-    tables = stages.read_tables(folder, NAMES)
-    if (folder / "null.parquet").is_file():  # shipped before the shuffled labels were among the controls
-        shuffled = stages.read_tables(folder, ("null",))["null"].assign(control=measure.SHUFFLED)
-        tables["controls"] = pd.concat([shuffled, tables["controls"]], ignore_index=True)
-    return tables
+    return stages.read_tables(folder, NAMES)
 
 
 def nodes_table(site: str, statistics: fields.SiteStatistics) -> pd.DataFrame:
