@@ -40,7 +40,7 @@ def parse(site: str) -> tuple[int, str]:
     return int(parts[1] or parts[3]), parts[2] or parts[4]
 
 
-def check_sites(sites: Iterable[str], known: Collection[str]) -> None:
+def check_sites(sites: Iterable, known: Collection) -> None:
     """Raise `UserError` for a text instead of a list of names, and for the first name that is not among `known`."""
     if isinstance(sites, str):
         raise UserError(f"taps is the text {sites!r}; give a list of names, as [{sites!r}]")
