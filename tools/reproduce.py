@@ -5,6 +5,7 @@ parameters, the stages that it reads and the code that it calls, so that a secon
 Two notebooks run at a time: most of each is one kernel's start and the drawing of figures, which keep one core busy.
 """
 
+import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -37,6 +38,8 @@ def reproduce(dataset: str, model: str, profile: str, runs: Path, device: str) -
     if study.source == "shipped":
         parameters["profile"] = "shipped"
     explored = explore.explore_stage(study, runs, book_reads(study), parameters)
+    # Kernels share the cores: two that take all of them wait for each other, and are ten times slower.
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // AT_ONCE)))
     with ThreadPoolExecutor(AT_ONCE) as pool:  # papermill waits for a kernel, which is a process of its own
         copies = pool.map(lambda source: execute(source, parameters, study, runs), sources)
         executed = list(tqdm(copies, total=len(sources), desc="notebooks", unit="notebook"))
