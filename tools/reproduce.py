@@ -41,7 +41,8 @@ def reproduce(dataset: str, model: str, profile: str, runs: Path, device: str) -
     # Kernels share the cores: two that take all of them wait for each other, and are ten times slower.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // AT_ONCE)))
     with ThreadPoolExecutor(AT_ONCE) as pool:  # papermill waits for a kernel, which is a process of its own
-        copies = pool.map(lambda source: execute(source, parameters, study, runs), sources)
+        # The last chapters take longest, so they begin.
+        copies = pool.map(lambda source: execute(source, parameters, study, runs), sources[::-1])
         executed = list(tqdm(copies, total=len(sources), desc="notebooks", unit="notebook"))
     return book.make(executed, explored, book.ROOT / "_build")
 
