@@ -154,6 +154,8 @@ def _check(recipe: Recipe, learned: Images, held_out: Images, place: Place) -> N
                 f"recipe {recipe.name} takes {size}x{size} images, those of {images.dataset} ({images.split}) are "
                 f"{height}x{width}; load them with image_size={size}"
             )
+    if not len(held_out):
+        raise UserError(f"{held_out.dataset} has no held-out images; accuracy could not be reported")
     together = place.world * (2 if recipe.mixes else 1)
     if recipe.batch % together:
         raise UserError(

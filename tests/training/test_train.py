@@ -373,6 +373,9 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_names_the_last_good_checkpoi
 def test_images_that_do_not_fit_are_refused(images, tmp_path):
     with pytest.raises(UserError, match=r"takes 64x64 images.*image_size=64"):
         run(images, tmp_path, replace(TINY, image_size=64))
+    nothing = replace(images["held-out"], pixels=images["held-out"].pixels[:0], labels=images["held-out"].labels[:0])
+    with pytest.raises(UserError, match="has no held-out images"):
+        run(images | {"held-out": nothing}, tmp_path)
     assert not list(tmp_path.iterdir())
 
 
