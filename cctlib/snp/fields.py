@@ -341,13 +341,13 @@ def node_statistics(B: Bool[Tensor, "node label label"]) -> dict[str, Tensor]:
 def product_statistics(
     rows: Float[Tensor, "node true_label"],
     columns: Float[Tensor, "node output"],
+    D: Bool[Tensor, "node label"],
     theta: float,
     order: Int[Tensor, "label"] | None,
 ) -> dict[str, Tensor]:
     """The same counts of nodes whose fields are products, without their matrices; rows and columns in `wide`."""
     peak = peaks(rows.T, columns.T)
-    scale = divisor(peak)[:, None]
-    labels, inside = walk(rows * columns / scale > theta, order)
+    labels, inside = walk(D, order)
     own_rows, own_columns = rows.gather(1, labels), columns.gather(1, labels)
     block = threshold(own_rows[:, :, None] * own_columns[:, None, :], peak, theta)
     ones = ones_of_rows(rows, columns, peak, theta).sum(1)
@@ -399,12 +399,12 @@ def measure(
 
     Raises UserError for shapes, values or a theta that make no sense (`check_inputs`).
     """
-    check_inputs(mu, W, theta)
+    D = diagonals(mu, W, theta)
     (num_labels, num_nodes), dtype = mu.shape, wide(mu.device)
     rows, columns = mu.T.to(dtype).contiguous(), W.T.to(dtype).contiguous()
-    longest = most(diagonals(mu, W, theta).sum(1))
+    longest = most(D.sum(1))
     chunks = [
-        product_statistics(rows[nodes], columns[nodes], theta, order)
+        product_statistics(rows[nodes], columns[nodes], D[nodes], theta, order)
         for nodes in blocks(num_nodes, max(num_labels, longest**2), CHUNK)
     ]
     counts = {name: torch.cat([chunk[name] for chunk in chunks]) for name in chunks[0]}
