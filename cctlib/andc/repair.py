@@ -6,7 +6,6 @@ node without retraining, by its bias and by one factor on its weights; the third
 how much of the loss is which. Means and covariances are those of the dense network on held-out images.
 """
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -16,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from cctlib.andc import retrain
-from cctlib.andc.masks import Diagonals, Masks, Pruning, make_masks
+from cctlib.andc.masks import Diagonals, Masks, Pruning, density, layers, make_masks
 from cctlib.data.images import Images
 from cctlib.model.cct import CCT
 from cctlib.model.forward import forward
@@ -39,18 +38,18 @@ def trunk_moments(
     precision: Precision,
 ) -> dict[str, Moments]:
     """Mean and covariance of the trunk's nodes over all tokens of all images, by name of linear1's weight."""
-    taps = [f"enc{m}/trunk" for m in range(1, network.config.encoders + 1)]
+    names = {layer.source: layer.weight for layer in layers(network.config.encoders, "linear1")}
     sums: dict[str, Tensor] = {}
     products: dict[str, Tensor] = {}
-    for *_, nodes in forward(network, normalise, images, device=device, precision=precision, taps=taps):
+    for *_, nodes in forward(network, normalise, images, device=device, precision=precision, taps=list(names)):
         for site, values in nodes.items():
             flat = values.flatten(0, -2).to(fields.wide(values.device))
             sums[site] = sums.get(site, 0) + flat.sum(0)
             products[site] = products.get(site, 0) + flat.T @ flat
     count, moments = len(images) * network.config.tokens, {}
-    for m, site in enumerate(taps):
+    for site, name in names.items():
         mean = sums[site] / count
-        moments[f"classifier.blocks.{m}.linear1.weight"] = (mean, products[site] / count - torch.outer(mean, mean))
+        moments[name] = (mean, products[site] / count - torch.outer(mean, mean))
     return moments
 
 
@@ -81,7 +80,7 @@ def repaired(network: CCT, masks: Masks, moments: Mapping[str, Moments], how: st
         if how == SPREAD:
             kept = kept * effect(weight, kept, moments[name])["factor"][:, None]
         pruned.get_parameter(name).copy_(kept)
-        pruned.get_parameter(f"{name.removesuffix('weight')}bias").add_((weight - kept) @ moments[name][0])
+        pruned.get_parameter(retrain.bias_of(name)).add_((weight - kept) @ moments[name][0])
     return pruned
 
 
@@ -108,15 +107,14 @@ def tables(
     def accuracy(of: CCT) -> float:
         return float((retrain.predict(of, reduced, precision=precision) == test.labels.cpu()).double().mean())
 
-    dense, rows, cut = accuracy(copy.deepcopy(network)), [], []
+    dense, rows, cut = accuracy(network), [], []
     for method in METHODS:
         for seed in seeds if method == "random" else seeds[:1]:
             masks = make_masks(Pruning("linear1", method, fields.THETA, seed), network, diagonals)
             of_mask = {"method": method, "seed": seed}
-            density = sum(int(mask.sum()) for mask in masks.values()) / sum(mask.numel() for mask in masks.values())
             for repair in (AS_CUT, MEAN, SPREAD):
                 share = accuracy(repaired(network, masks, moments, repair))
-                rows.append(of_mask | {"repair": repair, "density": density, "accuracy": share})
+                rows.append(of_mask | {"repair": repair, "density": density(masks), "accuracy": share})
             for m, (name, mask) in enumerate(masks.items(), start=1):
                 weight = network.get_parameter(name).detach().to(moments[name][0])
                 found = effect(weight, weight * mask.to(weight.device), moments[name])

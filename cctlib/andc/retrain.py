@@ -48,7 +48,8 @@ def prune(network: CCT, masks: Masks) -> CCT:
     return pruned
 
 
-def _bias(weight: str) -> str:
+def bias_of(weight: str) -> str:
+    """The name of the bias beside a weight."""
     return f"{weight.removesuffix('weight')}bias"
 
 
@@ -172,7 +173,7 @@ def retrain_layers(
     stops being finite.
     """
     network.requires_grad_(False)
-    trained = [network.get_parameter(name).requires_grad_() for weight in masks for name in (weight, _bias(weight))]
+    trained = [network.get_parameter(name).requires_grad_() for weight in masks for name in (weight, bias_of(weight))]
     hold, steps = _hold(network, masks), settings.steps(len(train.labels), epochs)
     optimizer = torch.optim.AdamW(trained, lr=settings.learning_rate, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=steps)
