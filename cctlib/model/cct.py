@@ -335,6 +335,10 @@ class CCT(nn.Module):
         assert logits is not None
         return logits
 
+    def hidden_weights(self) -> list[nn.Parameter]:
+        """The weight matrices between hidden nodes: those of the encoders."""
+        return [parameter for parameter in self.classifier.blocks.parameters() if parameter.ndim == 2]
+
     def initialise(self) -> None:
         """Draw weights as the release does; LayerNorms are left as they are."""
         for module in self.modules():

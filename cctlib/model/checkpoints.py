@@ -19,7 +19,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from cctlib.errors import UserError
-from cctlib.model.cct import CCT, CCTConfig, on_grid, sinusoids
+from cctlib.model.cct import CCTConfig, on_grid, sinusoids
+from cctlib.model.networks import Config, Network, build
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +35,7 @@ NOT_WEIGHTS = {  # how a file begins, and what it is then
 }
 
 
-def load_weights(path: str | Path, config: CCTConfig, *, attention: str = "explicit") -> CCT:
+def load_weights(path: str | Path, config: Config, *, attention: str = "explicit") -> Network:
     """The network of a weights file: fp32, on the CPU, in eval mode. torch's random generators are left alone.
 
     Where a file holds the last weights and their moving average, the average is taken, and that is logged. A learned
@@ -43,10 +44,11 @@ def load_weights(path: str | Path, config: CCTConfig, *, attention: str = "expli
     """
     path = Path(path)
     with torch.random.fork_rng(devices=[]):
-        network = CCT(config, attention).eval()
+        network = build(config, attention).eval()
     try:
         state = _network(path, list(network.state_dict()))
-        _fit_positions(state, config)
+        if isinstance(config, CCTConfig):
+            _fit_positions(state, config)
         network.load_state_dict(state)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None

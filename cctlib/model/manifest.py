@@ -26,7 +26,10 @@ from cctlib import stages
 from cctlib.data.datasets import DATASETS, describe
 from cctlib.data.images import normalise
 from cctlib.errors import UserError
-from cctlib.model import cct, checkpoints, precision
+from cctlib.model import checkpoints, precision
+from cctlib.model.cct import CCTConfig
+from cctlib.model.networks import Config, Network
+from cctlib.model.vgg import VGGConfig
 
 FILE, MEASUREMENT = "manifest.json", "measurement.json"
 DEFAULT = "default"  # the model that a data set's study takes where none is named
@@ -51,7 +54,7 @@ class Manifest:
     """What weights are. What is not known of them is None. Raises `UserError` for values that cannot be."""
 
     name: str  # for people and files, as cct_7_3x2
-    config: cct.CCTConfig
+    config: Config
     weights: str  # file beside the manifest
     sha256: str  # of that file, in hex
     normalisation: dict[str, list[float]]  # mean and std of the three channels, of pixels between 0 and 1
@@ -72,7 +75,7 @@ class Manifest:
             raise UserError("normalisation is not a mean and a positive std of three channels each")
 
 
-NESTED = {"config": cct.CCTConfig, "training": Training}  # entries that are dataclasses themselves
+CONFIGS = (CCTConfig, VGGConfig)
 
 
 @dataclass(frozen=True)
@@ -88,7 +91,7 @@ class Model:
         return self.manifest.name
 
     @property
-    def config(self) -> cct.CCTConfig:
+    def config(self) -> Config:
         """The network's configuration."""
         return self.manifest.config
 
@@ -106,7 +109,7 @@ class Model:
         """Pixels (uint8) to the network's input, with the constants that it was trained with."""
         return normalise(pixels, **self.manifest.normalisation)
 
-    def network(self, device: torch.device | str) -> cct.CCT:
+    def network(self, device: torch.device | str) -> Network:
         """The network in eval mode, frozen, in fp32 on `device`, with the attention that is faster there.
 
         Raises `UserError` as `weights` does.
@@ -182,7 +185,7 @@ def open_model(folder: Path) -> Model:
     return Model(folder, _parsed(Manifest, stages.read_json(path), str(path)))
 
 
-def write_manifest(folder: Path, *, name: str, config: cct.CCTConfig, weights: Path, **entries: object) -> Model:
+def write_manifest(folder: Path, *, name: str, config: Config, weights: Path, **entries: object) -> Model:
     """Write the manifest of weights in a folder, with their hash, and return the model.
 
     `entries` are the other fields of `Manifest`; `normalisation` is one that must be given.
@@ -202,7 +205,7 @@ def _parsed(kind: type[T], entries: Any, where: str) -> T:
         raise UserError(f"{where} is {reprlib.repr(entries)}; expected entries by name")
     known: dict[str, Any] = {field.name: field for field in fields(kind)}  # type: ignore[arg-type]
     # A configuration is stored whole: a default for a missing entry could be another network's.
-    needed = [name for name, field in known.items() if field.default is MISSING or kind is cct.CCTConfig]
+    needed = [name for name, field in known.items() if field.default is MISSING or kind in CONFIGS]
     for name in (*needed, *entries):
         if name not in entries:
             raise UserError(f"{where} lacks the entry {name!r}; restore the file, or write it anew")
@@ -210,8 +213,9 @@ def _parsed(kind: type[T], entries: Any, where: str) -> T:
             raise UserError(f"{where} has an entry {name!r}, which is not known; known are {', '.join(known)}")
     values = {}
     for name, value in entries.items():
-        if name in NESTED and value is not None:
-            value = _parsed(NESTED[name], value, f"{where}: {name}")
+        if kind is Manifest and value is not None and name in ("config", "training"):  # dataclasses themselves
+            of = Training if name == "training" else CCTConfig if "encoders" in value else VGGConfig
+            value = _parsed(of, value, f"{where}: {name}")
         try:
             check_type(value, known[name].type, collection_check_strategy=CollectionCheckStrategy.ALL_ITEMS)
         except TypeCheckError:

@@ -1,8 +1,8 @@
 """Sites: the names of the places where nodes live (Method, section 3).
 
 A *node* is one coordinate of the token vectors at a *site*. Encoder m = 1..L has four sites, `enc{m}/{kind}`, in the
-order of the network. In a convolutional network the nodes of layer m are its filters, `layer{m}/filters`, and the
-positions of the feature map are the tokens.
+order of the network. In a convolutional network the nodes of layer m are its filters, and the positions of the feature
+map are the tokens: `layer{m}/filters` behind ReLU, and `layer{m}/before_relu`.
 
 Our own networks hand their nodes out by these names; `adapters.py` teaches other people's networks to do so.
 """
@@ -19,7 +19,7 @@ SITES = (
     "ff_hidden",  # FF after GELU
     "ff",  # encoder output, after the FF residual
 )
-FILTERS = "filters"
+FILTERS, BEFORE_RELU = MAPS = "filters", "before_relu"
 
 
 def site_names(encoders: int) -> tuple[str, ...]:
@@ -27,16 +27,21 @@ def site_names(encoders: int) -> tuple[str, ...]:
     return tuple(f"enc{m}/{kind}" for m in range(1, encoders + 1) for kind in SITES)
 
 
+def layer_sites(layers: int) -> tuple[str, ...]:
+    """Names of the sites of so many convolutions: ("layer1/filters", ..., "layer1/before_relu", ...)."""
+    return tuple(f"layer{m}/{kind}" for kind in MAPS for m in range(1, layers + 1))
+
+
 def parse(site: str) -> tuple[int, str]:
     """Encoder (or layer), counted from 1, and kind of a site: "enc3/mha" is (3, "mha").
 
     Raises `UserError` for anything that is not the name of a site.
     """
-    parts = re.fullmatch(rf"enc([1-9]\d*)/({'|'.join(SITES)})|layer([1-9]\d*)/({FILTERS})", site)
+    parts = re.fullmatch(rf"enc([1-9]\d*)/({'|'.join(SITES)})|layer([1-9]\d*)/({'|'.join(MAPS)})", site)
     if not parts:
         number = re.search(r"[1-9]\d*", site)
         m = int(number[0]) if number else 1
-        raise unknown_site(site, [*(f"enc{m}/{kind}" for kind in SITES), f"layer{m}/{FILTERS}"])
+        raise unknown_site(site, [*(f"enc{m}/{kind}" for kind in SITES), *(f"layer{m}/{kind}" for kind in MAPS)])
     return int(parts[1] or parts[3]), parts[2] or parts[4]
 
 

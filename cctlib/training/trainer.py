@@ -14,10 +14,11 @@ import math
 import os
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -30,7 +31,7 @@ from cctlib import stages
 from cctlib.data.datasets import DATASETS, PHOTOGRAPHS
 from cctlib.data.images import Images, normalise, to_device
 from cctlib.errors import UserError
-from cctlib.model import cct, precision
+from cctlib.model import networks, precision
 from cctlib.model.forward import forward, on_device
 from cctlib.training.augment import augment
 from cctlib.training.processes import Place
@@ -60,12 +61,13 @@ class Trainer:
         self.identity = _identity(recipe, train, held_out)
 
         torch.manual_seed(recipe.seed)
-        network = cct.CCT(recipe.config(train.num_labels), precision.attention(device))
+        network = networks.build(recipe.config(train.num_labels), precision.attention(device))
         self.network = network.to(device).to(memory_format=LAYOUT)
         self.model: nn.Module = self.network
         if place.world > 1:  # averages gradients over the processes
             self.model = DistributedDataParallel(self.network, [device] if device.type == "cuda" else None)
-        self.optimizers = _optimizers(self.network, recipe)
+        self.matrices = _matrices(self.network) if recipe.optimizer == "muon" else {}
+        self.optimizers = _optimizers(self.network, self.matrices, recipe)
         self.scaler = precision.scaler(device, recipe.precision)
         self.order = torch.empty(0)
 
@@ -96,6 +98,8 @@ class Trainer:
         loss = cross_entropy(logits.float(), targets, label_smoothing=recipe.label_smoothing)
         self.network.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()
+        for weight, matrix in self.matrices.items():
+            matrix.grad = _as_matrix(cast(Tensor, weight.grad))
         for optimizer in self.optimizers:
             self.scaler.unscale_(optimizer)
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), recipe.clip or math.inf)
@@ -287,19 +291,32 @@ def _identity(recipe: Recipe, train: Images, held_out: Images) -> dict[str, dict
     }
 
 
-def _optimizers(network: nn.Module, recipe: Recipe) -> list[torch.optim.Optimizer]:
+def _as_matrix(weight: Tensor) -> Tensor:
+    """A weight [to, from]; of a convolution, a view [to, every input of its kernel], for `LAYOUT` has these together."""
+    return weight if weight.ndim == 2 else weight.permute(0, 2, 3, 1).view(len(weight), -1)
+
+
+def _matrices(network: networks.Network) -> dict[nn.Parameter, nn.Parameter]:
+    """The matrices that Muon steps, which share the memory of the network's hidden weights, by weight."""
+    return {
+        weight: weight if weight.ndim == 2 else nn.Parameter(_as_matrix(weight.detach()))
+        for weight in network.hidden_weights()
+    }
+
+
+def _optimizers(
+    network: nn.Module, matrices: Mapping[nn.Parameter, nn.Parameter], recipe: Recipe
+) -> list[torch.optim.Optimizer]:
     """AdamW, without decay for biases, norms and position embeddings; with Muon, only for what Muon does not take.
 
-    Muon takes the weight matrices of the encoders. Its steps are scaled to the size of AdamW's, so that one learning
+    Muon takes `matrices`. Its steps are scaled to the size of AdamW's, so that one learning
     rate and one decay serve both. Raises `UserError` where this torch has no Muon.
     """
-    matrices, decayed, free = list[nn.Parameter](), list[nn.Parameter](), list[nn.Parameter]()
+    decayed, free = list[nn.Parameter](), list[nn.Parameter]()
     for name, parameter in network.named_parameters():
         if parameter.ndim < 2 or name.endswith("positional_emb"):
             free.append(parameter)
-        elif recipe.optimizer == "muon" and ".blocks." in name and parameter.ndim == 2:
-            matrices.append(parameter)
-        else:
+        elif parameter not in matrices:
             decayed.append(parameter)
     groups = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": free, "weight_decay": 0.0}]
     fused = free[0].device.type in ("cpu", "cuda")
@@ -311,4 +328,4 @@ def _optimizers(network: nn.Module, recipe: Recipe) -> list[torch.optim.Optimize
             f"recipe {recipe.name}: Muon needs torch 2.9, this is {torch.__version__}; update, or use optimizer adamw"
         )
     how: dict[str, Any] = {"weight_decay": recipe.weight_decay, "adjust_lr_fn": "match_rms_adamw"}
-    return [*optimizers, torch.optim.Muon(matrices, lr=recipe.lr, **how)]
+    return [*optimizers, torch.optim.Muon(list(matrices.values()), lr=recipe.lr, **how)]

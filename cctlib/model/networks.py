@@ -1,0 +1,25 @@
+"""The networks that are trained and measured here, by their names: a CCT (`cct.py`) or a VGG (`vgg.py`)."""
+
+from typing import Any
+
+from cctlib.model import cct, vgg
+from cctlib.model.cct import CCT, CCTConfig
+from cctlib.model.vgg import VGG, VGGConfig
+
+Config = CCTConfig | VGGConfig
+Network = CCT | VGG
+
+
+def config(name: str, **settings: Any) -> Config:
+    """The configuration of a network by its name, as cct_7_3x2 or vgg_11; `settings` that its kind has not are left out.
+
+    Raises `UserError` for a name that does not exist, and values that cannot make a network.
+    """
+    if not name.startswith("vgg"):
+        return cct.config(name, **settings)
+    return vgg.config(name, **{key: value for key, value in settings.items() if key in ("num_classes", "image_size")})
+
+
+def build(config: Config, attention: str = "explicit") -> Network:
+    """An untrained network, on the CPU. attention: the form that a CCT computes it in."""
+    return VGG(config) if isinstance(config, VGGConfig) else CCT(config, attention)
