@@ -18,8 +18,8 @@ import tyro
 from cctlib.data import images as data
 from cctlib.errors import UserError
 from cctlib.snp import measure
-from cctlib.stages import PACKAGE, replacing
-from cctlib.study import Missing, Study, open_study, resolve_device
+from cctlib.stages import PACKAGE, read_tables, replacing
+from cctlib.study import Missing, Study, measured_layers, open_study, resolve_device
 from cctlib.training import recipes
 
 DESCRIPTION = "Measure what single nodes of a Compact Convolutional Transformer know about every label."
@@ -86,6 +86,21 @@ def snp_command(study: Options = DEFAULTS, theta: Theta = 0.3, csv: Csv = None) 
     columns = "site nodes silent clusters cluster_size labels noise column_noise foreign_noise snr"
     _show(_at(theta, opened.tables["by_theta"]), columns, digits=2)
     _write(opened.tables["nodes"], csv)
+
+
+def layers_command(
+    dataset: Dataset = "cifar100",
+    model: Annotated[str, tyro.conf.arg(help="a shipped convolutional network, or a folder with one")] = "vgg_11",
+    profile: Annotated[str, tyro.conf.arg(help="quick, full, shipped, or auto")] = "auto",
+    runs: Path = Path("runs"),
+    device: Device = "auto",
+) -> None:
+    """The filters of a convolutional network: probes, clusters, noise and signal to noise of every layer."""
+    measured, folder = measured_layers(dataset, model, profile, runs, device)
+    tables = read_tables(folder, ("accuracy", "by_theta"))
+    rows = _at(0.3, tables["by_theta"]).merge(tables["accuracy"][["site", "accuracy"]], on="site")
+    columns = "site nodes silent accuracy clusters cluster_size labels noise column_noise foreign_noise snr"
+    _show(rows, columns, f"{measured.name} of {dataset}, probes judged by test images")
 
 
 def heads_command(study: Options = DEFAULTS) -> None:
@@ -205,6 +220,7 @@ def commands(recipe: str = "cpu") -> dict[str, Callable]:
         "train": functools.partial(train_command, settings=recipes.recipe(recipe)),
         "probe": probe_command,
         "snp": snp_command,
+        "layers": layers_command,
         "heads": heads_command,
         "andc": andc_command,
         "reproduce": reproduce_command,

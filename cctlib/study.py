@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import pandas as pd
 import torch
@@ -27,7 +27,7 @@ from cctlib.model.cct import CCT
 from cctlib.model.manifest import Model
 from cctlib.model.precision import arithmetic
 from cctlib.profiles import Profile, resolve_profile
-from cctlib.snp import measure, stage, tables
+from cctlib.snp import maps, measure, stage, tables
 from cctlib.snp.measure import Measurement
 from cctlib.snp.probe import Probes
 from cctlib.training import run
@@ -113,7 +113,7 @@ class Study:
 
     def network(self) -> CCT:
         """The network, frozen, on the study's device."""
-        return self.model.network(self.device)
+        return cast(CCT, self.model.network(self.device))
 
     @cached_property
     def probes(self) -> Probes:
@@ -201,6 +201,30 @@ def shipped_study(dataset: str, model: str, device: torch.device) -> Study:
     return Study(dataset, found, measure.load(found.folder), tables.load(found.folder), "shipped", device, folders={})
 
 
+def measured_layers(dataset: str, model: str, profile: str, runs: Path | str, device: str) -> tuple[Model, Path]:
+    """A convolutional network and the folder of its tables (`snp.maps`), measured now if need be.
+
+    The arguments are those of `open_study`; `shipped` gives the tables that ship. Raises `UserError` as that does.
+    """
+    where, runs = resolve_device(device), from_here(runs)
+    found = manifest.find(dataset, str(from_here(model)) if from_here(model).is_dir() else model)
+    if found is None:
+        raise UserError(f"no network of {dataset} comes with cctlib; give the folder of a trained one as the model")
+    chosen = resolve_profile(profile, where)
+    if chosen is None:
+        return found, found.folder
+    counts = {"train": chosen.train, "held-out": chosen.held_out, "test": chosen.test}
+    images = {split: load_images(dataset, split, count, found) for split, count in counts.items()}
+    settings = maps.LayerSettings(chosen.probe, chosen.thetas, chosen.rotations)
+    return found, maps.layers_stage(found, images, settings, runs / dataset, where)
+
+
+def layers_folder(dataset: str) -> Path | None:
+    """The folder of the convolutional network that ships for a data set with its tables (`snp.maps`), or None."""
+    found = sorted((stages.shipped() / dataset).glob("*/few_labels.parquet"))
+    return found[0].parent if found else None
+
+
 def beside(study: Study) -> dict[str, Study]:
     """The study, and those that ship with default models of other data sets, by title in the order of `DATASETS`."""
     found = {}
@@ -249,7 +273,7 @@ def measured_study(dataset: str, model: str, profile: Profile, runs: Path, devic
         network, probes, held_out, test, profile.probe, profile.null_draws, about, home, device
     )
     tabled = stage.tables_stage(
-        measured, profile.thetas, profile.label_orders, profile.rotations, network.config.heads, home, device
+        measured, profile.thetas, profile.label_orders, profile.rotations, network.cct.heads, home, device
     )
     folders = {"probe": probes, "measure": measured, "tables": tabled}
     if known is None:

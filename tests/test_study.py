@@ -107,7 +107,7 @@ def test_labels_with_unequal_numbers_of_images_are_judged_as_others(tmp_path):
     )
     accuracy = found.tables["accuracy"]
     assert ((accuracy.low <= accuracy.accuracy) & (accuracy.accuracy <= accuracy.high)).all()
-    assert [verdict.claim for verdict in judge.along_encoders(found)] == ["C1", "C2", "C3"]
+    assert [verdict.claim for verdict in judge.along(judge.encoders(found))] == ["C1", "C2", "C3"]
 
 
 def test_a_label_without_test_images_is_named(tmp_path):

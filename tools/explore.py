@@ -88,7 +88,7 @@ def _described(study: Study) -> dict[str, Any]:
         "title": about["dataset"],
         "names": names,
         "groups": [result.group_names[group] for group in groups] if groups and result.group_names else None,
-        "heads": study.model.config.heads,
+        "heads": study.model.cct.heads,
         "sites": {site: measured.W.shape[1] for site, measured in result.sites.items()},
         "made": " · ".join([*said, f"profile {about['profile']}", *filter(None, [about.get("note")])]),
         "images": None,
@@ -111,7 +111,7 @@ def _weights(study: Study) -> dict[str, dict[str, dict]]:
     """By site, the strongest weights of its nodes `from` the site before and `to` the one behind, for the layers that
     join two sites directly: values (of qkv), proj, linear1, linear2.
     """
-    weights, encoders, width = study.network().state_dict(), study.measurement.encoders, study.model.config.width
+    weights, encoders, width = study.network().state_dict(), study.measurement.encoders, study.model.cct.width
     joined = [
         (layer.source, layer.target, layer.kind, weights[layer.weight])
         for layer in masks.layers(encoders)

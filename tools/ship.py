@@ -2,6 +2,7 @@
 
     python -m tools.ship weights FOLDER --default    weights of a finished training
     python -m tools.ship measurement --dataset NAME  the measurement and tables of a study
+    python -m tools.ship layers --dataset NAME       the tables of a convolutional network
 
 Weights are rounded to fp16, and what the rounding costs is measured and written into the manifest. A study's
 measurement and tables are copied beside them, so that the book can be read, and drawn again, without images, weights or
@@ -25,8 +26,8 @@ from cctlib.errors import UserError
 from cctlib.figures.node import look_at, typical
 from cctlib.model import manifest
 from cctlib.model.manifest import Model
-from cctlib.snp import measure
-from cctlib.study import Study, open_study, resolve_device
+from cctlib.snp import maps, measure
+from cctlib.study import Study, measured_layers, open_study, resolve_device
 from cctlib.training import run, trainer
 from tools.hero import hero
 from tools.reproduce import later_stages
@@ -120,6 +121,15 @@ def ship_study(study: Study) -> Path:
     return folder
 
 
+def ship_layers(model: Model, folder: Path) -> Path:
+    """Copy the tables of a convolutional network (`snp.maps`) to its model's folder."""
+    _remove_measurement(model.folder)
+    for name in maps.NAMES:
+        shutil.copyfile(folder / f"{name}.parquet", model.folder / f"{name}.parquet")
+    shutil.copyfile(folder / stages.PROVENANCE, model.folder / f"layers.{stages.PROVENANCE}")
+    return model.folder
+
+
 def draw_hero(path: Path = HERO) -> Path:
     """Draw the README's picture from the measurement that ships with CIFAR-100's default model.
 
@@ -160,8 +170,17 @@ def measurement(
     print(f"wrote {ship_study(open_study(dataset, model, profile, runs, device))}")
 
 
+def layers(
+    dataset: str = "cifar100", model: str = "vgg_11", profile: str = "full", runs: str = "runs", device: str = "auto"
+) -> None:
+    """Ship the tables of a convolutional network, measuring what is not measured yet."""
+    print(f"wrote {ship_layers(*measured_layers(dataset, model, profile, runs, device))}")
+
+
 if __name__ == "__main__":
     try:
-        tyro.extras.subcommand_cli_from_dict({"weights": weights, "measurement": measurement}, prog="tools.ship")
+        tyro.extras.subcommand_cli_from_dict(
+            {"weights": weights, "measurement": measurement, "layers": layers}, prog="tools.ship"
+        )
     except UserError as error:
         sys.exit(f"tools.ship: {error}")

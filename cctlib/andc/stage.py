@@ -75,7 +75,7 @@ def _diagonals(study: Study, thetas: Sequence[float]) -> dict[float, masks.Diago
 def sweep_stage(study: Study, profile: Profile) -> Path:
     """The folder of the tables pruning, curves, repaired and cut. Raises `UserError` under torchrun."""
     refuse_torchrun("pruning")
-    settings, encoders = profile.pruning, study.model.config.encoders
+    settings, encoders = profile.pruning, study.model.cct.encoders
     images = {
         "held-out": load_images(study.dataset, "held-out", profile.held_out, study.model),
         "test": load_images(study.dataset, "test", settings.test, study.model),
@@ -166,7 +166,7 @@ def saturated_stage(study: Study, settings: Saturation, runs: Path) -> Path:
         campaign = sweep.Campaign(
             study.network(), study.model.normalise, images, runs / "retrained", study.device, recipe
         )
-        encoders = study.model.config.encoders
+        encoders = study.model.cct.encoders
         prunings = sweep.plan(settings.targets, settings.methods, settings.seeds, diagonals, encoders)
         stages.write_tables({SATURATED: sweep.saturate(campaign, prunings, diagonals, settings.lengths)}, work)
 

@@ -1,55 +1,97 @@
 """The claims judged on a study: which of its tables go into which claim, and with which random numbers."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
+import numpy as np
 import pandas as pd
 import torch
 
-from cctlib import bootstrap
+from cctlib import bootstrap, stages
 from cctlib.andc.stage import pruning_tables
 from cctlib.claims import specifications, verdicts
-from cctlib.claims.rules import NOT_TESTED, Verdict, verdicts_table
+from cctlib.claims.rules import NOT_TESTED, SUB_BLOCKS, Verdict, verdicts_table
 from cctlib.heads.stage import Ownership, heads_tables, ownership
+from cctlib.model.sites import FILTERS
+from cctlib.snp import maps
 from cctlib.snp.controls import BASIS
 from cctlib.snp.measure import SHUFFLED
-from cctlib.study import Missing, Study
+from cctlib.study import Missing, Study, layers_folder
 
 
-def along_encoders(study: Study) -> list[Verdict]:
-    """C1, C2 and C3, with all three answers; that about nodes is left open where no basis was rotated."""
-    tables, curves = study.tables, readings(study)
-    by_theta, controls = tables["by_theta"], tables["controls"]
-    shuffled, rotated = (controls[controls.control == name] for name in (SHUFFLED, BASIS))
-    stated = [
-        verdicts.progress(curves["C1"], tables["accuracy"]),
-        verdicts.small_clusters(tables["nodes"], shuffled, len(study.measurement.names)),
-        verdicts.sharpening(curves["C3"], by_theta),
-    ]
-    progress, clusters, sharpening = (replace(v, robust=specifications.in_words(curves[v.claim])) for v in stated)
-    if not rotated.empty:
-        clusters = replace(clusters, nodes=verdicts.clusters_beyond_basis(by_theta, rotated))
-        sharpening = replace(sharpening, nodes=verdicts.sharpening_beyond_basis(by_theta, rotated))
-    return [progress, clusters, sharpening]
+@dataclass(frozen=True)
+class Depth:
+    """What C1 to C3 are judged from: sites in the order of a network's depth, of a transformer or a convolutional one.
+
+    tables: accuracy, nodes, by_theta and controls (see `snp.tables`). predictions: of the probes, by split and site;
+    labels: by split, [image]. kinds: of site that the claims speak of.
+    """
+
+    tables: Mapping[str, pd.DataFrame]
+    predictions: Mapping[str, Mapping[str, np.ndarray]]
+    labels: Mapping[str, np.ndarray]
+    num_labels: int
+    kinds: tuple[str, ...] = SUB_BLOCKS
 
 
-def readings(study: Study) -> dict[str, pd.DataFrame]:
-    """The specification curves of C1, C2 and C3, by claim (see `specifications`)."""
-    result, nodes = study.measurement, study.tables["nodes"]
+def encoders(study: Study) -> Depth:
+    """The encoders of a study."""
+    result = study.measurement
     predictions = {
         split: {site: values.predictions[split] for site, values in result.sites.items()} for split in result.labels
     }
+    return Depth(study.tables, predictions, result.labels, len(result.names))
+
+
+def layers(tables: Mapping[str, pd.DataFrame], kind: str = FILTERS) -> Depth:
+    """The layers of a convolutional network, from the tables of `snp.maps`."""
+    by_split = dict(list(tables["predictions"].groupby("split")))
+    predictions = {
+        split: {site: rows[site].to_numpy() for site in tables["accuracy"].site} for split, rows in by_split.items()
+    }
+    labels = {split: rows.label.to_numpy() for split, rows in by_split.items()}
+    return Depth(tables, predictions, labels, int(tables["predictions"].label.max()) + 1, (kind,))
+
+
+def along(depth: Depth) -> list[Verdict]:
+    """C1, C2 and C3, with all three answers; that about nodes is left open where no basis was rotated."""
+    tables, curves, kinds = depth.tables, readings(depth), depth.kinds
+    by_theta, controls = tables["by_theta"], tables["controls"]
+    shuffled, rotated = (controls[controls.control == name] for name in (SHUFFLED, BASIS))
+    stated = [
+        verdicts.progress(curves["C1"], tables["accuracy"], kinds),
+        verdicts.small_clusters(tables["nodes"], shuffled, depth.num_labels, kinds),
+        verdicts.sharpening(curves["C3"], by_theta, kinds),
+    ]
+    progress, clusters, sharpening = (replace(v, robust=specifications.in_words(curves[v.claim])) for v in stated)
+    if not rotated.empty:
+        clusters = replace(clusters, nodes=verdicts.clusters_beyond_basis(by_theta, rotated, kinds))
+        sharpening = replace(sharpening, nodes=verdicts.sharpening_beyond_basis(by_theta, rotated, kinds))
+    return [progress, clusters, sharpening]
+
+
+def readings(depth: Depth) -> dict[str, pd.DataFrame]:
+    """The specification curves of C1, C2 and C3, by claim (see `specifications`)."""
     weights = {
         split: bootstrap.resample(
-            torch.from_numpy(labels).long(), bootstrap.RESAMPLES, torch.Generator().manual_seed(0)
+            torch.tensor(labels, dtype=torch.long), bootstrap.RESAMPLES, torch.Generator().manual_seed(0)
         )
-        for split, labels in result.labels.items()
+        for split, labels in depth.labels.items()
     }
+    nodes, by_theta = depth.tables["nodes"], depth.tables["by_theta"]
     return {
-        "C1": specifications.progress(predictions, result.labels, weights),
-        "C2": specifications.small_clusters(nodes, len(result.names)),
-        "C3": specifications.sharpening(nodes, study.tables["by_theta"]),
+        "C1": specifications.progress(depth.predictions, depth.labels, weights, depth.kinds),
+        "C2": specifications.small_clusters(nodes, depth.num_labels, depth.kinds),
+        "C3": specifications.sharpening(nodes, by_theta, depth.kinds),
     }
+
+
+def convolutional(study: Study) -> Verdict:
+    """C7, from the layers of the convolutional network that ships for the study's data set, if there is one."""
+    folder = layers_folder(study.dataset)
+    if folder is None:
+        return verdicts.shared_mechanism(None)
+    return verdicts.shared_mechanism(along(layers(stages.read_tables(folder, maps.NAMES))))
 
 
 def pruning(study: Study) -> Verdict:
@@ -69,13 +111,13 @@ def heads(study: Study, owned: Ownership | None = None) -> Verdict:
 
 def all_claims(study: Study) -> list[Verdict]:
     """C1 to C5 and C7; what was not measured is not tested, and says so."""
-    judged = along_encoders(study)
+    judged = along(encoders(study))
     for claim, judge in (("C4", pruning), ("C5", heads)):
         try:
             judged.append(judge(study))
         except Missing:
             judged.append(Verdict(claim, NOT_TESTED, "not measured"))
-    return [*judged, verdicts.shared_mechanism(None)]
+    return [*judged, convolutional(study)]
 
 
 def table(judged: Mapping[str, Sequence[Verdict]]) -> pd.DataFrame:

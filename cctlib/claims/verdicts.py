@@ -140,7 +140,8 @@ def pruning(saturated: pd.DataFrame | None, short: pd.DataFrame | None = None) -
     if saturated is None or saturated.empty:
         return Verdict("C4", NOT_TESTED, f"no network was retrained until it stopped gaining{_after_little(short)}")
     states, texts, intervals = [], [], []
-    for target, rows in saturated[saturated.density <= rules.HALF].groupby("target", sort=False):
+    decisive = saturated[saturated.saturated & (saturated.density <= rules.HALF)]
+    for target, rows in decisive.groupby("target", sort=False):
         densest = rows[np.isclose(rows.density, rows.density.max(), atol=0.01)]
         andc, random = densest[densest.method == "andc"], densest[densest.method == "random"]
         if andc.empty or random.empty:
@@ -207,8 +208,9 @@ def shared_mechanism(convolutional: Sequence[Verdict] | None) -> Verdict:
     if not convolutional:
         return Verdict("C7", NOT_TESTED, "no convolutional network was measured")
     states = [verdict.state == HOLDS for verdict in convolutional]
-    text = ", ".join(f"{verdict.claim} {verdict.state}" for verdict in convolutional)
-    return Verdict("C7", graded(all(states), any(states)), text)
+    text = "; ".join(f"{verdict.claim} {verdict.state} ({verdict.effect})" for verdict in convolutional)
+    nodes, robust = ("; ".join(f"{v.claim}: {getattr(v, part)}" for v in convolutional) for part in ("nodes", "robust"))
+    return Verdict("C7", graded(all(states), any(states)), text, robust=robust, nodes=nodes)
 
 
 # Is it about nodes? ----------------------------------------------------------------------------------------

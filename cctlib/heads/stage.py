@@ -54,14 +54,14 @@ class Ownership:
 
 def ownership(study: Study, deals: int = 1000, rotations: int = 20) -> Ownership:
     """Designations, their concentration and their meaning, from the measurement alone."""
-    number = study.model.config.heads
+    number = study.model.cct.heads
     generator = torch.Generator().manual_seed(0)
     held_out, test = (mha_diagonals(study, split) for split in ("held-out", "test"))
     counts = {site: heads.count(diagonal, number) for site, diagonal in held_out.items()}
     tested = {site: heads.count(diagonal, number) for site, diagonal in test.items()}
     null = heads.null_counts(test, number, generator, deals)
     arrays = {site: study.measurement[site].tensors() for site in test}
-    members, turns = controls.groups_of(study.model.config.width, "mha", number), torch.Generator().manual_seed(0)
+    members, turns = controls.groups_of(study.model.cct.width, "mha", number), torch.Generator().manual_seed(0)
     turned = {
         name: {
             site: heads.rotated_counts(mu, W, members[control], number, rotations, turns)
@@ -112,7 +112,7 @@ def heads_stage(study: Study, profile: Profile) -> Path:
 
     def compute(work: Path) -> None:
         diagonals = mha_diagonals(study, "held-out")
-        counts = {site: heads.count(diagonal, study.model.config.heads) for site, diagonal in diagonals.items()}
+        counts = {site: heads.count(diagonal, study.model.cct.heads) for site, diagonal in diagonals.items()}
         everywhere = {site: heads.designate(of_site) for site, of_site in counts.items()}
         designation = {site: owner for site, owner in everywhere.items() if (owner != heads.NOBODY).any()}
         if not designation:
@@ -140,7 +140,7 @@ def _experts_alone(
     """Each head alone in the probe, from the pooled nodes of the test images that the measurement kept."""
     labels = torch.from_numpy(study.measurement.labels["test"]).long()
     weights = bootstrap.resample(labels, bootstrap.RESAMPLES, torch.Generator().manual_seed(0))
-    number = study.model.config.heads
+    number = study.model.cct.heads
     generator = torch.Generator().manual_seed(0)
     rows = []
     with np.load(study.folders["measure"] / measure.POOLED) as kept:
@@ -158,7 +158,7 @@ def _ablation(
     study: Study, test: Images, designation: Mapping[str, Tensor], settings: HeadSettings
 ) -> dict[str, pd.DataFrame]:
     """Each head silenced in the network, beside as many random nodes; at all sites where none asked for has experts."""
-    width, number = study.model.config.width, study.model.config.heads
+    width, number = study.model.cct.width, study.model.cct.heads
     asked = [site for site in designation if settings.encoders is None or parse(site)[0] in settings.encoders]
     generator = torch.Generator().manual_seed(0)
     sets = {

@@ -335,7 +335,7 @@ class CCT(nn.Module):
         assert logits is not None
         return logits
 
-    def hidden_weights(self) -> list[nn.Parameter]:
+    def hidden_weights(self) -> list[Tensor]:
         """The weight matrices between hidden nodes: those of the encoders."""
         return [parameter for parameter in self.classifier.blocks.parameters() if parameter.ndim == 2]
 

@@ -96,6 +96,16 @@ class Model:
         return self.manifest.config
 
     @property
+    def cct(self) -> CCTConfig:
+        """The configuration of a CCT. Raises `UserError` for another network, which has no encoders and heads."""
+        if not isinstance(self.config, CCTConfig):
+            raise UserError(
+                f"the model in {self.folder} is a {self.name}, and a study is of a CCT; "
+                f"a convolutional network is measured by: cctlib layers --model {self.folder.name}"
+            )
+        return self.config
+
+    @property
     def weights_hash(self) -> str:
         """SHA-256 of the weights file, in hex."""
         return self.manifest.sha256

@@ -11,7 +11,7 @@ Network = CCT | VGG
 
 
 def config(name: str, **settings: Any) -> Config:
-    """The configuration of a network by its name, as cct_7_3x2 or vgg_11; `settings` that its kind has not are left out.
+    """The configuration of a network by its name, as cct_7_3x2 or vgg_11, without `settings` that its kind has not.
 
     Raises `UserError` for a name that does not exist, and values that cannot make a network.
     """

@@ -1,8 +1,8 @@
 """VGG with batch norm (Simonyan and Zisserman, arXiv:1409.1556): the convolutional network beside the CCT.
 
-The siblings' VGG-11 is the first ten convolution layers of VGG-16 and one linear layer without bias (Method, section 9).
-A layer is convolution 3x3 without bias -> batch norm -> ReLU [-> max pooling 2x2]. The map of the last layer is
-flattened for the linear layer.
+The siblings' VGG-11 is the first ten convolution layers of VGG-16 and one linear layer without bias (Method,
+section 9). A layer is convolution 3x3 without bias -> batch norm -> ReLU [-> max pooling 2x2]. The map of the last
+layer is flattened for the linear layer.
 
 Nodes are filters, and are handed out as those of a CCT are, `logits, taps = network(images, taps=["layer3/filters"])`,
 with the positions of the map in the place of tokens: [image, position, filter].
@@ -10,7 +10,7 @@ with the positions of the map in the place of tokens: [image, position, filter].
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, cast
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -97,25 +97,27 @@ class VGG(nn.Module):
         self.image_size = config.image_size  # that a training shows it for now; of any size, see `forward`
         self.nodes = {site: config.nodes(site) for site in layer_sites(config.convolutions)}
         channels = [3, *(filters for filters, _ in config.layers)]
-        self.layers = nn.ModuleList(
-            Layer(before, *layer) for before, layer in zip(channels, config.layers, strict=False)
-        )
+        layers = [Layer(before, *layer) for before, layer in zip(channels, config.layers, strict=False)]
+        self.layers = nn.ModuleList(layers)
         self.fc = nn.Linear(channels[-1] * config.side**2, config.num_classes, bias=False)
-        for layer in self.layers:
+        for layer in layers:
             nn.init.kaiming_normal_(layer.conv.weight, mode="fan_out", nonlinearity="relu")
         nn.init.normal_(self.fc.weight, std=0.01)
 
-    def hidden_weights(self) -> list[nn.Parameter]:
+    def hidden_weights(self) -> list[Tensor]:
         """The weights between hidden nodes: those of all convolutions but the first."""
-        return [layer.conv.weight for layer in self.layers[1:]]
+        return [layer.conv.weight for layer in self._layers()[1:]]
+
+    def _layers(self) -> list[Layer]:
+        return cast(list[Layer], list(self.layers))
 
     def forward(
-        self, images: Float[Tensor, "image 3 height width"], taps: Sequence[str] = (), *, to_the_end: bool = True
+        self, images: Tensor, taps: Sequence[str] = (), *, to_the_end: bool = True
     ) -> (
         Float[Tensor, "image label"]
         | tuple[Float[Tensor, "image label"] | None, dict[str, Float[Tensor, "image position _"]]]
     ):
-        """Logits of normalised images; with `taps`, also what the named sites hold, before pooling.
+        """Logits of normalised images [image, 3, height, width]; with `taps`, also what the named sites hold, before pooling.
 
         Images of another size than the configuration's are taken: the last map is averaged, or repeated, to the size
         that the linear layer reads. to_the_end: False stops behind the last tapped layer; there are no logits then.
@@ -128,7 +130,7 @@ class VGG(nn.Module):
         last = None if to_the_end else max((int(site[5 : site.index("/")]) for site in taps), default=0)
         recorded: dict[str, Tensor] = {}
         x = images
-        for m, layer in enumerate(self.layers[:last], start=1):
+        for m, layer in enumerate(self._layers()[:last], start=1):
             before = layer.norm(layer.conv(x))
             x = F.relu(before)
             for kind, values in ((BEFORE_RELU, before), (FILTERS, x)):

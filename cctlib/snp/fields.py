@@ -16,6 +16,7 @@ ones of a product of two vectors are counted by bisection in one of them, sorted
 node's own labels alone.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -395,7 +396,8 @@ def measure(
     theta: float = THETA,
     order: Int[Tensor, "label"] | None = None,
 ) -> SiteStatistics:
-    """SNP of a site (Method, section 5), on the device of mu and W; `order` as in `clusters`.
+    """SNP of a site (Method, section 5), on the device of mu and W; `order` as in `clusters`. For units with positions
+    see `measure_maps`.
 
     Raises UserError for shapes, values or a theta that make no sense (`check_inputs`).
     """
@@ -417,11 +419,34 @@ def measure_heads(
 ) -> SiteStatistics:
     """Whole-head performance (Method, section 5, SHP): the same statistics, of each head's summed fields."""
     check_inputs(mu, W, theta)
-    M = head_fields(mu, W, heads)
-    peak = M.amax(dim=(1, 2))
-    counts, dtype = node_statistics(threshold(M, peak, theta)), M.dtype
-    of_node = divisor(peak).repeat_interleave(mu.shape[1] // heads)
-    return SiteStatistics(theta=theta, snr_field=field_ratio(mu.to(dtype) / of_node, W.to(dtype)), **counts)
+    return measure_fields([head_fields(mu, W, heads)], theta)
+
+
+def measure_maps(mu: Tensor, W: Tensor, theta: float = THETA) -> SiteStatistics:
+    """SNP of nodes that have a value at every position, as filters have: ``M_n[i, j] = sum_s W[j, s, n] mu[i, s, n]``.
+
+    mu, W: [label, position, node]; with one position this is `measure`. Raises UserError for other shapes, and as
+    `check_inputs`.
+    """
+    if mu.ndim != 3 or mu.shape != W.shape:
+        raise UserError(f"mu {tuple(mu.shape)} and W {tuple(W.shape)}: maps are both [label, position, node]")
+    check_inputs(mu.flatten(1), W.flatten(1), theta)
+    by_node = [array.permute(2, 0, 1).to(wide(mu.device)) for array in (mu, W)]
+    chunks = blocks(mu.shape[2], mu.shape[0] * max(mu.shape[0], mu.shape[1]), CHUNK)
+    return measure_fields((by_node[0][nodes] @ by_node[1][nodes].mT for nodes in chunks), theta)
+
+
+def measure_fields(chunks: Iterable[Float[Tensor, "unit true_label output"]], theta: float) -> SiteStatistics:
+    """The statistics of units whose fields are given, a chunk of units at a time."""
+    counts, total = [], torch.zeros(())
+    for M in chunks:
+        peak = M.amax(dim=(1, 2))
+        counts.append(node_statistics(threshold(M, peak, theta)))
+        total = total.to(M) + (M / divisor(peak)[:, None, None]).sum(0)
+    diagonal, num_labels = total.trace(), len(total)
+    off_diagonal = total.abs().sum() - total.diagonal().abs().sum()
+    joined = {name: torch.cat([chunk[name] for chunk in counts]) for name in counts[0]}
+    return SiteStatistics(theta=theta, snr_field=(num_labels - 1) * diagonal / off_diagonal, **joined)
 
 
 def site_row(site: str, statistics: SiteStatistics, **also: object) -> dict[str, object]:

@@ -28,6 +28,7 @@ from cctlib.model import sites
 from cctlib.model.cct import CCT, seqpool
 from cctlib.model.forward import forward
 from cctlib.model.precision import Precision
+from cctlib.model.vgg import VGG
 from cctlib.snp import fit
 from cctlib.snp.fit import Tokens
 
@@ -153,9 +154,9 @@ def groups(sizes: Mapping[str, int], room: float) -> list[list[str]]:
 def kept_tokens(
     network: nn.Module, normalise: Callable[[Tensor], Tensor], images: Images, group: Sequence[str], **how: Any
 ) -> dict[str, Tokens]:
-    """Tokens of a group of sites, from one pass, which of a CCT stops behind them; `how` as in `forward`."""
+    """Tokens of a group of sites, from one pass, which of our own networks stops behind them; `how` as in `forward`."""
     labels = images.labels.to(how["device"])
-    if isinstance(network, CCT):
+    if isinstance(network, CCT | VGG):
         how["to_the_end"] = False
     kept: dict[str, Tensor] = {}
     for first, _, _, nodes in forward(

@@ -45,7 +45,7 @@ def probe_stage(model: Model, train: Images, settings: ProbeSettings, home: Path
 
 def fresh_probes(model: Model, settings: ProbeSettings) -> Probes:
     """Untrained probes for all sites of a model."""
-    config = model.config
+    config = model.cct
     widths = {site: config.nodes(site) for site in sites.site_names(config.encoders)}
     return probe.make_probes(widths, config.num_classes, settings)
 

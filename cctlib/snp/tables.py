@@ -10,12 +10,13 @@ alternatives  the same at 0.3, with a choice of the method made otherwise, and t
               alternative leaves the probe as it is); one row a site and alternative
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
+from jaxtyping import Integer
 
 from cctlib import bootstrap, stages
 from cctlib.errors import UserError
@@ -62,7 +63,9 @@ def compute(
             by_theta.append(site_row(site, statistics))
             nodes.append(nodes_table(site, statistics))
     made = {
-        "accuracy": accuracy_table(result),
+        "accuracy": accuracy_table(
+            {site: values.predictions["test"] for site, values in result.sites.items()}, result.labels["test"]
+        ),
         "nodes": pd.concat(nodes, ignore_index=True),
         "by_theta": pd.DataFrame(by_theta),
         "orders": orders_table(result, label_orders, device),
@@ -93,16 +96,17 @@ def nodes_table(site: str, statistics: fields.SiteStatistics) -> pd.DataFrame:
     return pd.DataFrame(where | counts)
 
 
-def accuracy_table(result: Measurement) -> pd.DataFrame:
-    """Progressive accuracy: site, encoder, kind, accuracy, low, high, as shares of 1."""
-    labels = torch.from_numpy(result.labels["test"]).long()
-    weights = bootstrap.resample(labels, bootstrap.RESAMPLES, torch.Generator().manual_seed(0))
-    correct = np.stack(
-        [values.predictions["test"] == result.labels["test"] for values in result.sites.values()], axis=1
+def accuracy_table(
+    predictions: Mapping[str, Integer[np.ndarray, "image"]], labels: Integer[np.ndarray, "image"]
+) -> pd.DataFrame:
+    """Progressive accuracy: site, encoder, kind, accuracy, low, high, as shares of 1. predictions: by site."""
+    weights = bootstrap.resample(
+        torch.tensor(labels, dtype=torch.long), bootstrap.RESAMPLES, torch.Generator().manual_seed(0)
     )
+    correct = np.stack([of_site == labels for of_site in predictions.values()], axis=1)
     accuracy, low, high = bootstrap.estimate(torch.from_numpy(correct) / len(labels), weights).numpy()
-    where = pd.DataFrame([sites.parse(site) for site in result.sites], columns=["encoder", "kind"])
-    where.insert(0, "site", list(result.sites))
+    where = pd.DataFrame([sites.parse(site) for site in predictions], columns=["encoder", "kind"])
+    where.insert(0, "site", list(predictions))
     return where.assign(accuracy=accuracy, low=low, high=high)
 
 

@@ -195,8 +195,8 @@ FLOWERS_CPU = replace(
     switch=0.35,
 )
 
-# The siblings' VGG-11, on a processor. Muon's steps of its large matrices cost as much as 60 images: the batch is twice as
-# large.
+# The siblings' VGG-11, on a processor. Muon's step of its large matrices costs as much as 60 images: the batch is
+# twice as large.
 VGG_CPU = replace(
     CPU, name="vgg-cpu", model="vgg_11", epochs=20, sizes=((7, 16), (8, 24)), batch=256, lr=3e-3, switch=0.35
 )

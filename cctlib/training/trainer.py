@@ -292,11 +292,11 @@ def _identity(recipe: Recipe, train: Images, held_out: Images) -> dict[str, dict
 
 
 def _as_matrix(weight: Tensor) -> Tensor:
-    """A weight [to, from]; of a convolution, a view [to, every input of its kernel], for `LAYOUT` has these together."""
+    """A weight [to, from]; of a convolution, a view [to, input of its kernel], for `LAYOUT` has these together."""
     return weight if weight.ndim == 2 else weight.permute(0, 2, 3, 1).view(len(weight), -1)
 
 
-def _matrices(network: networks.Network) -> dict[nn.Parameter, nn.Parameter]:
+def _matrices(network: networks.Network) -> dict[Tensor, Tensor]:
     """The matrices that Muon steps, which share the memory of the network's hidden weights, by weight."""
     return {
         weight: weight if weight.ndim == 2 else nn.Parameter(_as_matrix(weight.detach()))
@@ -304,9 +304,7 @@ def _matrices(network: networks.Network) -> dict[nn.Parameter, nn.Parameter]:
     }
 
 
-def _optimizers(
-    network: nn.Module, matrices: Mapping[nn.Parameter, nn.Parameter], recipe: Recipe
-) -> list[torch.optim.Optimizer]:
+def _optimizers(network: nn.Module, matrices: Mapping[Tensor, Tensor], recipe: Recipe) -> list[torch.optim.Optimizer]:
     """AdamW, without decay for biases, norms and position embeddings; with Muon, only for what Muon does not take.
 
     Muon takes `matrices`. Its steps are scaled to the size of AdamW's, so that one learning

@@ -49,6 +49,7 @@ TINY = Recipe(
     cutmix=1.0,
 )
 MUON = replace(TINY, name="muon", optimizer="muon")
+VGG = replace(MUON, name="vgg", model="vgg_11", epochs=2, warmup_epochs=1, batch=16, sizes=((1, 16),))
 HERE = Place(0, 1, torch.device("cpu"))
 
 
@@ -490,6 +491,39 @@ def test_muon_takes_the_matrices_of_the_encoders_and_adamw_the_rest(images, tmp_
         0.005 < moved[name] < 0.3 for name in muon
     )  # at most 0.2 of the rate, roughly; less where few directions have a gradient
     assert 0.5 < moved["classifier.fc.weight"] < 1.2  # AdamW's first step
+
+
+def test_muon_steps_a_convolution_as_the_matrix_of_its_kernels(images, tmp_path):
+    settings = replace(VGG, warmup_epochs=0, clip=0.0)
+    run_ = trainer.Trainer(settings, images["train"], images["held-out"], tmp_path, HERE)
+    before = [weight.detach().clone() for weight in run_.network.hidden_weights()]
+    run_.learn()
+    rate = settings.learning_rate(0)
+    for weight, start in zip(run_.network.hidden_weights(), before, strict=True):
+        matrix = nn.Parameter(start.permute(0, 2, 3, 1).flatten(1).clone())
+        matrix.grad = weight.grad.permute(0, 2, 3, 1).flatten(1)
+        how = {"weight_decay": settings.weight_decay, "adjust_lr_fn": "match_rms_adamw"}
+        torch.optim.Muon([matrix], lr=rate, **how).step()
+        stepped = weight.detach().permute(0, 2, 3, 1).flatten(1)
+        assert not torch.equal(stepped, start.permute(0, 2, 3, 1).flatten(1))
+        torch.testing.assert_close(stepped, matrix.detach())
+    assert len(before) == 9
+
+
+def test_a_convolutional_network_cut_into_pieces_is_the_whole_one(images, tmp_path):
+    whole, pieces = tmp_path / "whole", tmp_path / "pieces"
+    weights = load_file(run(images, whole, VGG))
+    run(images, pieces, VGG, hours=0)
+    assert not (pieces / "weights.safetensors").exists()
+    again = load_file(run(images, pieces, VGG, resume=True))
+    assert weights.keys() == again.keys()
+    assert all(torch.equal(weights[name], again[name]) for name in weights)
+    assert timeless(whole).equals(timeless(pieces))
+    model = manifest.open_model(pieces)
+    with pytest.raises(UserError, match="cctlib layers"):
+        _ = model.cct
+    share, _ = accuracies(model.network("cpu"), model.normalise, images["held-out"], device="cpu")
+    assert share == pytest.approx(model.manifest.accuracy["held-out"])
 
 
 def test_a_torch_without_muon_says_what_to_do(images, tmp_path, monkeypatch):
