@@ -26,7 +26,7 @@ PYTEST = $(PYTEST_ALONE) -n 2 --dist loadfile
 unexport PYTHONPATH PYTHONHOME PYTHONOPTIMIZE MPLBACKEND MATPLOTLIBRC PIP_USER PIP_TARGET PIP_PREFIX
 
 .DEFAULT_GOAL := help
-.PHONY: help install reproduce book serve lab test test-all check links bench on-gpu pins clean distclean
+.PHONY: help install reproduce book pdf serve lab test test-all check links bench campaign on-gpu pins clean distclean
 
 help: ## this list
 	@echo "make TARGET, where TARGET is one of:"
@@ -49,6 +49,9 @@ reproduce: $(STAMP) ## measure, run the notebooks, build the book; only what cha
 
 book: $(STAMP) ## build the book from the notebooks that were run last
 	@$(BIN)/python -m tools.book make
+
+pdf: $(STAMP) ## print the book that was built last to _build/book.pdf (needs: playwright install chromium)
+	@$(BIN)/python -m tools.book pdf
 
 serve: $(STAMP) ## show the built book at http://localhost:PORT (8000)
 	@test -f _build/html/index.html || { echo "make: there is no book yet; run: make reproduce" >&2; exit 2; }
@@ -77,6 +80,10 @@ links: $(STAMP) ## try every link of the book that leaves it (needs the network)
 
 bench: $(STAMP) ## speed, against other people's code in the same run
 	@for script in benchmarks/bench_*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+
+campaign: $(STAMP) ## train the networks of tools/networks.tsv one after the other, each from where it was stopped (days without a GPU)
+	@for row in $$(seq 1 $$(($$(wc -l < tools/networks.tsv) - 1))); do \
+	  PATH="$(CURDIR)/$(BIN):$$PATH" SLURM_ARRAY_TASK_ID=$$row bash tools/slurm_array.sh tools/networks.tsv || exit 1; done
 
 on-gpu: ## tests, benchmarks and the published recipe on a GPU, MINUTES=20 in all; PIECES=DIR where there is no network
 	@$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) -m tools.on_gpu run --minutes $(MINUTES) $(if $(PIECES),--pieces $(call QUOTED,$(PIECES)))

@@ -18,8 +18,8 @@ import tyro
 from cctlib.data import images as data
 from cctlib.errors import UserError
 from cctlib.snp import measure
-from cctlib.stages import PACKAGE, read_tables, replacing
-from cctlib.study import Missing, Study, measured_layers, open_study, resolve_device
+from cctlib.stages import PACKAGE, replacing
+from cctlib.study import Missing, Study, open_layers, open_study, resolve_device
 from cctlib.training import recipes
 
 DESCRIPTION = "Measure what single nodes of a Compact Convolutional Transformer know about every label."
@@ -96,11 +96,10 @@ def layers_command(
     device: Device = "auto",
 ) -> None:
     """The filters of a convolutional network: probes, clusters, noise and signal to noise of every layer."""
-    measured, folder = measured_layers(dataset, model, profile, runs, device)
-    tables = read_tables(folder, ("accuracy", "by_theta"))
-    rows = _at(0.3, tables["by_theta"]).merge(tables["accuracy"][["site", "accuracy"]], on="site")
+    opened = open_layers(dataset, model, profile, runs, device)
+    rows = _at(0.3, opened.tables["by_theta"]).merge(opened.tables["accuracy"][["site", "accuracy"]], on="site")
     columns = "site nodes silent accuracy clusters cluster_size labels noise column_noise foreign_noise snr"
-    _show(rows, columns, f"{measured.name} of {dataset}, probes judged by test images")
+    _show(rows, columns, f"{opened.model.name} of {dataset}, probes judged by test images")
 
 
 def heads_command(study: Options = DEFAULTS) -> None:

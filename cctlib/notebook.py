@@ -22,27 +22,27 @@ def glue(name: str, value: str) -> None:
 
 
 def stamper(*studies: Any) -> Callable[[Any], Any]:
-    """A function that writes under a figure where it came from, for figures of these studies."""
+    """A function that notes where a figure came from, for figures of these studies."""
     from cctlib.figures import stamp
     from cctlib.study import provenance_of
 
     return lambda figure: stamp(figure, provenance_of(studies))  # asked late: stages may be read until then
 
 
-def show_plotly(figure: Any, alt: str, twin: Any = None) -> None:
+def show_plotly(figure: Any, alt: str, twin: Any) -> None:
     """Show an interactive figure. `alt` says in words what it shows; `twin` is a static figure of the same.
 
     The figure is handed out as data: JupyterLab draws it, the book draws it with its own copy of plotly.js, and whoever
     draws nothing (a viewer without scripts, paper) shows the twin. Colab gets plotly's own renderer.
     """
-    if "google.colab" in sys.modules:
-        figure.show(renderer="colab")
-        return
     from IPython.display import display
 
     from cctlib.figures import to_png
+    from cctlib.figures.provenance import stamp_of, under
 
-    bundle = {PLOTLY: json.loads(figure.to_json()), "text/plain": alt}
-    if twin is not None:
-        bundle["image/png"] = base64.b64encode(to_png(twin, dpi=150)).decode()
-    display(bundle, raw=True)
+    if "google.colab" in sys.modules:
+        figure.show(renderer="colab")
+    else:
+        still = base64.b64encode(to_png(twin, dpi=150)).decode()
+        display({PLOTLY: json.loads(figure.to_json()), "text/plain": alt, "image/png": still}, raw=True)
+    display(under(twin, stamp_of(figure)), raw=True)

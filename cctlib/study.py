@@ -201,28 +201,44 @@ def shipped_study(dataset: str, model: str, device: torch.device) -> Study:
     return Study(dataset, found, measure.load(found.folder), tables.load(found.folder), "shipped", device, folders={})
 
 
-def measured_layers(dataset: str, model: str, profile: str, runs: Path | str, device: str) -> tuple[Model, Path]:
-    """A convolutional network and the folder of its tables (`snp.maps`), measured now if need be.
+@dataclass(frozen=True)
+class Layers:
+    """A measured convolutional network: its model, the tables of `snp.maps` by name, and where they come from."""
 
-    The arguments are those of `open_study`; `shipped` gives the tables that ship. Raises `UserError` as that does.
-    """
+    model: Model
+    folder: Path
+    tables: Mapping[str, pd.DataFrame]
+    provenance: dict[str, str]
+
+
+def open_layers(
+    dataset: str, model: str = "vgg_11", profile: str = "auto", runs: Path | str = "runs", device: str = "auto"
+) -> Layers:
+    """Measure (or find measured) the layers of a convolutional network; arguments and errors as `open_study`."""
     where, runs = resolve_device(device), from_here(runs)
     found = manifest.find(dataset, str(from_here(model)) if from_here(model).is_dir() else model)
     if found is None:
         raise UserError(f"no network of {dataset} comes with cctlib; give the folder of a trained one as the model")
     chosen = resolve_profile(profile, where)
     if chosen is None:
-        return found, found.folder
-    counts = {"train": chosen.train, "held-out": chosen.held_out, "test": chosen.test}
-    images = {split: load_images(dataset, split, count, found) for split, count in counts.items()}
-    settings = maps.LayerSettings(chosen.probe, chosen.thetas, chosen.rotations)
-    return found, maps.layers_stage(found, images, settings, runs / dataset, where)
+        folder, record = found.folder, found.folder / f"layers.{stages.PROVENANCE}"
+    else:
+        counts = {"train": chosen.train, "held-out": chosen.held_out, "test": chosen.test}
+        images = {split: load_images(dataset, split, count, found) for split, count in counts.items()}
+        settings = maps.LayerSettings(chosen.probe, chosen.thetas, chosen.rotations)
+        about = {"dataset": data.describe(dataset).title, "model": found.name, "weights": found.weights_hash}
+        about |= {"profile": chosen.title}
+        folder = maps.layers_stage(found, images, settings, about, runs / dataset, where)
+        record = folder / stages.PROVENANCE
+    written = stages.read_json(folder / maps.ABOUT)
+    made = {key: str(value) for key, value in stages.read_json(record).items() if key in ("commit", "device")}
+    return Layers(found, folder, stages.read_tables(folder, maps.NAMES), written | made)
 
 
-def layers_folder(dataset: str) -> Path | None:
-    """The folder of the convolutional network that ships for a data set with its tables (`snp.maps`), or None."""
-    found = sorted((stages.shipped() / dataset).glob("*/few_labels.parquet"))
-    return found[0].parent if found else None
+def convolutional(dataset: str) -> Layers | None:
+    """The convolutional network that ships for a data set with its tables, if there is one."""
+    folders = sorted(path.parent for path in (stages.shipped() / dataset).glob(f"*/{maps.ABOUT}"))
+    return open_layers(dataset, str(folders[0]), "shipped") if folders else None
 
 
 def beside(study: Study) -> dict[str, Study]:

@@ -5,6 +5,8 @@
 the source are right), and `build` runs Jupyter Book on it.
 """
 
+import inspect
+import io
 import json
 import os
 import re
@@ -13,12 +15,12 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import redirect_stdout, suppress
 from importlib import metadata
 from pathlib import Path
 
 import cctlib
-from cctlib import stages
+from cctlib import cli, stages
 from cctlib.claims.rules import RULES, STATEMENTS
 from cctlib.errors import UserError
 from tools import explore
@@ -26,6 +28,12 @@ from tools.executed import as_page, glued, read_executed, run_of
 
 ROOT = Path(__file__).resolve().parent.parent
 ADDRESS = "https://github.com/cctlib/cctlib"  # as in pyproject.toml, README and the notebooks: a test compares
+
+SHOWN = {  # commands whose output is a part of their page
+    "snp": ("--profile", "shipped"),
+    "layers": ("--profile", "shipped"),
+    "andc": ("--profile", "shipped"),
+}
 
 
 # --- the book ---
@@ -73,10 +81,13 @@ def assemble(executed: Sequence[Path], explored: Path, out: Path) -> None:
     stages.write_json(out / "book" / "found.json", glued(notebooks))
     _fill(out / "book" / "runs.md", "<!-- runs -->", _runs_table(runs))
     _fill(out / "book" / "api.md", "<!-- public names -->", _public_names())
+    _fill(out / "book" / "commands.md", "<!-- commands -->", _commands())
     _fill(out / "book" / "methods.md", "<!-- rules -->", _rules())
     _fill(out / "book" / "methods.md", "<!-- first version -->", _first_version())
     for name, notebook in notebooks.items():
-        stages.write_json(out / "notebooks" / name, as_page(notebook, name, runs[name]))
+        stages.write_json(
+            out / "notebooks" / name, as_page(notebook, name, runs[name], out / "book" / "_static", ADDRESS)
+        )
 
 
 def build(source: Path, html: Path) -> None:
@@ -163,6 +174,27 @@ def _public_names() -> str:
     return "\n".join(lines)
 
 
+def _commands() -> str:
+    """Markdown: the help of every command, and what some of them print of the measurements that ship."""
+    sections = []
+    for name, command in cli.commands().items():
+        said = _printed([name, "--help"])
+        sections.append(f"## `cctlib {name}`\n\n{inspect.getdoc(getattr(command, 'func', command))}\n")
+        if name in SHOWN:
+            arguments = [name, *SHOWN[name]]
+            sections.append(f"```text\n$ cctlib {' '.join(arguments)}\n{_printed(arguments)}\n```\n")
+        sections.append(f"````{{dropdown}} Options of cctlib {name}\n```text\n{said}\n```\n````\n")
+    return "\n".join(sections)
+
+
+def _printed(arguments: Sequence[str]) -> str:
+    """What a command prints on standard output."""
+    printed = io.StringIO()
+    with redirect_stdout(printed), suppress(SystemExit):  # a help ends so
+        cli.main(list(arguments))
+    return re.sub(r"\x1b\[[\d;]*m", "", printed.getvalue()).strip("\n")
+
+
 def _rules() -> str:
     """Markdown: a table of the claims and of the rules that judge them as stated."""
     lines = ["| | claim | holds as stated when |", "|---|---|---|"]
@@ -219,6 +251,20 @@ def check_links() -> None:
         _jupyter_book(source, Path(work), ROOT / "_build" / "links.log", "--builder", "linkcheck")
 
 
+def pdf() -> None:
+    """Print the book that was assembled last to `_build/book.pdf`, all pages, by a headless Chromium (playwright's)."""
+    source = ROOT / "_build" / "source"
+    if not source.is_dir():
+        raise UserError("there is no book yet that could be printed; run: make reproduce")
+    with tempfile.TemporaryDirectory() as work:
+        _jupyter_book(source, Path(work), ROOT / "_build" / "pdf.log", "--builder", "pdfhtml")
+        made = next(Path(work).rglob("*.pdf"), None)
+        if made is None:
+            raise UserError(f"no PDF was made; the whole output is in {ROOT / '_build' / 'pdf.log'}")
+        shutil.copyfile(made, ROOT / "_build" / "book.pdf")
+    print(f"The book is printed: open {ROOT / '_build' / 'book.pdf'}")
+
+
 def make_again() -> None:
     """Build the book from the notebooks that were executed last and the data of all nodes that were written last,
     whatever has changed since.
@@ -241,8 +287,8 @@ def make_again() -> None:
 
 
 def main() -> None:
-    """`python -m tools.book make|links`, called by the Makefile."""
-    jobs: dict[str, Callable] = {"make": make_again, "links": check_links}
+    """`python -m tools.book make|links|pdf`, called by the Makefile."""
+    jobs: dict[str, Callable] = {"make": make_again, "links": check_links, "pdf": pdf}
     try:
         jobs[sys.argv[1]]()
     except UserError as error:

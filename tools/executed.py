@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from cctlib.errors import UserError
+from cctlib.figures.provenance import FIGURE
 from cctlib.notebook import PLOTLY
 
 GLUED = "application/papermill.record/"
@@ -39,8 +40,12 @@ def read_executed(path: Path) -> dict:
     return notebook
 
 
-def as_page(notebook: dict, name: str, run: Mapping) -> dict:
-    """The notebook as a page: without its settings, with figures described, and a last cell on how it was made."""
+def as_page(notebook: dict, name: str, run: Mapping, static: Path, address: str) -> dict:
+    """The notebook as a page: without its settings, with figures described, and a last cell on how it was made.
+
+    static: the book's folder of static files, into which the values and the pictures of figures go. address: of the
+    repository.
+    """
     cells = []
     for number, cell in enumerate(notebook["cells"], start=1):
         tags = set(cell["metadata"].get("tags", []))
@@ -48,6 +53,8 @@ def as_page(notebook: dict, name: str, run: Mapping) -> dict:
             cell["metadata"]["tags"] = sorted(tags | {"remove-cell"})
         if cell["cell_type"] == "code" and "remove-cell" not in cell["metadata"].get("tags", []):
             _describe(cell, f"notebooks/{name}, cell {number}")
+            code = f"{address}/blob/{run['commit'].removesuffix('-dirty')}/notebooks/{name}"
+            _link(cell, static, f"figures/{name.removesuffix('.ipynb')}-{number}", code, run["commit"])
         cells.append(cell)
     made = (
         "```{admonition} How this page was made\n:class: dropdown run-note\n"
@@ -83,13 +90,32 @@ def _describe(cell: dict, where: str) -> None:
             cell["metadata"].setdefault("mystnb", {}).setdefault("image", {})["alt"] = " ".join(alt.split())
 
 
+def _link(cell: dict, static: Path, place: str, code: str, commit: str) -> None:
+    """Write what came with the figures of a cell to files, and put links to these, to the code and the line of
+    provenance below each figure.
+    """
+    for position, output in enumerate(cell["outputs"]):
+        record = output.get("data", {}).pop(FIGURE, None)
+        if record is None:
+            continue
+        links = []
+        for kind, words in {"csv": "Values (CSV)", "svg": "Picture (SVG)"}.items():
+            path = static / f"{place}-{position}.{kind}"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(record[kind], encoding="utf-8")
+            links.append(f'<a href="../_static/{place}-{position}.{kind}" download>{words}</a>')
+        links.append(f'<a href="{code}">Code at {commit}</a>')
+        line = markup.escape(record["stamp"])
+        output["data"]["text/html"] = f'<p class="cct-under">{" ".join(links)}<br>{line}</p>'
+
+
 def _plotly_html(figure: dict, alt: str, twin: str | list | None, name: str) -> str:
     """A plotly figure as HTML that relies on the page for plotly.js; the twin stands in where scripts do not run."""
     import plotly.io
 
     drawn = plotly.io.to_html(
         figure,
-        config={"responsive": True, "displaylogo": False},
+        config={"responsive": True, "displaylogo": False, "showSendToCloud": False},  # nothing is uploaded
         full_html=False,
         include_plotlyjs=False,
         include_mathjax=False,

@@ -27,7 +27,7 @@ from cctlib.figures.node import look_at, typical
 from cctlib.model import manifest
 from cctlib.model.manifest import Model
 from cctlib.snp import maps, measure
-from cctlib.study import Study, measured_layers, open_study, resolve_device
+from cctlib.study import Layers, Study, open_layers, open_study, resolve_device
 from cctlib.training import run, trainer
 from tools.hero import hero
 from tools.reproduce import later_stages
@@ -121,13 +121,16 @@ def ship_study(study: Study) -> Path:
     return folder
 
 
-def ship_layers(model: Model, folder: Path) -> Path:
-    """Copy the tables of a convolutional network (`snp.maps`) to its model's folder."""
-    _remove_measurement(model.folder)
-    for name in maps.NAMES:
-        shutil.copyfile(folder / f"{name}.parquet", model.folder / f"{name}.parquet")
-    shutil.copyfile(folder / stages.PROVENANCE, model.folder / f"layers.{stages.PROVENANCE}")
-    return model.folder
+def ship_layers(layers: Layers) -> Path:
+    """Copy the tables of a convolutional network to its model's folder, in place of those that shipped before."""
+    destination = layers.model.folder
+    if layers.folder == destination:
+        raise UserError("these are the tables that ship; measure with profile quick or full")
+    _remove_measurement(destination)
+    for name in (maps.ABOUT, *(f"{table}.parquet" for table in maps.NAMES)):
+        shutil.copyfile(layers.folder / name, destination / name)
+    shutil.copyfile(layers.folder / stages.PROVENANCE, destination / f"layers.{stages.PROVENANCE}")
+    return destination
 
 
 def draw_hero(path: Path = HERO) -> Path:
@@ -141,7 +144,7 @@ def draw_hero(path: Path = HERO) -> Path:
     first, last = (
         look_at(*study.measurement[place].tensors(), place, typical(study.tables["nodes"], place)) for place in places
     )
-    figure = figures.stamp(hero(first, last, study.tables["by_theta"]), study.provenance)
+    figure = hero(first, last, study.tables["by_theta"])
     source = PngInfo()
     source.add_text("Source", stages.sha256_file(study.model.folder / measure.FILE))
     with stages.replacing(path) as temporary:
@@ -174,7 +177,7 @@ def layers(
     dataset: str = "cifar100", model: str = "vgg_11", profile: str = "full", runs: str = "runs", device: str = "auto"
 ) -> None:
     """Ship the tables of a convolutional network, measuring what is not measured yet."""
-    print(f"wrote {ship_layers(*measured_layers(dataset, model, profile, runs, device))}")
+    print(f"wrote {ship_layers(open_layers(dataset, model, profile, runs, device))}")
 
 
 if __name__ == "__main__":

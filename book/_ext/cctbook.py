@@ -1,12 +1,14 @@
-"""Four small things that Sphinx does for this book and no other extension does.
+"""Five small things that Sphinx does for this book and no other extension does.
 
 - The role {found}`key` shows a text that some notebook glued, with a link to that page, or says that this run did
   not judge it.
 - plotly.js (5 MB) is loaded on pages that hold a plotly figure, before its content, and on no others.
 - sphinx-thebe, which comes with Jupyter Book, announces a script from a CDN on every page, twice; it is silenced.
+- Links to a page that are shared in a chat or a feed show its title, what it is about, and a picture (Open Graph).
 - Docstrings are written to be read in the source; they are shown as text and never misread as reStructuredText.
 """
 
+import html
 import inspect
 import json
 import re
@@ -33,8 +35,24 @@ def found_role(name, rawtext, text, lineno, inliner, options=None, content=None)
     return [link], []
 
 
+DESCRIPTION = (
+    "What a single node of a vision transformer knows about every label: a paper's claims, measured."
+)
+
+
 def finish_page(app, pagename, templatename, context, doctree):
-    """Event html-page-context: load plotly.js where it is needed; the list of references holds links, too."""
+    """Event html-page-context: plotly.js where it is needed, Open Graph; the list of references holds links, too."""
+    told = {
+        "og:type": "article",
+        "og:title": re.sub(r"<[^>]+>", "", context.get("title") or app.config.html_title),
+        "og:description": DESCRIPTION,
+        "og:url": f"{app.config.html_baseurl}{pagename}.html",
+        "og:image": f"{app.config.html_baseurl}_static/hero.png",
+        "og:image:alt": "Two nodes and their noise; below, noise and signal to noise along the encoders.",
+    }
+    tags = [f'<meta property="{name}" content="{html.escape(value)}">' for name, value in told.items()]
+    tags.append(f'<meta name="description" content="{html.escape(DESCRIPTION)}">')
+    context["metatags"] = "\n".join([context.get("metatags", ""), *tags])
     if "plotly-graph-div" in context.get("body", ""):
         app.add_js_file("plotly.min.js")
     if "citation-list" in context.get("body", ""):

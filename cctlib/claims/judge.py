@@ -7,16 +7,15 @@ import numpy as np
 import pandas as pd
 import torch
 
-from cctlib import bootstrap, stages
+from cctlib import bootstrap
 from cctlib.andc.stage import pruning_tables
 from cctlib.claims import specifications, verdicts
 from cctlib.claims.rules import NOT_TESTED, SUB_BLOCKS, Verdict, verdicts_table
 from cctlib.heads.stage import Ownership, heads_tables, ownership
 from cctlib.model.sites import FILTERS
-from cctlib.snp import maps
 from cctlib.snp.controls import BASIS
 from cctlib.snp.measure import SHUFFLED
-from cctlib.study import Missing, Study, layers_folder
+from cctlib.study import Missing, Study, convolutional
 
 
 @dataclass(frozen=True)
@@ -86,12 +85,10 @@ def readings(depth: Depth) -> dict[str, pd.DataFrame]:
     }
 
 
-def convolutional(study: Study) -> Verdict:
+def shared_mechanism(study: Study) -> Verdict:
     """C7, from the layers of the convolutional network that ships for the study's data set, if there is one."""
-    folder = layers_folder(study.dataset)
-    if folder is None:
-        return verdicts.shared_mechanism(None)
-    return verdicts.shared_mechanism(along(layers(stages.read_tables(folder, maps.NAMES))))
+    found = convolutional(study.dataset)
+    return verdicts.shared_mechanism(None if found is None else along(layers(found.tables)))
 
 
 def pruning(study: Study) -> Verdict:
@@ -117,7 +114,7 @@ def all_claims(study: Study) -> list[Verdict]:
             judged.append(judge(study))
         except Missing:
             judged.append(Verdict(claim, NOT_TESTED, "not measured"))
-    return [*judged, convolutional(study)]
+    return [*judged, shared_mechanism(study)]
 
 
 def table(judged: Mapping[str, Sequence[Verdict]]) -> pd.DataFrame:

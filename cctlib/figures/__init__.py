@@ -7,9 +7,10 @@ alone shows is drawn there.
     tables         tables for a page, and the verdicts
     style, wording how figures look, and how numbers become words
 
-A figure's title states what the data show, in words that comparisons choose. `stamp(figure, provenance)` adds the line
-that says where it came from.
+A figure's title states what the data show, in words that comparisons choose. `stamp(figure, provenance)` notes where
+it came from, which is shown below it.
 """
 
 from cctlib.figures import along, node, specification, style, tables, wording  # noqa: F401
-from cctlib.figures.style import headline_of, stamp, to_png  # noqa: F401
+from cctlib.figures.provenance import stamp  # noqa: F401
+from cctlib.figures.style import headline_of, to_png  # noqa: F401

@@ -15,8 +15,8 @@ shown in a column of about 750 px, so type is never smaller than `SMALLEST` poin
 
 import io
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, SupportsFloat, TypeVar, cast
+from collections.abc import Iterable, Sequence
+from typing import Any, SupportsFloat, cast
 
 import matplotlib
 import numpy as np
@@ -36,6 +36,7 @@ from matplotlib.textpath import TextToPath
 from matplotlib.transforms import ScaledTranslation
 
 from cctlib.errors import UserError
+from cctlib.figures.provenance import under
 
 # --------------------------------------------------------------------------------------------------------------------
 # Colours. People with any of the common kinds of colour blindness can tell those of one group apart, and all have a
@@ -44,8 +45,9 @@ from cctlib.errors import UserError
 GROUND, INK, MUTED, RULE, PANEL = "#FBFAF6", "#1F2430", "#565D6B", "#DDD9CF", "#F3F1EA"
 NEGATIVE = "#C9701B"  # a field below 0
 SIGNAL, WARN, FOREIGN = "#0F4C81", "#CC7E1B", "#8B9099"  # ones inside blocks, column noise, foreign noise
-KINDS = {"mha": "#0072B2", "trunk": "#8B9097", "ff_hidden": "#BF8400", "ff": "#B34700", "filters": "#2F3440"}
-MARKERS = {"mha": "o", "trunk": "s", "ff_hidden": "^", "ff": "D", "filters": "P"}
+KINDS = {"mha": "#0072B2", "trunk": "#8B9097", "ff_hidden": "#BF8400", "ff": "#B34700"}
+KINDS |= {"filters": "#2F3440", "before_relu": "#A2557E"}
+MARKERS = {"mha": "o", "trunk": "s", "ff_hidden": "^", "ff": "D", "filters": "P", "before_relu": "X"}
 HEADS = ("#5A3FA3", "#409F8F", "#9A922E", "#7A1F3D", "#6496AF", "#CC6677")
 METHODS = {"andc": "#882255", "shuffled": "#117733", "random": "#8B9097", "magnitude": "#2F8FCB", "wanda": "#C98011"}
 SERIES = ("#1F2430", "#C2428A", "#2F8FCB", "#A19026", "#7F26D9")  # data sets, trials, alternatives: as they are given
@@ -62,8 +64,6 @@ COUNTS = LinearSegmentedColormap.from_list("counts", ["#EDF1F4", "#9DBBD6", "#2F
 SMALLEST, BODY, LABEL, HEADLINE = 9.0, 9.5, 10.5, 13.5  # points
 WIDTH = 7.0  # inches
 MARGIN = 0.16  # inches, from the edge of the card to its text
-
-STAMP_KEYS = ("dataset", "model", "weights", "commit", "profile", "device")
 
 DEFAULTS = {name: value for name, value in matplotlib.rcParamsDefault.items() if not name.startswith("backend")}
 THEME: dict[Any, Any] = DEFAULTS | {
@@ -139,10 +139,12 @@ def readable(color: str) -> str:
 class Card(Figure):
     """A matplotlib Figure that shows itself in a notebook, sharp on fine screens, without pyplot and under the theme.
 
-    inner, above, below: inches of the panels, of the headline, and of the stamp. body: the part that holds the panels.
+    inner, above: inches of the panels and of the headline. body: the part that holds the panels. stamp: the line that
+    says where it came from, which is shown below it.
     """
 
-    inner, above, below = 0.0, 0.0, 0.0
+    inner, above = 0.0, 0.0
+    stamp = ""
     body: SubFigure
 
     def draw(self, renderer: Any) -> None:
@@ -157,15 +159,18 @@ class Card(Figure):
         width = round(self.get_figwidth() * 100)
         return {"image/png": to_png(self), "text/plain": headline_of(self)}, {"image/png": {"width": width}}
 
+    def _ipython_display_(self) -> None:
+        from IPython.display import display
 
-Drawn = TypeVar("Drawn", Card, go.Figure)
+        picture, settings = self._repr_mimebundle_()
+        display(picture, metadata=settings, raw=True)
+        display(under(self), raw=True)
 
 
 def card(
     height: float, rows: int = 1, columns: int = 1, width: float = WIDTH, **settings: Any
 ) -> tuple[Card, np.ndarray]:
-    """A card with `rows` x `columns` panels, which are `width` x `height` inches together; headline and stamp make it
-    taller.
+    """A card with `rows` x `columns` panels, which are `width` x `height` inches together; a headline makes it taller.
 
     Returns the card and the panels as an array [row, column]; with 0 rows the card has none, and its `body` can be
     divided in other ways. `settings` are those of `Figure.subplots`.
@@ -173,7 +178,7 @@ def card(
     figure = Card(figsize=(width, height), facecolor=GROUND, edgecolor=RULE, linewidth=1.2)
     figure.set_layout_engine(ConstrainedLayoutEngine(w_pad=0.06, h_pad=0.06, wspace=0.04, hspace=0.04))
     figure.inner = height
-    _reserve(figure, top=0.08, bottom=0.08)
+    _reserve(figure, 0.08)
     figure.body = cast(SubFigure, figure.subfigures(1, 1))
     panels = figure.body.subplots(rows, columns, squeeze=False, **settings) if rows else np.empty((0, columns), object)
     return figure, panels
@@ -188,28 +193,7 @@ def headline(figure: Card, message: str, detail: str = "") -> None:
     below = {"size": BODY + 0.5, "color": MUTED, "va": "top", "gid": "detail"}
     if detail:
         _anchored(figure, detail, (0, 1), (MARGIN, -MARGIN - first - 0.05), **below)
-    _reserve(figure, top=MARGIN + first + second + (0.05 if detail else 0) + 0.02)
-
-
-def stamp(figure: Drawn, provenance: Mapping[str, object]) -> Drawn:
-    """Write the line that says where a figure came from, on a matplotlib or plotly figure, and return the figure.
-
-    `provenance`: dataset, model, weights (a hash, or several with commas between), commit, profile and device, and
-    optionally `note` (for example that the shipped measurement is shown). An absent entry is written as "not recorded".
-    """
-    recorded: dict[str, str] = {key: str(provenance.get(key) or "not recorded") for key in STAMP_KEYS}
-    recorded["weights"] = ", ".join(digest[:12] for digest in recorded["weights"].split(", "))  # enough to find them
-    phrases = [recorded["dataset"], recorded["model"], *(f"{key} {recorded[key]}" for key in STAMP_KEYS[2:])]
-    if provenance.get("note"):
-        phrases.append(str(provenance["note"]))
-    if isinstance(figure, go.Figure):
-        return _stamp_below(figure, phrases)
-    line = wrap(phrases, SMALLEST, figure.get_figwidth() - 2 * MARGIN)
-    for old in [text for text in figure.texts if text.get_gid() == "stamp"]:
-        old.remove()
-    _anchored(figure, line, (0, 0), (MARGIN, 0.11), size=SMALLEST, color=MUTED, va="bottom", gid="stamp")
-    _reserve(figure, bottom=0.11 + _lines_height(line, SMALLEST) + 0.06)
-    return figure
+    _reserve(figure, MARGIN + first + second + (0.05 if detail else 0) + 0.02)
 
 
 def wrap(words: str | Sequence[str], size: float, width: float, bold: bool = False, between: str = "  ·  ") -> str:
@@ -238,14 +222,13 @@ def _anchored(figure: Card, text: str, corner: tuple[int, int], offset: tuple[fl
     figure.text(*corner, text, transform=place, linespacing=1.25, **style).set_in_layout(False)
 
 
-def _reserve(figure: Card, top: float | None = None, bottom: float | None = None) -> None:
-    """Keep inches free above and below the panels; the card grows, and the panels keep their size."""
-    figure.above = figure.above if top is None else top
-    figure.below = figure.below if bottom is None else bottom
-    height = figure.above + figure.inner + figure.below
+def _reserve(figure: Card, above: float) -> None:
+    """Keep inches free above the panels; the card grows, and the panels keep their size."""
+    figure.above, below = above, 0.08
+    height = above + figure.inner + below
     figure.set_figheight(height)
     engine = cast(ConstrainedLayoutEngine, figure.get_layout_engine())
-    engine.set(rect=(0.016, figure.below / height, 0.968, figure.inner / height))
+    engine.set(rect=(0.016, below / height, 0.968, figure.inner / height))
 
 
 def headline_of(figure: Figure | go.Figure) -> str:
@@ -350,8 +333,7 @@ def kinds_in(kinds: Iterable[str]) -> list[str]:
 
 PLOTLY_DIVERGING = [[step / 6, color] for step, color in enumerate(BROWN_TO_BLUE)]
 PLOTLY_FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'DejaVu Sans', sans-serif"
-NO_BREAK = "\N{NO-BREAK SPACE}"
-PHONE = {"headline": 39, "stamp": 52}  # characters of a line on a page of 390 px
+PHONE = 39  # characters of a line of the headline on a page of 390 px
 
 
 def plotly_card(figure: go.Figure, message: str, height: int = 640, left: int = 64, above: int = 60) -> go.Figure:
@@ -377,7 +359,7 @@ def plotly_card(figure: go.Figure, message: str, height: int = 640, left: int = 
 
 def plotly_headline(message: str) -> str:
     """A headline in bold, broken for the narrowest page, a phone's."""
-    return "<b>" + "<br>".join(textwrap.wrap(message, PHONE["headline"])) + "</b>"
+    return "<b>" + "<br>".join(textwrap.wrap(message, PHONE)) + "</b>"
 
 
 def plotly_bar(label: str, values: Sequence[SupportsFloat], texts: Sequence[object]) -> dict:
@@ -395,26 +377,3 @@ def plotly_names(names: Sequence[str], few: bool) -> dict:
         return {"tickvals": list(names)}
     unseen = {"ticks": "outside", "ticklen": 8, "tickcolor": GROUND, "tickfont": {"color": GROUND}, "tickangle": 0}
     return {"tickvals": [names[len(names) // 2]], "ticktext": ["."], **unseen}
-
-
-def _stamp_below(figure: go.Figure, phrases: Sequence[str]) -> go.Figure:
-    """Write the phrases of a stamp below the panel."""
-    whole = " · ".join(phrase.replace(" ", NO_BREAK) for phrase in phrases)  # a line ends between phrases
-    lines = [
-        line.replace(NO_BREAK, " ")
-        for line in textwrap.wrap(whole, PHONE["stamp"], break_long_words=False, break_on_hyphens=False)
-    ]
-    figure.layout.annotations = [note for note in figure.layout.annotations if note.name != "stamp"]
-    bottom = 66 + 16 * len(lines)
-    figure.update_layout(height=figure.layout.height + bottom - figure.layout.margin.b, margin={"b": bottom})
-    corner = {"xref": "paper", "yref": "paper", "x": 0, "y": 0, "xanchor": "left", "yanchor": "top", "align": "left"}
-    figure.add_annotation(
-        name="stamp",
-        text="<br>".join(lines),
-        xshift=14 - figure.layout.margin.l,
-        yshift=-58,
-        showarrow=False,
-        font={"size": 12, "color": MUTED},
-        **corner,
-    )
-    return figure

@@ -117,7 +117,7 @@ class VGG(nn.Module):
         Float[Tensor, "image label"]
         | tuple[Float[Tensor, "image label"] | None, dict[str, Float[Tensor, "image position _"]]]
     ):
-        """Logits of normalised images [image, 3, height, width]; with `taps`, also what the named sites hold, before pooling.
+        """Logits of normalised images [image, 3, height, width]; with `taps`, also what sites hold, before pooling.
 
         Images of another size than the configuration's are taken: the last map is averaged, or repeated, to the size
         that the linear layer reads. to_the_end: False stops behind the last tapped layer; there are no logits then.

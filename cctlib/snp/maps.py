@@ -1,16 +1,15 @@
 """Convolutional networks: SNP of filters, which have a value at every position of a map (Method, sections 5 and 9).
 
 The probe is the siblings' own, the flattened map -> Linear without bias, and minimises what the probes of a transformer
-do, mean cross-entropy + penalty / 2 |W|^2 (see `fit`). It is softmax regression on up to 65,536 features, so L-BFGS
-works in coordinates in which the problem is round: with second moments taken as those of positions times those of
-filters, whose eigenvectors and eigenvalues are cheap.
+do, mean cross-entropy + penalty / 2 |W|^2 (see `fit`). It is softmax regression on up to 65,536 features, most of which
+the penalty holds at nothing: maps are smooth.
 
     accuracy, nodes, by_theta, controls   as in `tables`, for the sites of a convolutional network
     predictions   one row an image: split, label, and what the probe of each site says
     few_labels    the last layer read for fewer labels: number of labels, seed, and the columns of `fields.site_row`
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
@@ -36,7 +35,9 @@ from cctlib.snp.measure import SHUFFLED
 from cctlib.snp.probe import ProbeSettings, groups, kept_tokens
 
 NAMES = ("accuracy", "nodes", "by_theta", "controls", "predictions", "few_labels")
-SAMPLE = 1000  # images whose second moments make the coordinates
+ABOUT = "layers.json"  # data set, model, weights and profile, for the line under a figure
+SAMPLE = 1000  # images whose second moments make the axes
+NEGLIGIBLE = 0.01  # share of the penalty
 FEW = (10, 25, 50)  # labels; the siblings find the last layer's clusters to depend little on their number
 
 Maps = Float[Tensor, "image position node"]  # in bf16, as the network gave them
@@ -54,26 +55,30 @@ class LayerSettings:
 
 
 def converge(maps: Maps, labels: Int[Tensor, "image"], num_labels: int, settings: ProbeSettings) -> tuple[Weights, int]:
-    """W at the minimum, and the passes over the maps that it took; the device is waited for once a pass.
+    """W at the minimum, and the passes over the images that it took; the device is waited for once a pass.
 
-    It has converged when a step of L-BFGS lowers the loss, which is about 1, by less than the settings' tolerance.
+    It has converged when a step of L-BFGS lowers the loss, which is about 1, by less than the settings' tolerance. At
+    equal logits the Hessian is the second moments / K + penalty, which are taken to be those of positions times those
+    of nodes. Along axes where the penalty outweighs them by `NEGLIGIBLE`, W stays 0: most of a large map's.
     """
-    turn, back = _coordinates(maps, num_labels, settings.penalty)
-    Z = torch.zeros(num_labels, *maps.shape[1:], device=maps.device)
+    U, V, moments = _axes(maps)
+    kept = moments / num_labels > NEGLIGIBLE * settings.penalty
+    features = torch.cat([_along(maps[rows], U, V, kept) for rows in _slices(maps, maps[0].numel())])
+    scale = (moments[kept] / num_labels + settings.penalty).rsqrt()
+    Z = torch.zeros(num_labels, len(scale), device=maps.device)
     passes = 0
 
     def closure() -> Tensor:
         nonlocal passes
         passes += 1
-        W = turn(Z)
-        flat, loss, gradient = W.flatten(1), Z.new_zeros(()), torch.zeros_like(W).flatten(1)
-        for rows, x in _chunks(maps):
-            logits = x @ flat.T
+        W, loss, gradient = Z * scale, Z.new_zeros(()), torch.zeros_like(Z)
+        for rows in _slices(features, len(scale)):
+            x = features[rows].float()
+            logits = x @ W.T
             loss += cross_entropy(logits, labels[rows], reduction="sum")
             gradient += error(logits, labels[rows]).T @ x * len(x)
-        gradient = gradient / len(maps) + settings.penalty * flat
-        Z.grad = back(gradient.view_as(W))
-        return loss / len(maps) + settings.penalty / 2 * flat.square().sum()
+        Z.grad = (gradient / len(maps) + settings.penalty * W) * scale
+        return loss / len(maps) + settings.penalty / 2 * W.square().sum()
 
     how: dict[str, Any] = {
         "tolerance_grad": 0,
@@ -81,28 +86,31 @@ def converge(maps: Maps, labels: Int[Tensor, "image"], num_labels: int, settings
         "line_search_fn": "strong_wolfe",
     }
     torch.optim.LBFGS([Z], max_iter=settings.most_passes, history_size=10, **how).step(torch.no_grad()(closure))
-    return turn(Z), passes
+    W = torch.zeros(num_labels, *maps.shape[1:], device=maps.device)
+    W[:, kept] = Z * scale
+    return U @ W @ V.T, passes
 
 
-def _coordinates(maps: Maps, num_labels: int, penalty: float) -> Any:
-    """Functions from round coordinates to weights, and from the gradient by weights to that by coordinates.
-
-    At equal logits the Hessian is the features' second moments / K + penalty; those are taken to be a product of the
-    moments of positions and of nodes.
-    """
+def _axes(
+    maps: Maps,
+) -> tuple[Float[Tensor, "position position"], Float[Tensor, "node node"], Float[Tensor, "position node"]]:
+    """Axes of positions and of nodes in which their second moments are diagonal, and the moments along each pair."""
     x = maps[:: max(1, len(maps) // SAMPLE)].float()
-    by_position, by_node = torch.einsum("isn,itn->st", x, x) / len(x), torch.einsum("isn,ism->nm", x, x) / len(x)
-    (a, U), (b, V) = (torch.linalg.eigh(moments) for moments in (by_position, by_node))
-    product = a.clamp(min=0)[:, None] * b.clamp(min=0) / by_node.trace().clamp(min=1e-12)
-    scale = (product / num_labels + penalty).rsqrt()
-    return lambda Z: U @ (Z * scale) @ V.T, lambda gradient: (U.T @ gradient @ V) * scale
+    of_positions, of_nodes = torch.einsum("isn,itn->st", x, x) / len(x), torch.einsum("isn,ism->nm", x, x) / len(x)
+    (a, U), (b, V) = (torch.linalg.eigh(moments) for moments in (of_positions, of_nodes))
+    return U, V, a.clamp(min=0)[:, None] * b.clamp(min=0) / of_nodes.trace().clamp(min=1e-12)
 
 
-def _chunks(maps: Maps) -> Iterator[tuple[slice, Float[Tensor, "image feature"]]]:
-    """Slices of images and their flattened maps in fp32."""
-    entries = 2**23 if maps.device.type == "cpu" else 2**28
-    for rows in fields.blocks(len(maps), maps[0].numel(), entries):
-        yield rows, maps[rows].flatten(1).float()
+def _along(maps: Maps, U: Tensor, V: Tensor, kept: Bool[Tensor, "position node"]) -> Float[Tensor, "image axis"]:
+    """The maps along the kept axes, in bf16."""
+    rows, columns = kept.any(1), kept.any(0)
+    turned = torch.tensordot(torch.tensordot(maps.float(), U[:, rows], ([1], [0])), V[:, columns], ([1], [0]))
+    return turned[:, kept[rows][:, columns]].bfloat16()
+
+
+def _slices(values: Tensor, entries: int) -> list[slice]:
+    """Slices of images, so many that they stay in a processor's cache, or keep a GPU busy."""
+    return fields.blocks(len(values), entries, 2**23 if values.device.type == "cpu" else 2**28)
 
 
 def mean_maps(maps: Maps, labels: Int[Tensor, "image"], num_labels: int) -> Weights:
@@ -114,7 +122,8 @@ def mean_maps(maps: Maps, labels: Int[Tensor, "image"], num_labels: int) -> Weig
 
 def says(maps: Maps, W: Weights) -> Int[Tensor, "image"]:
     """The label that the probe gives each image."""
-    return torch.cat([(x @ W.flatten(1).T).argmax(1) for _, x in _chunks(maps)])
+    slices = _slices(maps, maps[0].numel())
+    return torch.cat([(maps[rows].flatten(1).float() @ W.flatten(1).T).argmax(1) for rows in slices])
 
 
 def site_tables(
@@ -177,9 +186,14 @@ def measure_site(
 
 
 def layers_stage(
-    model: Model, images: Mapping[str, Images], settings: LayerSettings, home: Path, device: torch.device
+    model: Model,
+    images: Mapping[str, Images],
+    settings: LayerSettings,
+    about: Mapping[str, str],
+    home: Path,
+    device: torch.device,
 ) -> Path:
-    """Measure the layers of a convolutional network; the folder of the tables in `NAMES`.
+    """Measure the layers of a convolutional network; the folder of the tables in `NAMES`, with `about` in `ABOUT`.
 
     images: train, held-out and test. A run that was killed goes on behind the last site that it finished.
     """
@@ -207,6 +221,7 @@ def layers_stage(
                 stages.write_tables({f"{finished(work, site).name}-{name}": rows for name, rows in made.items()}, work)
                 finished(work, site).with_suffix(".done").touch()
         _join(work, names, images)
+        stages.write_json(work / ABOUT, dict(about))
 
     return stages.stage(
         home,
@@ -214,7 +229,7 @@ def layers_stage(
         compute,
         room="snp",
         reads={"model": model.identity, **{split: part.fingerprint for split, part in images.items()}},
-        settings=asdict(settings),
+        settings=asdict(settings) | {"about": about},
         arithmetic=arithmetic(device, settings.probe.precision),
         device=device,
     )

@@ -1,12 +1,17 @@
 """The book as its readers get it: notebooks run by papermill, built, and opened in a headless Chromium, offline."""
 
 import os
+import xml.etree.ElementTree as ET
 from pathlib import Path
+from urllib.parse import urlparse
 
+import numpy as np
+import pandas as pd
 import pytest
 
+from cctlib import cli
 from cctlib.errors import UserError
-from cctlib.figures import style
+from cctlib.figures import provenance, style
 from cctlib.snp import tables
 from tools import book
 
@@ -66,6 +71,7 @@ def test_every_page_opens_without_a_network_and_fits_a_phone(html, opened):
         assert page.evaluate(BAD_IMAGES) == [], f"{path.name}: an image is not seen or has no words"
         assert page.evaluate(BAD_PLOTS) == [], f"{path.name}: a plot is not seen or has no words"
         assert page.evaluate(CUT_TABLES) == [], f"{path.name}: a table is wider than its column on a screen"
+        assert page.locator("[data-title*=Share]").count() == 0, f"{path.name}: a plot offers to upload itself"
         page.set_viewport_size(PHONE)
         page.wait_for_timeout(200)  # plots follow the width
         assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"], (
@@ -123,3 +129,48 @@ def test_axe_finds_no_serious_fault(html, opened, theme, viewport):
             if fault["impact"] in ("serious", "critical"):
                 faults[path.name, fault["id"]] = [node["html"][:120] for node in fault["nodes"]][:3]
     assert not faults
+
+
+UNDER = """[...document.querySelectorAll('.bd-article .cct-under')].map(p => ({
+  text: p.innerText, links: [...p.querySelectorAll('a')].map(a => a.href) }))"""
+PICTURES = ".bd-article .cell_output img, .bd-article .cct-plotly"
+
+
+@pytest.mark.browser
+@pytest.mark.notebooks
+def test_under_each_figure_are_its_values_its_picture_and_its_code(html, opened):
+    values = {}
+    for path in sorted(html.glob("notebooks/0[0-7]*.html")):
+        page, _, _ = opened(path)
+        lines = page.evaluate(UNDER)
+        assert len(lines) == page.locator(PICTURES).count(), f"{path.name}: a figure has no line under it"
+        for line in lines:
+            csv, svg, code = line["links"]
+            table = pd.read_csv(urlparse(csv).path)
+            assert list(table) == provenance.COLUMNS and len(table), f"{path.name}: {csv}"
+            assert ET.parse(urlparse(svg).path).getroot().tag.endswith("}svg")
+            assert f"/notebooks/{path.stem}.ipynb" in code and "commit" in line["text"]
+            values.setdefault(path.stem, []).append(table)
+    by_theta = pd.read_parquet(ROOT / "artifacts" / "cifar100" / "vgg_11" / "by_theta.parquet")
+    rows = by_theta[np.isclose(by_theta.theta, 0.3) & (by_theta.kind == "filters")].sort_values("encoder")
+    drawn = values["07_cnn"][0].query("series == 'filters'").groupby("panel").y.apply(list)
+    assert any(np.allclose(line, rows.noise) for line in drawn), "the values under a figure are not the ones it draws"
+
+
+@pytest.mark.browser
+@pytest.mark.notebooks
+def test_a_shared_link_shows_a_title_and_a_picture(html, opened):
+    page, _, _ = opened(html / "notebooks" / "03_snr.html")
+    told = dict(
+        page.evaluate("[...document.querySelectorAll('meta[property]')].map(m => [m.attributes[0].value, m.content])")
+    )
+    assert told["og:title"] == "Along the encoders" and told["og:description"]
+    assert told["og:image"].startswith("https://") and (html / "_static" / Path(told["og:image"]).name).is_file()
+
+
+@pytest.mark.notebooks
+def test_every_command_has_its_help_on_the_page_of_the_command_line(html):
+    text = (html / "book" / "commands.html").read_text(encoding="utf-8")
+    for name in cli.commands():
+        assert f"cctlib {name}" in text
+    assert "enc7/ff_hidden" in text and "layer10/filters" in text, "no command shows what it prints"

@@ -24,7 +24,7 @@ from PIL import Image
 
 from cctlib.claims import rules
 from cctlib.errors import UserError
-from cctlib.figures import along, headline_of, node, stamp, style, tables, to_png, wording
+from cctlib.figures import along, headline_of, node, provenance, stamp, style, tables, to_png, wording
 from cctlib.figures.style import Card
 from tools.hero import hero
 
@@ -126,8 +126,8 @@ def written(figure: Card) -> list[Text]:
 
 @pytest.mark.parametrize("name", STATIC)
 def test_a_static_figure_can_be_read_and_says_what_it_shows(name):
-    """No text is too small, leaves the card or covers other text; there are a message, named axes, a stamp."""
-    figure = stamp(STATIC[name](), tiny.PROVENANCE)
+    """No text is too small, leaves the card or covers other text; there are a message, named axes, and values."""
+    figure = STATIC[name]()
     figure.draw_without_rendering()
     texts = written(figure)
     assert texts
@@ -144,9 +144,8 @@ def test_a_static_figure_can_be_read_and_says_what_it_shows(name):
 
     message = headline_of(figure)
     assert len(message) > 15 and "nan" not in message and "inf" not in message.split()
-    line = next(text.get_text().replace("\n", "  ·  ") for text in figure.texts if text.get_gid() == "stamp")
-    for key, value in tiny.PROVENANCE.items():
-        assert (value[:12] if key == "weights" else value) in line
+    values = provenance.drawn_values(figure)
+    assert len(values) and values[["x", "y"]].notna().any().all(), "the figure draws nothing"
     assert any(axes.get_xlabel() or axes.get_ylabel() for axes in figure.axes), "no axis is named"
 
 
@@ -172,14 +171,52 @@ def test_a_card_leaves_pyplot_alone_and_shows_itself():
     assert corner == (*(round(255 * channel) for channel in to_rgb(style.GROUND)), 255), "the ground is opaque"
 
 
-def test_a_stamp_is_written_once_and_says_what_is_missing():
-    figure = STATIC["progressive"]()
-    stamp(figure, tiny.PROVENANCE)
-    tall = figure.get_figheight()
+def test_a_stamp_says_where_a_figure_came_from_and_what_is_missing():
+    figure = stamp(STATIC["progressive"](), tiny.PROVENANCE)
+    for key, value in tiny.PROVENANCE.items():
+        assert (value[:12] if key == "weights" else value) in provenance.stamp_of(figure)
     stamp(figure, {"dataset": "demo", "note": "shipped measurement"})
-    lines = [text.get_text() for text in figure.texts if text.get_gid() == "stamp"]
-    assert len(lines) == 1 and "commit not recorded" in lines[0] and "shipped measurement" in lines[0]
-    assert figure.get_figheight() <= tall
+    line = provenance.stamp_of(figure)
+    assert line.startswith("demo · ") and "commit not recorded" in line and "shipped measurement" in line
+
+
+def test_a_figure_in_a_notebook_is_followed_by_its_line_its_values_and_its_picture(monkeypatch):
+    shown = []
+    monkeypatch.setattr("IPython.display.display", lambda bundle, **_: shown.append(bundle))
+    figure = stamp(STATIC["progressive"](), {"dataset": "a <b> & c"})
+    figure._ipython_display_()
+    picture, below = shown
+    assert set(picture) == {"image/png", "text/plain"}
+    assert "a &lt;b&gt; &amp; c · " in below["text/html"] and below["text/plain"].startswith("a <b> & c · ")
+    record = below[provenance.FIGURE]
+    assert record["svg"].startswith("<?xml") and record["svg"].rstrip().endswith("</svg>")
+    table = pd.read_csv(io.StringIO(record["csv"]))
+    assert list(table) == provenance.COLUMNS
+    ff = table[table.series == "ff"]
+    expected = tiny.accuracy().query("kind == 'ff'").sort_values("encoder")
+    assert np.allclose(ff.x, expected.encoder) and np.allclose(ff.y, 100 * expected.accuracy)
+
+
+def test_all_kinds_of_marks_are_among_the_values():
+    figure, [[left, right]] = style.card(2, 1, 2)
+    left.plot([1, 2], [3, 4], label="line")
+    left.scatter([5], [6], label="dots")
+    left.fill_between([1, 2], [0, 0], [1, 1], label="band")
+    left.vlines([7], 0, 8, label="bar of error")
+    right.bar([1], [9], label="bar")
+    right.imshow(np.ma.masked_equal([[0, 1], [2, 3]], 0), label="cells")
+    right.pcolormesh([[4.0, 5.0]], label="mesh")
+    right.imshow(np.zeros((2, 2, 3)))  # a photograph
+    right.set_title("right")
+    values = provenance.drawn_values(figure)
+    assert sorted(set(values.series)) == ["band", "bar 1", "bar of error", "cells", "dots", "line", "mesh"]
+    by_series = values.set_index("series")
+    assert by_series.loc["line", ["x", "y"]].values.tolist() == [[1, 3], [2, 4]]
+    assert by_series.loc["dots", ["x", "y"]].tolist() == [5, 6]
+    assert sorted(by_series.loc["cells", "value"]) == [1, 2, 3]
+    assert by_series.loc["mesh", "value"].tolist() == [4, 5]
+    assert by_series.loc["bar 1", ["x", "y"]].tolist() == [1, 9]
+    assert set(values[values.panel == 2].title) == {"right"}
 
 
 # What is drawn
@@ -527,13 +564,10 @@ def test_an_interactive_figure_carries_its_provenance_and_fits_a_phone():
     figure = go.Figure(go.Heatmap(z=np.eye(3)))
     figure.update_xaxes(title="output").update_yaxes(title="true label")
     style.plotly_card(figure, "A finding of more than the forty characters that a phone shows on one line")
-    figure = stamp(stamp(figure, tiny.PROVENANCE), tiny.PROVENANCE)
-    [line] = [note.text for note in figure.layout.annotations if note.name == "stamp"]
-    for key, value in tiny.PROVENANCE.items():
-        assert (value[:12] if key == "weights" else value) in line.replace("<br>", " ").replace("\xa0", " ")
+    stamp(figure, tiny.PROVENANCE)
+    assert tiny.PROVENANCE["dataset"] in provenance.stamp_of(figure)
     lines = re.sub("</?b>", "", figure.layout.title.text).split("<br>")
     assert len(lines) > 1 and all(len(line) <= 40 for line in lines)
-    assert min(note.font.size for note in figure.layout.annotations) >= 12, "pixels, which are 9 points"
 
 
 # Colours

@@ -88,13 +88,25 @@ def test_a_missing_copy_is_named(tmp_path):
 
 def page(tmp_path, *cells):
     run = executed.run_of(tmp_path / "01_model.ipynb", notebook())
-    return executed.as_page(notebook(*cells), "01_model.ipynb", run)["cells"]
+    return executed.as_page(notebook(*cells), "01_model.ipynb", run, tmp_path / "static", "https://x")["cells"]
 
 
 def test_the_words_that_come_with_an_image_are_its_alt_text(tmp_path):
     first, second, _ = page(tmp_path, code([IMAGE]), code([IMAGE], mystnb={"image": {"alt": "My own words."}}))
     assert first["metadata"]["mystnb"]["image"]["alt"] == "Noise falls."
     assert second["metadata"]["mystnb"]["image"]["alt"] == "My own words."
+
+
+def test_what_comes_with_a_figure_becomes_files_and_links(tmp_path):
+    record = {"stamp": "CIFAR-100 · <b>", "csv": "panel,x\n1,2\n", "svg": "<svg/>"}
+    below = {"output_type": "display_data", "metadata": {}, "data": {executed.FIGURE: record, "text/html": "old"}}
+    cell, _ = page(tmp_path, code([IMAGE, below]))
+    data = cell["outputs"][1]["data"]
+    assert executed.FIGURE not in data
+    for kind in ("csv", "svg"):
+        assert f'href="../_static/figures/01_model-1-1.{kind}" download' in data["text/html"]
+        assert (tmp_path / f"static/figures/01_model-1-1.{kind}").read_text() == record[kind]
+    assert 'href="https://x/blob/' in data["text/html"] and "&lt;b&gt;" in data["text/html"]
 
 
 def test_a_figure_without_words_is_refused(tmp_path):
