@@ -114,9 +114,8 @@ def _pairs(name: str, points: Any) -> Iterator[tuple[str, Any, Any, Any]]:
 
 
 def _cells(name: str, values: Any) -> Iterator[tuple[str, Any, Any, Any]]:
-    for (row, column), value in np.ndenumerate(values):
-        if value is not np.ma.masked:
-            yield name, column, row, value
+    for row, column in np.argwhere(~np.ma.getmaskarray(values)):
+        yield name, column, row, values[row, column]
 
 
 def _name(label: object, otherwise: str) -> str:

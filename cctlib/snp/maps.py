@@ -113,11 +113,14 @@ def _slices(values: Tensor, entries: int) -> list[slice]:
     return fields.blocks(len(values), entries, 2**23 if values.device.type == "cpu" else 2**28)
 
 
-def mean_maps(maps: Maps, labels: Int[Tensor, "image"], num_labels: int) -> Weights:
-    """``mu``, rounded: the mean map of each label (`fields.mean_by_label`), some positions at a time."""
-    positions = fields.blocks(maps.shape[1], maps.shape[0] * maps.shape[2], 2**24)
-    parts = [fields.mean_by_label(maps[:, part].flatten(1), labels, num_labels) for part in positions]
-    return fields.rounded(torch.cat(parts, dim=1)).unflatten(1, maps.shape[1:])
+def mean_maps(maps: Maps, labelings: Sequence[Int[Tensor, "image"]], num_labels: int) -> list[Weights]:
+    """``mu``, rounded, for each labeling of the images: the mean map of each label (`fields.mean_by_label`)."""
+    parts: list[list[Tensor]] = [[] for _ in labelings]
+    for positions in fields.blocks(maps.shape[1], maps.shape[0] * maps.shape[2], 2**24):
+        pooled = maps[:, positions].flatten(1).to(fields.wide(maps.device))
+        for labels, means in zip(labelings, parts, strict=True):
+            means.append(fields.mean_by_label(pooled, labels, num_labels))
+    return [fields.rounded(torch.cat(means, dim=1)).unflatten(1, maps.shape[1:]) for means in parts]
 
 
 def says(maps: Maps, W: Weights) -> Int[Tensor, "image"]:
@@ -130,13 +133,14 @@ def site_tables(
     site: str, W: Weights, maps: Maps, labels: Int[Tensor, "image"], settings: LayerSettings
 ) -> dict[str, pd.DataFrame]:
     """Rows of nodes, by_theta and controls of one site, from its probe and the maps of the test images."""
-    num_labels, W, mu = len(W), fields.rounded(W), mean_maps(maps, labels, len(W))
+    generator, every, W = torch.Generator().manual_seed(0), torch.arange(W.shape[2])[None], fields.rounded(W)
+    shuffled = fields.shuffled(labels.cpu(), settings.draws, generator).to(maps.device)
+    mu, *by_chance = mean_maps(maps, [labels, *shuffled], len(W))
     by_theta = [fields.measure_maps(mu, W, theta) for theta in settings.thetas]
-    generator, every = torch.Generator().manual_seed(0), torch.arange(W.shape[2])[None]
-    rows = []
-    for draw, row in enumerate(fields.shuffled(labels.cpu(), settings.draws, generator)):
-        chance = fields.measure_maps(mean_maps(maps, row.to(maps.device), num_labels), W)
-        rows.append(fields.site_row(site, chance, control=SHUFFLED, draw=draw))
+    rows = [
+        fields.site_row(site, fields.measure_maps(chance, W), control=SHUFFLED, draw=draw)
+        for draw, chance in enumerate(by_chance)
+    ]
     flat_mu, flat_W = mu.flatten(0, 1).cpu(), W.flatten(0, 1).cpu()
     for draw in range(settings.draws):  # the same rotation at every position
         turned_mu, turned_W = controls.rotated(flat_mu, flat_W, every, generator)
@@ -163,7 +167,8 @@ def few_labels(
                 parts.append((maps[of_set], torch.searchsorted(chosen.to(maps.device), labels[of_set])))
             W, _ = converge(*parts[0], count, settings.probe)
             right = (says(parts[1][0], W) == parts[1][1]).double().mean().item()
-            statistics = fields.measure_maps(mean_maps(*parts[1], count), fields.rounded(W))
+            [mu] = mean_maps(parts[1][0], [parts[1][1]], count)
+            statistics = fields.measure_maps(mu, fields.rounded(W))
             rows.append(fields.site_row(site, statistics, number=count, seed=seed, accuracy=right))
     return pd.DataFrame(rows)
 

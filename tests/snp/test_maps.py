@@ -102,7 +102,8 @@ def test_the_probe_is_at_the_minimum():
 
 def test_means_are_those_of_each_label():
     values, labels = structured()
-    mu = maps.mean_maps(values, labels, 4)
+    mu, other = maps.mean_maps(values, [labels, labels.flip(0)], 4)
+    assert not torch.equal(mu, other)
     expected = torch.stack([values[labels == label].float().mean(0) for label in range(4)])
     torch.testing.assert_close(mu, expected, atol=2e-2, rtol=1e-3)
 
@@ -172,7 +173,7 @@ def test_a_site_of_the_stage_is_what_its_parts_say(tiny_vgg):
     kept = {split: of_split["layer1/filters"].bfloat16() for split, of_split in taps.items()}
     made = maps.measure_site("layer1/filters", kept, images, SETTINGS, last=False)
     W, _ = maps.converge(kept["train"], images["train"].labels, 10, SETTINGS.probe)
-    mu = maps.mean_maps(kept["test"], images["test"].labels, 10)
+    [mu] = maps.mean_maps(kept["test"], [images["test"].labels], 10)
     statistics = fields.measure_maps(mu, fields.rounded(W), 0.5)
     rows = made["nodes"].query("theta == 0.5")
     assert np.array_equal(rows.noise.to_numpy(), statistics.noise.numpy())
