@@ -57,6 +57,7 @@ class Profile:
     train: int | None = None
     held_out: int | None = None
     test: int | None = None
+    layers_train: int | None = None  # for the probes of a convolutional network
     probe: ProbeSettings = field(default_factory=ProbeSettings)
     thetas: tuple[float, ...] = tuple(round(0.1 + 0.05 * step, 2) for step in range(13))
     null_draws: int = 20  # of the labels shuffled across images
@@ -74,15 +75,20 @@ class Profile:
 
 FULL = Profile("full")
 # Two cores pass some 400 images a second through a CCT-7/3x2, and retrain 150: a tenth of a pass over CIFAR-100 instead
-# of three, judged by a third of the test images.
+# of three, judged by a third of the test images. Probes on whole maps take longest: they get 200 images a label.
 ON_PROCESSOR = replace(
-    FULL, reduced=True, heads=HeadSettings(test=30), pruning=PruningSettings(test=30, curve_test=10, epochs=(0.0, 0.1))
+    FULL,
+    reduced=True,
+    layers_train=200,
+    heads=HeadSettings(test=30),
+    pruning=PruningSettings(test=30, curve_test=10, epochs=(0.0, 0.1)),
 )
 
 PROFILES = {
     "quick": Profile(
         "quick",
         train=100,
+        layers_train=20,
         held_out=20,
         test=30,
         probe=ProbeSettings(swapped=(), short=()),  # what they are compared with ships

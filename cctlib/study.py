@@ -223,7 +223,7 @@ def open_layers(
     if chosen is None:
         folder, record = found.folder, found.folder / f"layers.{stages.PROVENANCE}"
     else:
-        counts = {"train": chosen.train, "held-out": chosen.held_out, "test": chosen.test}
+        counts = {"train": chosen.layers_train, "held-out": chosen.held_out, "test": chosen.test}
         images = {split: load_images(dataset, split, count, found) for split, count in counts.items()}
         settings = maps.LayerSettings(chosen.probe, chosen.thetas, chosen.rotations)
         about = {"dataset": data.describe(dataset).title, "model": found.name, "weights": found.weights_hash}

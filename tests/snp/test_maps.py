@@ -1,5 +1,7 @@
 """Filters: their fields against literal silencing, their probes against an oracle, the stage against its parts."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -74,12 +76,13 @@ def structured(images=240, positions=9, nodes=8, labels=4):
     smooth = torch.randn(images, positions, nodes, generator=draw).cumsum(1)
     pattern = torch.randn(labels, positions, nodes, generator=draw)
     scale = torch.linspace(0.1, 3, nodes)
-    return ((smooth + 0.7 * pattern[truth] + 2) * scale).bfloat16(), truth
+    return ((smooth + 0.7 * pattern[truth] + 2) * scale / 8).bfloat16(), truth
 
 
-def test_the_probe_is_at_the_minimum():
+def test_the_probe_ends_where_the_objective_is_least():
     values, labels = structured()
-    W, passes = maps.converge(values, labels, 4, ProbeSettings(penalty=0.03, tolerance=1e-7, most_passes=200))
+    settings = replace(SETTINGS, epochs=400, probe=ProbeSettings(penalty=0.03, precision="fp32"))
+    W = maps.train_probe(values, labels, 4, settings)
     features = values.flatten(1).double()
     oracle = torch.zeros(4, features.shape[1], dtype=torch.float64, requires_grad=True)
 
@@ -94,10 +97,26 @@ def test_the_probe_is_at_the_minimum():
 
     optimizer = torch.optim.LBFGS([oracle], max_iter=2000, tolerance_grad=1e-10, line_search_fn="strong_wolfe")
     optimizer.step(closure)
-    assert loss(W.flatten(1).double()).item() == pytest.approx(loss(oracle).item(), rel=1e-4)
+    assert loss(W.flatten(1).double()).item() == pytest.approx(loss(oracle).item(), rel=1e-2)
     torch.testing.assert_close(W.flatten(1).double(), oracle.detach(), atol=0.02, rtol=0.05)
-    assert passes < 200
     assert (maps.says(values, W) == (features @ oracle.T).argmax(1)).double().mean() > 0.99
+
+
+def test_a_step_is_that_of_the_siblings_recipe():
+    values, labels = structured()
+    W = maps.train_probe(values, labels, 4, replace(SETTINGS, epochs=2))
+    linear = torch.nn.Linear(values[0].numel(), 4, bias=False)
+    torch.nn.init.zeros_(linear.weight)
+    optimizer = torch.optim.SGD(linear.parameters(), lr=0.01, momentum=0.975, nesterov=True, weight_decay=1e-3)
+    draw = torch.Generator().manual_seed(0)
+    for epoch in range(2):
+        optimizer.param_groups[0]["lr"] = 0.01 * 0.975**epoch
+        for rows in torch.randperm(240, generator=draw).split(100):
+            optimizer.zero_grad()
+            cross_entropy(linear(values[rows].flatten(1).float()), labels[rows]).backward()
+            optimizer.step()
+    torch.testing.assert_close(W.flatten(1), linear.weight.detach(), atol=1e-3, rtol=1e-3)
+    assert torch.get_float32_matmul_precision() == "highest"
 
 
 def test_means_are_those_of_each_label():
@@ -172,7 +191,7 @@ def test_a_site_of_the_stage_is_what_its_parts_say(tiny_vgg):
         assert torch.equal(taps[split]["layer1/filters"], taps[split]["layer1/before_relu"].relu())
     kept = {split: of_split["layer1/filters"].bfloat16() for split, of_split in taps.items()}
     made = maps.measure_site("layer1/filters", kept, images, SETTINGS, last=False)
-    W, _ = maps.converge(kept["train"], images["train"].labels, 10, SETTINGS.probe)
+    W = maps.train_probe(kept["train"], images["train"].labels, 10, SETTINGS)
     [mu] = maps.mean_maps(kept["test"], [images["test"].labels], 10)
     statistics = fields.measure_maps(mu, fields.rounded(W), 0.5)
     rows = made["nodes"].query("theta == 0.5")
