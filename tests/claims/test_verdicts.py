@@ -14,7 +14,7 @@ from cctlib.claims.rules import FAILS, HOLDS, IN_PART, NOT_TESTED, RULES, STATEM
 from cctlib.errors import UserError
 from cctlib.model.sites import parse
 from cctlib.snp import fields, tables
-from cctlib.study import open_study
+from cctlib.study import open_layers, open_study
 
 ENCODERS = range(1, 8)
 RISING = np.arange(7.0)
@@ -394,3 +394,16 @@ def test_every_claim_of_a_study_is_judged(shipped):
     assert judged[0].effect.startswith(f"{100 * (last - first):+.1f} points at mha ({first:.1%} to {last:.1%}")
     table = judge.table({"a": judged, "b": judged[:1]})
     assert list(table.dataset) == 6 * ["a"] + ["b"] and set(table.verdict) <= set(rules.STATES)
+
+
+def test_the_layers_of_a_convolutional_network_are_judged_by_the_same_rules(shipped):
+    tables = open_layers("cifar100", profile="shipped", device="cpu").tables
+    judged = judge.along(judge.layers(tables))
+    assert [verdict.claim for verdict in judged] == ["C1", "C2", "C3"]
+    accuracy = tables["accuracy"].set_index("site").accuracy
+    first, last = accuracy["layer1/filters"], accuracy["layer10/filters"]
+    assert judged[0].effect.startswith(f"{100 * (last - first):+.1f} points at filters ({first:.1%} to {last:.1%}")
+    assert all("filters" in verdict.effect or verdict.claim == "C2" for verdict in judged)
+    shared = judge.shared_mechanism(shipped)
+    assert shared.state == verdicts.shared_mechanism(judged).state != rules.NOT_TESTED
+    assert judge.shared_mechanism(open_study("flowers102", profile="shipped")).state == rules.NOT_TESTED

@@ -26,6 +26,7 @@ from cctlib.claims import rules
 from cctlib.errors import UserError
 from cctlib.figures import along, headline_of, node, provenance, stamp, style, tables, to_png, wording
 from cctlib.figures.style import Card
+from cctlib.study import open_layers, open_study
 from tools.hero import hero
 
 SIZES = (10, 102)
@@ -76,6 +77,13 @@ def of_retraining(runs: pd.DataFrame) -> SimpleNamespace:
     return drawn("05_andc", "fig-retraining", runs_at=runs[runs.theta == 0.3])
 
 
+def of_layers(name: str) -> Card:
+    """A figure of chapter 07, from the networks that ship."""
+    study, layers = open_study("cifar100", profile="shipped", device="cpu"), open_layers("cifar100", profile="shipped")
+    given = {"study": study, "layers": layers, "of_layers": along.at_theta(layers.tables["by_theta"])}
+    return drawn("07_cnn", name, **given).figure
+
+
 STATIC = {
     **{
         f"node {index} of {labels} labels": (
@@ -102,6 +110,9 @@ STATIC = {
     "expert gap, 6 heads": lambda: of_experts(number=6).figure,
     "ablation": lambda: of_ablation().figure,
     "accuracy and density": lambda: of_density(tiny.pruned()).figure,
+    "beside a convolutional network": lambda: of_layers("fig-cnn"),
+    "prediction": lambda: of_layers("fig-prediction"),
+    "fewer labels": lambda: of_layers("fig-few-labels"),
     "retraining": lambda: of_retraining(tiny.pruned()).figure,
 }
 
