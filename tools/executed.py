@@ -54,8 +54,12 @@ def as_page(notebook: dict, name: str, run: Mapping, static: Path, address: str)
         if cell["cell_type"] == "code" and "remove-cell" not in cell["metadata"].get("tags", []):
             _describe(cell, f"notebooks/{name}, cell {number}")
             code = f"{address}/blob/{run['commit'].removesuffix('-dirty')}/notebooks/{name}"
-            _link(cell, static, f"figures/{name.removesuffix('.ipynb')}-{number}", code, run["commit"])
-        cells.append(cell)
+            below = _links(cell, static, f"figures/{name.removesuffix('.ipynb')}-{number}", code, run["commit"])
+            cells.append(cell)
+            if below:  # a cell of its own, since MyST-NB would make a figure of each output of this one
+                cells.append({"cell_type": "markdown", "metadata": {}, "source": below, "id": f"under-{number}"})
+        else:
+            cells.append(cell)
     made = (
         "```{admonition} How this page was made\n:class: dropdown run-note\n"
         f"Run on {run['made']} in {run['seconds']} s on {run['device']}, with {run['versions']}, "
@@ -90,12 +94,13 @@ def _describe(cell: dict, where: str) -> None:
             cell["metadata"].setdefault("mystnb", {}).setdefault("image", {})["alt"] = " ".join(alt.split())
 
 
-def _link(cell: dict, static: Path, place: str, code: str, commit: str) -> None:
-    """Write what came with the figures of a cell to files, and put links to these, to the code and the line of
-    provenance below each figure.
+def _links(cell: dict, static: Path, place: str, code: str, commit: str) -> str:
+    """Take from a cell what came with its figures, write it to files, and return what stands below them as HTML: links
+    to the files and to the code, and the line of provenance.
     """
+    shown = []
     for position, output in enumerate(cell["outputs"]):
-        record = output.get("data", {}).pop(FIGURE, None)
+        record = output.get("data", {}).get(FIGURE)
         if record is None:
             continue
         links = []
@@ -105,8 +110,9 @@ def _link(cell: dict, static: Path, place: str, code: str, commit: str) -> None:
             path.write_text(record[kind], encoding="utf-8")
             links.append(f'<a href="../_static/{place}-{position}.{kind}" download>{words}</a>')
         links.append(f'<a href="{code}">Code at {commit}</a>')
-        line = markup.escape(record["stamp"])
-        output["data"]["text/html"] = f'<p class="cct-under">{" ".join(links)}<br>{line}</p>'
+        shown.append(f'<p class="cct-under">{" ".join(links)}<br>{markup.escape(record["stamp"])}</p>')
+    cell["outputs"] = [output for output in cell["outputs"] if FIGURE not in output.get("data", {})]
+    return "\n".join(shown)
 
 
 def _plotly_html(figure: dict, alt: str, twin: str | list | None, name: str) -> str:

@@ -100,13 +100,12 @@ def test_the_words_that_come_with_an_image_are_its_alt_text(tmp_path):
 def test_what_comes_with_a_figure_becomes_files_and_links(tmp_path):
     record = {"stamp": "CIFAR-100 · <b>", "csv": "panel,x\n1,2\n", "svg": "<svg/>"}
     below = {"output_type": "display_data", "metadata": {}, "data": {executed.FIGURE: record, "text/html": "old"}}
-    cell, _ = page(tmp_path, code([IMAGE, below]))
-    data = cell["outputs"][1]["data"]
-    assert executed.FIGURE not in data
+    cell, under, _ = page(tmp_path, code([IMAGE, below]))
+    assert [list(output["data"]) for output in cell["outputs"]] == [list(IMAGE["data"])]
     for kind in ("csv", "svg"):
-        assert f'href="../_static/figures/01_model-1-1.{kind}" download' in data["text/html"]
+        assert f'href="../_static/figures/01_model-1-1.{kind}" download' in under["source"]
         assert (tmp_path / f"static/figures/01_model-1-1.{kind}").read_text() == record[kind]
-    assert 'href="https://x/blob/' in data["text/html"] and "&lt;b&gt;" in data["text/html"]
+    assert 'href="https://x/blob/' in under["source"] and "&lt;b&gt;" in under["source"]
 
 
 def test_a_figure_without_words_is_refused(tmp_path):
