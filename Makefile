@@ -71,7 +71,7 @@ check: $(STAMP) ## lint, format, types, notebooks without outputs, workflows, th
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
-	@$(BIN)/nbstripout --verify notebooks/*.ipynb
+	@$(BIN)/nbstripout --keep-id --verify notebooks/*.ipynb
 	@if command -v actionlint >/dev/null; then actionlint; else echo "actionlint is not installed here: the workflows were not linted"; fi
 	@$(BIN)/pytest -q tests/test_project.py tests/test_architecture.py
 

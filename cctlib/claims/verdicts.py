@@ -124,7 +124,7 @@ def sharpening(readings: pd.DataFrame, by_theta: pd.DataFrame, kinds: Sequence[s
         texts.append(f"{' and '.join(parts)} at {kind}")
     first = stated.loc[(kinds[0], "noise")]
     state = graded(all(ends) and all(trends), all(ends))
-    return Verdict("C3", state, "; ".join(texts) + ", last encoder against first", (first.low, first.high))
+    return Verdict("C3", state, "; ".join(texts) + ", last against first", (first.low, first.high))
 
 
 # C4: pruning -----------------------------------------------------------------------------------------------
@@ -208,8 +208,9 @@ def shared_mechanism(convolutional: Sequence[Verdict] | None) -> Verdict:
     if not convolutional:
         return Verdict("C7", NOT_TESTED, "no convolutional network was measured")
     states = [verdict.state == HOLDS for verdict in convolutional]
-    text = "; ".join(f"{verdict.claim} {verdict.state} ({verdict.effect})" for verdict in convolutional)
-    nodes, robust = ("; ".join(f"{v.claim}: {getattr(v, part)}" for v in convolutional) for part in ("nodes", "robust"))
+    text = "; ".join(f"{verdict.claim} {verdict.state}" for verdict in convolutional)
+    robust = "; ".join(f"{verdict.claim} {verdict.robust.partition(';')[0]}" for verdict in convolutional)
+    nodes = "; ".join(f"{verdict.claim} {verdict.nodes.partition(':')[0]}" for verdict in convolutional)
     return Verdict("C7", graded(all(states), any(states)), text, robust=robust, nodes=nodes)
 
 
