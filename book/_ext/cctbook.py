@@ -35,9 +35,7 @@ def found_role(name, rawtext, text, lineno, inliner, options=None, content=None)
     return [link], []
 
 
-DESCRIPTION = (
-    "What a single node of a vision transformer knows about every label: a paper's claims, measured."
-)
+DESCRIPTION = "What a single node of a vision transformer knows about every label: a paper's claims, measured."
 
 
 def finish_page(app, pagename, templatename, context, doctree):
