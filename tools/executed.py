@@ -104,7 +104,10 @@ def _links(cell: dict, static: Path, place: str, code: str, commit: str) -> str:
         if record is None:
             continue
         links = []
-        for kind, words in {"csv": "Values (CSV)", "svg": "Picture (SVG)"}.items():
+        files = {"csv": "Values (CSV)", "svg": "Picture (SVG)"}
+        if record["csv"].count("\n") < 2:  # photographs alone, which have no values
+            del files["csv"]
+        for kind, words in files.items():
             path = static / f"{place}-{position}.{kind}"
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(record[kind], encoding="utf-8")

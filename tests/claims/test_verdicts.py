@@ -230,12 +230,17 @@ def test_node_resamples_follow_the_statistics_of_a_site():
 # C4 -------------------------------------------------------------------------------------------------------
 
 
-def pruned(target="linear1", change=-0.001, random=-0.05, density=0.35):
+def pruned(target="linear1", change=-0.001, random=-0.05, density=0.35, saturated=True):
     """Rows of one target, as changes against a dense accuracy of 0.63."""
     rows = [("andc", 0, 0.63 + change), *(("random", seed, 0.63 + random) for seed in range(3))]
     table = pd.DataFrame(rows, columns=["method", "seed", "accuracy"])
     return table.assign(
-        target=target, density=density, accuracy_dense=0.63, low=table.accuracy - 0.002, high=table.accuracy + 0.002
+        target=target,
+        density=density,
+        saturated=saturated,
+        accuracy_dense=0.63,
+        low=table.accuracy - 0.002,
+        high=table.accuracy + 0.002,
     )
 
 
@@ -249,6 +254,8 @@ def pruned(target="linear1", change=-0.001, random=-0.05, density=0.35):
         (pd.concat([pruned("proj"), pruned("fc", change=-0.1)]), IN_PART),
         (pd.concat([pruned(density=0.6, change=-0.1), pruned(density=0.4)]), HOLDS),  # more than half decides nothing
         (pruned(density=0.6), NOT_TESTED),
+        (pruned(saturated=False), NOT_TESTED),  # was still gaining
+        (pd.concat([pruned(), pruned("fc", change=-0.1, saturated=False)]), HOLDS),
         (pruned().query("method == 'andc'"), NOT_TESTED),
         (None, NOT_TESTED),
     ],

@@ -20,7 +20,8 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from cctlib.errors import UserError
-from cctlib.model import cct, checkpoints
+from cctlib.model import cct
+from cctlib.model.manifest import open_model
 
 TINY = cct.CCTConfig(encoders=3, width=24, heads=2, conv_channels=8, image_size=16, num_classes=5)
 SHIPPED = sorted(Path(__file__).parents[2].glob("artifacts/cifar100/*/manifest.json"))
@@ -555,7 +556,7 @@ def test_shipped_weights_reach_their_accuracy(manifest):
     pixels = np.stack([np.asarray(Image.open(io.BytesIO(entry["bytes"]))) for entry in rows.img])
     mean, std = (torch.tensor(said["normalisation"][name])[:, None, None] for name in ("mean", "std"))
     images = (torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255 - mean) / std
-    network = checkpoints.load_weights(manifest.parent / said["weights"], cct.CCTConfig(**said["config"]))
+    network = open_model(manifest.parent).network("cpu")
     with torch.no_grad():
         predicted = torch.cat([network(batch).argmax(1) for batch in images.split(100)])
     accuracy = (predicted == torch.tensor(rows.fine_label.tolist())).float().mean().item()

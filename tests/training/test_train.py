@@ -418,7 +418,8 @@ def test_a_recipe_that_cannot_train_is_refused(wrong):
 
 def test_an_unknown_recipe_is_refused_with_the_names():
     with pytest.raises(
-        UserError, match="there are: paper, paper-1500, flowers, flowers-cpu, flowers-kaggle-cpu, cpu, plain, demo"
+        UserError,
+        match="there are: paper, paper-1500, flowers, flowers-cpu, flowers-kaggle-cpu, cpu, vgg-cpu, plain, demo",
     ):
         recipe("papper")
 
