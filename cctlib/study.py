@@ -161,11 +161,7 @@ def open_study(
     be had.
     """
     runs, where = from_here(runs), resolve_device(device)
-    kind, _, path = dataset.partition(":")
-    if kind == "folder" and path:
-        dataset = f"folder:{from_here(path)}"
-    if (from_here(model) / "manifest.json").is_file():
-        model = str(from_here(model))
+    dataset, model = named(dataset, model)
     chosen = resolve_profile(profile, where)
     if chosen is None:
         return shipped_study(dataset, model, where)
@@ -176,6 +172,21 @@ def open_study(
             raise
         print(f"{missing}\nGoing on from the measurement that ships with the model.", file=sys.stderr, flush=True)
         return shipped_study(dataset, model, where)
+
+
+def named(dataset: str, model: str) -> tuple[str, str]:
+    """Data set and model as they are asked for, with the folders among them as `from_here` has them."""
+    kind, _, path = dataset.partition(":")
+    if kind == "folder" and path:
+        dataset = f"folder:{from_here(path)}"
+    folder = from_here(model)
+    return dataset, str(folder) if (folder / manifest.FILE).is_file() else model
+
+
+def home_of(dataset: str, runs: Path) -> Path:
+    """The folder of a data set's stages; `dataset` is its own name (`data.describe`)."""
+    kind, _, path = dataset.partition(":")
+    return runs / (f"{kind}-{Path(path).name}-{stages.sha256_json(path)[:8]}" if path else dataset)
 
 
 def from_here(path: Path | str) -> Path:
@@ -216,7 +227,8 @@ def open_layers(
 ) -> Layers:
     """Measure (or find measured) the layers of a convolutional network; arguments and errors as `open_study`."""
     where, runs = resolve_device(device), from_here(runs)
-    found = manifest.find(dataset, str(from_here(model)) if from_here(model).is_dir() else model)
+    dataset, model = named(dataset, model)
+    found = manifest.find(dataset, model)
     if found is None:
         raise UserError(f"no network of {dataset} comes with cctlib; give the folder of a trained one as the model")
     chosen = resolve_profile(profile, where)
@@ -226,9 +238,10 @@ def open_layers(
         counts = {"train": chosen.layers_train, "held-out": chosen.held_out, "test": chosen.test}
         images = {split: load_images(dataset, split, count, found) for split, count in counts.items()}
         settings = maps.LayerSettings(chosen.probe, chosen.thetas, chosen.rotations)
-        about = {"dataset": data.describe(dataset).title, "model": found.name, "weights": found.weights_hash}
+        spec = data.describe(dataset)
+        about = {"dataset": spec.title, "model": found.name, "weights": found.weights_hash}
         about |= {"profile": chosen.title}
-        folder = maps.layers_stage(found, images, settings, about, runs / dataset, where)
+        folder = maps.layers_stage(found, images, settings, about, home_of(spec.name, runs), where)
         record = folder / stages.PROVENANCE
     written = stages.read_json(folder / maps.ABOUT)
     made = {key: str(value) for key, value in stages.read_json(record).items() if key in ("commit", "device")}
@@ -266,8 +279,7 @@ def measured_study(dataset: str, model: str, profile: Profile, runs: Path, devic
     """Run the stages that are not done yet, and return the study. Raises `UserError` under torchrun."""
     refuse_torchrun("a study")
     dataset = data.describe(dataset).name  # one folder is one data set, however its path is written
-    kind, _, path = dataset.partition(":")
-    home = runs / (f"{kind}-{Path(path).name}-{stages.sha256_json(path)[:8]}" if path else dataset)
+    home = home_of(dataset, runs)
     known = None if profile.name == "scratch" else manifest.find(dataset, model)
     if known is None and profile.name != "scratch" and dataset != "demo" and "google.colab" in sys.modules:
         raise UserError(

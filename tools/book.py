@@ -14,8 +14,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import redirect_stdout, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout, suppress
 from importlib import metadata
 from pathlib import Path
 
@@ -242,23 +242,30 @@ def _pages(toc: Path) -> list[str]:
 # --- the jobs of the Makefile ---
 
 
-def check_links() -> None:
-    """Try every external link of the book that was assembled last. Raises `UserError`, with the broken ones printed."""
+@contextmanager
+def _built_by(builder: str, log: str, lacking: str) -> Iterator[Path]:
+    """The folder of what another builder of Sphinx makes of the book that was assembled last, until the block ends.
+
+    Raises `UserError` where there is no such book; `lacking` says what for.
+    """
     source = ROOT / "_build" / "source"
     if not source.is_dir():
-        raise UserError("there is no book yet whose links could be tried; run: make reproduce")
+        raise UserError(f"there is no book yet {lacking}; run: make reproduce")
     with tempfile.TemporaryDirectory() as work:
-        _jupyter_book(source, Path(work), ROOT / "_build" / "links.log", "--builder", "linkcheck")
+        _jupyter_book(source, Path(work), ROOT / "_build" / log, "--builder", builder)
+        yield Path(work)
+
+
+def check_links() -> None:
+    """Try every external link of the book that was assembled last. Raises `UserError`, with the broken ones printed."""
+    with _built_by("linkcheck", "links.log", "whose links could be tried"):
+        pass
 
 
 def pdf() -> None:
     """Print the book that was assembled last to `_build/book.pdf`, all pages, by a headless Chromium (playwright's)."""
-    source = ROOT / "_build" / "source"
-    if not source.is_dir():
-        raise UserError("there is no book yet that could be printed; run: make reproduce")
-    with tempfile.TemporaryDirectory() as work:
-        _jupyter_book(source, Path(work), ROOT / "_build" / "pdf.log", "--builder", "pdfhtml")
-        made = next(Path(work).rglob("*.pdf"), None)
+    with _built_by("pdfhtml", "pdf.log", "that could be printed") as work:
+        made = next(work.rglob("*.pdf"), None)
         if made is None:
             raise UserError(f"no PDF was made; the whole output is in {ROOT / '_build' / 'pdf.log'}")
         shutil.copyfile(made, ROOT / "_build" / "book.pdf")

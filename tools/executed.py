@@ -46,20 +46,18 @@ def as_page(notebook: dict, name: str, run: Mapping, static: Path, address: str)
     static: the book's folder of static files, into which the values and the pictures of figures go. address: of the
     repository.
     """
-    cells = []
+    cells, commit = [], run["commit"]
+    code = f"{address}/blob/{commit.removesuffix('-dirty')}/notebooks/{name}"
     for number, cell in enumerate(notebook["cells"], start=1):
-        tags = set(cell["metadata"].get("tags", []))
+        tags, below = set(cell["metadata"].get("tags", [])), ""
         if tags & UNSEEN_TAGS:
             cell["metadata"]["tags"] = sorted(tags | {"remove-cell"})
         if cell["cell_type"] == "code" and "remove-cell" not in cell["metadata"].get("tags", []):
             _describe(cell, f"notebooks/{name}, cell {number}")
-            code = f"{address}/blob/{run['commit'].removesuffix('-dirty')}/notebooks/{name}"
-            below = _links(cell, static, f"figures/{name.removesuffix('.ipynb')}-{number}", code, run["commit"])
-            cells.append(cell)
-            if below:  # a cell of its own, since MyST-NB would make a figure of each output of this one
-                cells.append({"cell_type": "markdown", "metadata": {}, "source": below, "id": f"under-{number}"})
-        else:
-            cells.append(cell)
+            below = _links(cell, static, f"figures/{name.removesuffix('.ipynb')}-{number}", code, commit)
+        cells.append(cell)
+        if below:  # a cell of its own, since MyST-NB would make a figure of each output of the one above
+            cells.append({"cell_type": "markdown", "metadata": {}, "source": below, "id": f"under-{number}"})
     made = (
         "```{admonition} How this page was made\n:class: dropdown run-note\n"
         f"Run on {run['made']} in {run['seconds']} s on {run['device']}, with {run['versions']}, "

@@ -189,24 +189,20 @@ def headline(figure: Card, message: str, detail: str = "") -> None:
     width = 0.97 * (figure.get_figwidth() - 2 * MARGIN)  # text on pixels is a little wider than its outlines
     message, detail = wrap(message, HEADLINE, width, bold=True), wrap(detail, BODY + 0.5, width)
     first, second = _lines_height(message, HEADLINE), _lines_height(detail, BODY + 0.5)
-    _anchored(figure, message, (0, 1), (MARGIN, -MARGIN), size=HEADLINE, weight="bold", va="top", gid="headline")
+    _anchored(figure, message, (MARGIN, -MARGIN), size=HEADLINE, weight="bold", va="top", gid="headline")
     below = {"size": BODY + 0.5, "color": MUTED, "va": "top", "gid": "detail"}
     if detail:
-        _anchored(figure, detail, (0, 1), (MARGIN, -MARGIN - first - 0.05), **below)
+        _anchored(figure, detail, (MARGIN, -MARGIN - first - 0.05), **below)
     _reserve(figure, MARGIN + first + second + (0.05 if detail else 0) + 0.02)
 
 
-def wrap(words: str | Sequence[str], size: float, width: float, bold: bool = False, between: str = "  ·  ") -> str:
-    """Break text into lines of at most `width` inches at `size` points, measured in the font used.
-
-    A string breaks at spaces; a sequence of phrases is joined with `between` and breaks only there.
-    """
-    separator = " " if isinstance(words, str) else between
+def wrap(text: str, size: float, width: float, bold: bool = False) -> str:
+    """Break text into lines of at most `width` inches at `size` points, measured in the font used."""
     font = FontProperties(family="DejaVu Sans", weight="bold" if bold else "normal", size=size)
     measure = TextToPath()
     lines: list[str] = []
-    for word in words.split() if isinstance(words, str) else words:
-        longer = f"{lines[-1]}{separator}{word}" if lines else word
+    for word in text.split():
+        longer = f"{lines[-1]} {word}" if lines else word
         fits = measure.get_text_width_height_descent(longer, font, ismath=False)[0] / 72 <= width
         lines = [*lines[:-1], longer] if lines and fits else [*lines, word]
     return "\n".join(lines)
@@ -216,10 +212,10 @@ def _lines_height(text: str, size: float) -> float:
     return (text.count("\n") + 1) * size * 1.28 / 72 if text else 0.0
 
 
-def _anchored(figure: Card, text: str, corner: tuple[int, int], offset: tuple[float, float], **style: Any) -> None:
-    """Text at a corner of the card plus an offset in inches, which stays there when the card grows."""
+def _anchored(figure: Card, text: str, offset: tuple[float, float], **style: Any) -> None:
+    """Text at the upper left corner of the card plus an offset in inches, which stays there when the card grows."""
     place = figure.transFigure + ScaledTranslation(*offset, figure.dpi_scale_trans)
-    figure.text(*corner, text, transform=place, linespacing=1.25, **style).set_in_layout(False)
+    figure.text(0, 1, text, transform=place, linespacing=1.25, **style).set_in_layout(False)
 
 
 def _reserve(figure: Card, above: float) -> None:

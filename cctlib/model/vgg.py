@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cctlib.errors import UserError
-from cctlib.model.sites import BEFORE_RELU, FILTERS, check_sites, layer_sites
+from cctlib.model.sites import BEFORE_RELU, FILTERS, check_sites, layer_sites, parse
 
 # VGG-16: filters of each convolution, in units of the first one's, in the stages that pooling ends.
 STAGES = ((1, 1), (2, 2), (4, 4, 4), (8, 8, 8), (8, 8, 8))
@@ -62,7 +62,7 @@ class VGGConfig:
     def nodes(self, site: str) -> int:
         """Number of nodes of a site. Raises `UserError` for a site that the network does not have."""
         check_sites([site], layer_sites(self.convolutions))
-        return self.layers[int(site[5 : site.index("/")]) - 1][0]
+        return self.layers[parse(site)[0] - 1][0]
 
 
 def config(name: str, **settings: Any) -> VGGConfig:
@@ -127,7 +127,7 @@ class VGG(nn.Module):
         if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
             shape = f"{images.dtype} {tuple(images.shape)}"
             raise UserError(f"images are {shape}; expected normalised [image, 3, height, width]")
-        last = None if to_the_end else max((int(site[5 : site.index("/")]) for site in taps), default=0)
+        last = None if to_the_end else max((parse(site)[0] for site in taps), default=0)
         recorded: dict[str, Tensor] = {}
         x = images
         for m, layer in enumerate(self._layers()[:last], start=1):

@@ -61,7 +61,7 @@ def train_probe(maps: Maps, labels: Int[Tensor, "image"], num_labels: int, setti
 
     It begins at 0, so that the directions in which no image differs stay there. Where maps are large, as at the
     first layer, their rate would overshoot; half of one over the largest curvature does not, which at equal logits is
-    the largest second moment / K. The device is never waited for.
+    the largest second moment / K. The device is waited for once, to find that.
     """
     flat, draw = maps.flatten(1), torch.Generator().manual_seed(0)
     x = flat[:: max(1, len(flat) // SAMPLE)].float()
@@ -185,14 +185,11 @@ def layers_stage(
     names = layer_sites(convolutions)
     how: dict[str, Any] = {"device": device, "precision": settings.probe.precision}
 
-    def finished(work: Path, site: str) -> Path:
-        return work / f"checkpoint-{site.replace('/', '-')}"
-
     def compute(work: Path) -> None:
         network = model.network(device)
         _, _, _, first = next(iter(forward(network, model.normalise, images["train"], taps=names, batch=1, **how)))
         total = sum(len(part) for part in images.values())
-        todo = [site for site in names if not finished(work, site).with_suffix(".done").exists()]
+        todo = [site for site in names if not (work / f"{_checkpoint(site)}.done").exists()]
         sizes = {site: 2 * first[site][0].numel() * total for site in todo}  # bytes in bf16
         for group in groups(sizes, settings.probe.kept_gib * 2**30):
             kept = {split: kept_tokens(network, model.normalise, part, group, **how) for split, part in images.items()}
@@ -200,8 +197,8 @@ def layers_stage(
                 of_site = {split: tokens[site].values for split, tokens in kept.items()}
                 last = site == f"layer{convolutions}/{FILTERS}"
                 made = measure_site(site, of_site, images, settings, last)
-                stages.write_tables({f"{finished(work, site).name}-{name}": rows for name, rows in made.items()}, work)
-                finished(work, site).with_suffix(".done").touch()
+                stages.write_tables({f"{_checkpoint(site)}-{name}": rows for name, rows in made.items()}, work)
+                (work / f"{_checkpoint(site)}.done").touch()
         _join(work, names, images)
         stages.write_json(work / ABOUT, dict(about))
 
@@ -217,11 +214,16 @@ def layers_stage(
     )
 
 
+def _checkpoint(site: str) -> str:
+    """How the names of the files begin that a stage keeps of a finished site until its end."""
+    return f"checkpoint-{site.replace('/', '-')}"
+
+
 def _join(work: Path, names: Sequence[str], images: Mapping[str, Images]) -> None:
     """Make the tables of all sites from those of each."""
     parts: dict[str, list[pd.DataFrame]] = {}
     for site in names:
-        for path in sorted(work.glob(f"checkpoint-{site.replace('/', '-')}-*.parquet")):
+        for path in sorted(work.glob(f"{_checkpoint(site)}-*.parquet")):
             parts.setdefault(path.stem.rsplit("-", 1)[1], []).append(pd.read_parquet(path))
     judged = {split: images[split].labels.cpu().numpy().astype(np.int16) for split in ("held-out", "test")}
     predictions = pd.concat(parts.pop("predictions"), axis=1)
