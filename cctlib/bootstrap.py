@@ -5,6 +5,7 @@ two such shares, or a mean of them is a sum over images, so all resamples of it 
 the same weights: comparisons are paired by construction.
 """
 
+import numpy as np
 import torch
 from jaxtyping import Float, Integer
 from torch import Tensor
@@ -14,18 +15,19 @@ RESAMPLES = 1000
 
 
 def resample(
-    labels: Integer[Tensor, "image"], resamples: int, generator: torch.Generator
+    labels: Integer[Tensor, "image"] | Integer[np.ndarray, "image"], resamples: int = RESAMPLES, seed: int = 0
 ) -> Float[Tensor, "resample image"]:
     """Weights of `resamples` bootstrap samples of the images, drawn with replacement within each label.
 
-    Integers in float32; within a label each row sums to the label's number of images. Drawn on the
-    generator's device, so that the same seed gives the same weights whatever device `labels` is on, and
-    returned on the device of `labels`.
+    Integers in float32; within a label each row sums to the label's number of images. Drawn on the CPU, so that the
+    same seed gives the same weights whatever device `labels` is on, and returned on the device of `labels`.
     """
+    labels = (labels if isinstance(labels, Tensor) else torch.tensor(labels)).long()
     order = labels.argsort(stable=True)
     sizes = labels.bincount()
     starts = (sizes.cumsum(0) - sizes)[labels[order]]
-    uniform = torch.rand(resamples, len(labels), dtype=torch.float64, generator=generator, device=generator.device)
+    generator = torch.Generator().manual_seed(seed)
+    uniform = torch.rand(resamples, len(labels), dtype=torch.float64, generator=generator)
     drawn = order[starts + (uniform.to(labels.device) * sizes[labels[order]]).long()]
     weights = torch.zeros(drawn.shape, device=labels.device)
     return weights.scatter_add_(1, drawn, torch.ones_like(weights))

@@ -280,7 +280,7 @@ def accuracies(
 ) -> pd.DataFrame:
     """Columns accuracy, accuracy_dense, low and high (see `sweep`), from the same resamples at every call."""
     correct, dense_correct = (torch.from_numpy(part == labels.numpy()).double() for part in (predictions, dense))
-    weights = bootstrap.resample(labels, bootstrap.RESAMPLES, torch.Generator().manual_seed(0))
+    weights = bootstrap.resample(labels)
     change: Float[Tensor, "3 row"] = bootstrap.estimate((correct - dense_correct).T / len(labels), weights)
     accuracy_dense = dense_correct.mean().item()
     low, high = (accuracy_dense + change[1:].double()).clamp(0, 1).numpy()

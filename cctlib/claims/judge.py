@@ -5,7 +5,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
-import torch
 
 from cctlib import bootstrap
 from cctlib.andc.stage import pruning_tables
@@ -71,12 +70,7 @@ def along(depth: Depth) -> list[Verdict]:
 
 def readings(depth: Depth) -> dict[str, pd.DataFrame]:
     """The specification curves of C1, C2 and C3, by claim (see `specifications`)."""
-    weights = {
-        split: bootstrap.resample(
-            torch.tensor(labels, dtype=torch.long), bootstrap.RESAMPLES, torch.Generator().manual_seed(0)
-        )
-        for split, labels in depth.labels.items()
-    }
+    weights = {split: bootstrap.resample(labels) for split, labels in depth.labels.items()}
     nodes, by_theta = depth.tables["nodes"], depth.tables["by_theta"]
     return {
         "C1": specifications.progress(depth.predictions, depth.labels, weights, depth.kinds),

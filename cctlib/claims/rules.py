@@ -15,11 +15,10 @@ from typing import Literal
 
 import numpy as np
 import pandas as pd
-import torch
 from jaxtyping import Float
 from scipy.stats import kendalltau
 
-from cctlib.bootstrap import LEVEL, RESAMPLES, resample
+from cctlib.bootstrap import LEVEL, resample
 from cctlib.errors import UserError
 
 State = Literal["holds", "holds in part", "does not hold", "not tested"]
@@ -135,8 +134,7 @@ def percentiles(samples: Float[np.ndarray, "resample"]) -> tuple[float, float]:
 @lru_cache(maxsize=32)
 def node_weights(nodes: int, site: int) -> Float[np.ndarray, "resample node"]:
     """Bootstrap weights of the nodes of a site; sites of other numbers get other weights, each the same every time."""
-    generator = torch.Generator().manual_seed(site)
-    return resample(torch.zeros(nodes, dtype=torch.int64), RESAMPLES, generator).double().numpy()
+    return resample(np.zeros(nodes, dtype=int), seed=site).double().numpy()
 
 
 def by_encoder(table: pd.DataFrame, kind: str) -> pd.DataFrame:

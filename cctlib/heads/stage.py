@@ -139,7 +139,7 @@ def _experts_alone(
 ) -> dict[str, pd.DataFrame]:
     """Each head alone in the probe, from the pooled nodes of the test images that the measurement kept."""
     labels = torch.from_numpy(study.measurement.labels["test"]).long()
-    weights = bootstrap.resample(labels, bootstrap.RESAMPLES, torch.Generator().manual_seed(0))
+    weights = bootstrap.resample(labels)
     number = study.model.cct.heads
     generator = torch.Generator().manual_seed(0)
     rows = []
@@ -166,7 +166,7 @@ def _ablation(
     }
     whole, silenced = silence.predict(study.network(), study.model.normalise, test, sets, device=study.device)
     labels = test.labels.long()
-    weights = bootstrap.resample(labels, bootstrap.RESAMPLES, torch.Generator().manual_seed(0))
+    weights = bootstrap.resample(labels)
     rows = [
         experts.ablation(site, whole, of_site[:number], of_site[number:], labels, designation[site], weights)
         for site, of_site in silenced.items()

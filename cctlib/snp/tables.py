@@ -100,9 +100,7 @@ def accuracy_table(
     predictions: Mapping[str, Integer[np.ndarray, "image"]], labels: Integer[np.ndarray, "image"]
 ) -> pd.DataFrame:
     """Progressive accuracy: site, encoder, kind, accuracy, low, high, as shares of 1. predictions: by site."""
-    weights = bootstrap.resample(
-        torch.tensor(labels, dtype=torch.long), bootstrap.RESAMPLES, torch.Generator().manual_seed(0)
-    )
+    weights = bootstrap.resample(labels)
     correct = np.stack([of_site == labels for of_site in predictions.values()], axis=1)
     accuracy, low, high = bootstrap.estimate(torch.from_numpy(correct) / len(labels), weights).numpy()
     where = pd.DataFrame([sites.parse(site) for site in predictions], columns=["encoder", "kind"])

@@ -22,7 +22,7 @@ def seeded(seed=0):
 
 @pytest.fixture(scope="module")
 def weights():
-    return resample(IMAGES, 300, seeded())
+    return resample(IMAGES, 300)
 
 
 def guesses(own: float, others: float, seed=0):
