@@ -2,6 +2,7 @@
 
     python -m tools.ship weights FOLDER --default    weights of a finished training
     python -m tools.ship measurement --dataset NAME  the measurement and tables of a study
+    python -m tools.ship seed MODEL --dataset NAME   the tables of a network that differs in its seed alone
     python -m tools.ship layers --dataset NAME       the tables of a convolutional network
 
 Weights are rounded to fp16, and what the rounding costs is measured and written into the manifest. A study's
@@ -21,9 +22,11 @@ from PIL.PngImagePlugin import PngInfo
 from safetensors.torch import load_file, save_file
 
 from cctlib import figures, stages
+from cctlib.claims import judge, seeds
 from cctlib.data import images as data
 from cctlib.errors import UserError
 from cctlib.figures.node import look_at, typical
+from cctlib.heads.stage import ownership
 from cctlib.model import manifest
 from cctlib.model.manifest import Model
 from cctlib.snp import maps, measure
@@ -121,6 +124,21 @@ def ship_study(study: Study) -> Path:
     return folder
 
 
+def ship_seed(study: Study) -> Path:
+    """Measure what is compared from seed to seed, and put it into the model's folder, without the arrays.
+
+    Raises `UserError` for the default model, and for one that was trained otherwise than that.
+    """
+    own, default = study.model, manifest.find(study.dataset)
+    if default is None or own.folder == default.folder or not seeds.trained_alike(own.manifest, default.manifest):
+        raise UserError(f"{own.folder} differs in more than its seed from the default model of {study.dataset}")
+    tables = seeds.tables(study, ownership(study), judge.along(judge.encoders(study)))
+    _remove_measurement(own.folder)
+    stages.write_tables(tables, own.folder)
+    shutil.copyfile(study.folders["heads"] / stages.PROVENANCE, own.folder / seeds.RECORD)
+    return own.folder
+
+
 def ship_layers(layers: Layers) -> Path:
     """Copy the tables of a convolutional network to its model's folder, in place of those that shipped before."""
     destination = layers.model.folder
@@ -173,6 +191,13 @@ def measurement(
     print(f"wrote {ship_study(open_study(dataset, model, profile, runs, device))}")
 
 
+def seed(
+    model: str, /, dataset: str = "cifar100", profile: str = "full", runs: str = "runs", device: str = "auto"
+) -> None:
+    """Ship the tables of a network that differs from the default one in its seed alone, measuring it first."""
+    print(f"wrote {ship_seed(open_study(dataset, model, profile, runs, device))}")
+
+
 def layers(
     dataset: str = "cifar100", model: str = "vgg_11", profile: str = "full", runs: str = "runs", device: str = "auto"
 ) -> None:
@@ -183,7 +208,7 @@ def layers(
 if __name__ == "__main__":
     try:
         tyro.extras.subcommand_cli_from_dict(
-            {"weights": weights, "measurement": measurement, "layers": layers}, prog="tools.ship"
+            {"weights": weights, "measurement": measurement, "seed": seed, "layers": layers}, prog="tools.ship"
         )
     except UserError as error:
         sys.exit(f"tools.ship: {error}")

@@ -8,9 +8,9 @@ import pandas as pd
 
 from cctlib import bootstrap
 from cctlib.andc.stage import pruning_tables
-from cctlib.claims import specifications, verdicts
+from cctlib.claims import seeds, specifications, verdicts
 from cctlib.claims.rules import NOT_TESTED, SUB_BLOCKS, Verdict, verdicts_table
-from cctlib.heads.stage import Ownership, heads_tables, ownership
+from cctlib.heads.stage import Ownership, ownership
 from cctlib.model.sites import FILTERS
 from cctlib.snp.controls import BASIS
 from cctlib.snp.measure import SHUFFLED
@@ -92,12 +92,16 @@ def pruning(study: Study) -> Verdict:
 
 
 def heads(study: Study, owned: Ownership | None = None) -> Verdict:
-    """C5 on one network; `owned` where it was computed already. Raises `Missing` as `pruning`."""
+    """C5, over all networks that differ in their seed alone; `owned` where it was computed already.
+
+    How robust it is, and whether it is about nodes, is asked of the study's own network. Raises `Missing` as `pruning`.
+    """
     owned = ownership(study) if owned is None else owned
-    gaps = heads_tables(study)["expert_sites"]
-    robust = specifications.in_words(specifications.experts(owned.sites, gaps))
+    networks = seeds.networks(study, owned)
+    symmetry, gaps = ([tables[name] for tables in networks.values()] for name in ("symmetry", "expert_sites"))
+    robust = specifications.in_words(specifications.experts(owned.sites, gaps[0]))
     nodes = verdicts.heads_beyond_basis(owned.sites)
-    return replace(verdicts.experts([owned.sites], [gaps]), robust=robust, nodes=nodes)
+    return replace(verdicts.experts(symmetry, gaps, seeds.agreement(networks)), robust=robust, nodes=nodes)
 
 
 def all_claims(study: Study) -> list[Verdict]:

@@ -170,17 +170,15 @@ def _after_little(short: pd.DataFrame | None) -> str:
 # C5: expert heads ------------------------------------------------------------------------------------------
 
 
-def experts(
-    symmetry: Sequence[pd.DataFrame], gaps: Sequence[pd.DataFrame], agreement: pd.DataFrame | None = None
-) -> Verdict:
+def experts(symmetry: Sequence[pd.DataFrame], gaps: Sequence[pd.DataFrame], agreement: pd.DataFrame) -> Verdict:
     """C5 from the site tables of `heads.symmetry` and `experts.expert_accuracy`, a pair of them for each network.
 
-    agreement: pairs of networks with their adjusted Rand index `rand`; needed from three networks on.
+    agreement: pairs of networks with their adjusted Rand index `rand`; none for a single one.
     """
     broken = [_most(table.p_holm < rules.SIGNIFICANT) for table in symmetry]
     able = [_most((table.p < rules.SIGNIFICANT) & (table.gap_low > 0)) for table in gaps]
     each = all(broken) and all(able)
-    seeds, rand = len(symmetry), np.nan if agreement is None else float(agreement.rand.mean())
+    seeds, rand = len(symmetry), float(agreement.rand.mean())
     over_seeds = seeds >= rules.SEEDS and abs(rand) <= rules.UNRELATED
     first, concentration = gaps[0], symmetry[0]
     text = (

@@ -1,7 +1,8 @@
 """What ships: rounded weights with what their training recorded, and no measurement of other weights."""
 
 import json
-from dataclasses import replace
+import shutil
+from dataclasses import asdict, replace
 
 import numpy as np
 import pandas as pd
@@ -10,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from cctlib import stages, study
+from cctlib.claims import seeds
 from cctlib.data import images as data
 from cctlib.errors import UserError
 from cctlib.model import manifest
@@ -116,6 +118,25 @@ def test_a_study_ships_in_place_of_the_one_before(tiny_study, monkeypatch):
     with pytest.raises(UserError, match="more than the 1,000 that one file may have"):
         ship.ship_study(tiny_study)
     assert (folder / "measurement.npz").is_file()
+
+
+def test_a_network_of_another_seed_ships_without_arrays(tiny_study, artifacts):
+    environment = stages.environment("cpu")
+    training = manifest.Training(
+        asdict(DEMO), images=4, passes=4, minutes=1.0, environment=environment, log="log.jsonl"
+    )
+    for number, name in enumerate(("first", "second")):
+        folder = shutil.copytree(tiny_study.model.folder, artifacts / "demo" / name)
+        known = {"seed": number, "default": number == 0, "training": asdict(training), "data": {"train": "0" * 64}}
+        stages.write_json(folder / manifest.FILE, stages.read_json(folder / manifest.FILE) | known)
+    (folder / "measurement.npz").write_bytes(b"of an older measurement")
+    first, second = (replace(tiny_study, model=manifest.find("demo", name)) for name in ("first", "second"))
+    assert ship.ship_seed(second) == folder
+    assert not list(folder.glob("measurement*")) and (folder / seeds.RECORD).is_file()
+    assert {path.stem for path in folder.glob("*.parquet")} == set(seeds.TABLES)
+    assert list(seeds.others(first)) == ["seed 1"]
+    with pytest.raises(UserError, match="differs in more than its seed from the default model of demo"):
+        ship.ship_seed(first)
 
 
 def test_runs_that_do_not_ship(trained, tmp_path):
