@@ -19,7 +19,6 @@ from contextlib import contextmanager, redirect_stdout, suppress
 from importlib import metadata
 from pathlib import Path
 
-import cctlib
 from cctlib import cli, stages
 from cctlib.claims.rules import RULES, STATEMENTS
 from cctlib.errors import UserError
@@ -80,7 +79,6 @@ def assemble(executed: Sequence[Path], explored: Path, out: Path) -> None:
     runs = {name: run_of(copies[name], notebook) for name, notebook in notebooks.items()}
     stages.write_json(out / "book" / "found.json", glued(notebooks))
     _fill(out / "book" / "runs.md", "<!-- runs -->", _runs_table(runs))
-    _fill(out / "book" / "api.md", "<!-- public names -->", _public_names())
     _fill(out / "book" / "commands.md", "<!-- commands -->", _commands())
     _fill(out / "book" / "methods.md", "<!-- rules -->", _rules())
     _fill(out / "book" / "methods.md", "<!-- first version -->", _first_version())
@@ -161,16 +159,6 @@ def _runs_table(runs: Mapping[str, Mapping[str, str]]) -> str:
     versions = _versions(*sorted({re.split(r"[\s<>=!~;\[]", line)[0] for line in metadata.requires("cctlib") or []}))
     lines += ["", "| package | version |", "|---|---|"]
     lines += [f"| {name} | {version} |" for name, version in versions.items()]
-    return "\n".join(lines)
-
-
-def _public_names() -> str:
-    """Markdown: the public names by tier and by module, filled from docstrings by autodoc."""
-    section = "### `{0}`\n\n```{{eval-rst}}\n.. automodule:: {0}\n   :members: {1}\n   :member-order: bysource\n```\n"
-    lines = []
-    for tier, modules in cctlib.TIERS.items():
-        lines.append(f"## {tier}\n")
-        lines += [section.format(f"cctlib.{module}", ", ".join(names)) for module, names in modules.items()]
     return "\n".join(lines)
 
 
