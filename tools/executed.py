@@ -1,6 +1,8 @@
 """Executed notebooks as pages: whole ones only, with figures drawn and described, and glued texts collected."""
 
 import ast
+import base64
+import hashlib
 import html as markup
 import json
 import re
@@ -96,11 +98,16 @@ def _links(cell: dict, static: Path, place: str, code: str, commit: str) -> str:
     """Take from a cell what came with its figures, write it to files, and return what stands below them as HTML: links
     to the files and to the code, and the line of provenance.
     """
-    shown = []
+    shown, picture = [], ""
     for position, output in enumerate(cell["outputs"]):
+        picture = output.get("data", {}).get("image/png", picture)
         record = output.get("data", {}).get(FIGURE)
         if record is None:
             continue
+        if "phone" in record:  # under the name that MyST-NB gives the picture, by which `cctbook` finds it
+            path = static / "phone" / f"{hashlib.sha256(base64.b64decode(_text(picture))).hexdigest()}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(base64.b64decode(record["phone"]))
         links = []
         files = {"csv": "Values (CSV)", "svg": "Picture (SVG)"}
         if record["csv"].count("\n") < 2:  # photographs alone, which have no values

@@ -1,10 +1,11 @@
-"""Five small things that Sphinx does for this book and no other extension does.
+"""Six small things that Sphinx does for this book and no other extension does.
 
 - The role {found}`key` shows a text that some notebook glued, with a link to that page, or says that this run did
   not judge it.
 - plotly.js (5 MB) is loaded on pages that hold a plotly figure, before its content, and on no others.
 - sphinx-thebe, which comes with Jupyter Book, announces a script from a CDN on every page, twice; it is silenced.
 - Links to a page that are shared in a chat or a feed show its title, what it is about, and a picture (Open Graph).
+- Where there is a narrow picture of a figure, a phone loads it in place of the wide one.
 - Docstrings are written to be read in the source; they are shown as text and never misread as reStructuredText.
 """
 
@@ -53,6 +54,16 @@ def finish_page(app, pagename, templatename, context, doctree):
     context["metatags"] = "\n".join([context.get("metatags", ""), *tags])
     if "plotly-graph-div" in context.get("body", ""):
         app.add_js_file("plotly.min.js")
+    phone = Path(app.srcdir) / "book" / "_static" / "phone"
+
+    def with_narrow(image):
+        if not (phone / image[1]).is_file():
+            return image[0]
+        source = context["pathto"](f"_static/phone/{image[1]}", resource=True)
+        return f'<picture><source media="(max-width: 480px)" srcset="{source}">{image[0]}</picture>'
+
+    if "_images" in context.get("body", ""):
+        context["body"] = re.sub(r'<img [^>]*src="[^"]*_images/(\w+\.png)"[^>]*>', with_narrow, context["body"])
     if "citation-list" in context.get("body", ""):
         context["body"] = context["body"].replace(
             '<div role="list" class="citation-list">', '<div class="citation-list">'

@@ -51,7 +51,8 @@ def move(table: pd.DataFrame, kind: str, column: str, show: Callable[[float], st
 
 def moves(table: pd.DataFrame, columns: Sequence[str], kinds: Sequence[str]) -> str:
     """How the first two quantities move at the sub-blocks, as a sentence."""
-    names = {column: title for column, (title, _) in TITLES.items()} | {"noise": "noise", "snr": "SNR"}
+    names = {column: title for column, (title, _) in TITLES.items()}
+    names |= {"clusters": "the number of clusters", "cluster_size": "their size", "noise": "noise", "snr": "SNR"}
     each = [f"{names[name]} {listing([move(table, kind, name) for kind in sub_blocks(kinds)])}" for name in columns[:2]]
     return sentence("; ".join(each))
 

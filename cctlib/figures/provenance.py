@@ -3,6 +3,7 @@
 A notebook shows the line of provenance below the figure. The book makes links of the rest (`tools.executed`).
 """
 
+import base64
 import io
 from collections.abc import Iterator, Mapping
 from html import escape
@@ -17,7 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 KEYS = ("dataset", "model", "weights", "commit", "profile", "device")
-FIGURE = "application/vnd.cctlib.figure+json"  # in a notebook's output: stamp, csv and svg of the figure before it
+FIGURE = "application/vnd.cctlib.figure+json"  # in a notebook: what came with the figure before it
 COLUMNS = ["panel", "title", "series", "x", "y", "value"]
 
 Drawn = TypeVar("Drawn", Figure, go.Figure)
@@ -49,14 +50,16 @@ def stamp_of(figure: Figure | go.Figure) -> str:
     )
 
 
-def under(figure: Figure, line: str = "") -> dict[str, Any]:
-    """What is displayed below a figure, by MIME type. line: in place of the figure's own."""
+def under(figure: Figure, line: str = "", phone: bytes | None = None) -> dict[str, Any]:
+    """What is displayed below a figure, by MIME type. line: in place of its own. phone: its narrow form, a PNG."""
     line = line or stamp_of(figure)
     record = {
         "stamp": line,
         "csv": drawn_values(figure).to_csv(index=False, float_format="%.6g"),
         "svg": to_svg(figure),
     }
+    if phone is not None:
+        record["phone"] = base64.b64encode(phone).decode()
     shown = {"text/plain": line, "text/html": f'<p style="font-size: smaller">{escape(line)}</p>'}
     return shown | {FIGURE: record}
 

@@ -14,6 +14,7 @@ shown in a column of about 750 px, so type is never smaller than `SMALLEST` poin
 """
 
 import io
+import pickle
 import textwrap
 from collections.abc import Iterable, Sequence
 from typing import Any, SupportsFloat, cast
@@ -33,6 +34,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.textpath import TextToPath
+from matplotlib.ticker import FixedLocator
 from matplotlib.transforms import ScaledTranslation
 
 from cctlib.errors import UserError
@@ -62,7 +64,7 @@ DIVERGING = LinearSegmentedColormap.from_list("field", BROWN_TO_BLUE)
 COUNTS = LinearSegmentedColormap.from_list("counts", ["#EDF1F4", "#9DBBD6", "#2F79B5", "#0B2A4A"])  # few: light
 
 SMALLEST, BODY, LABEL, HEADLINE = 9.0, 9.5, 10.5, 13.5  # points
-WIDTH = 7.0  # inches
+WIDTH, NARROW = 7.0, 4.1  # inches; on a phone, text of a narrow card is as large as that of the page
 MARGIN = 0.16  # inches, from the edge of the card to its text
 
 DEFAULTS = {name: value for name, value in matplotlib.rcParamsDefault.items() if not name.startswith("backend")}
@@ -139,12 +141,16 @@ def readable(color: str) -> str:
 class Card(Figure):
     """A matplotlib Figure that shows itself in a notebook, sharp on fine screens, without pyplot and under the theme.
 
-    inner, above: inches of the panels and of the headline. body: the part that holds the panels. stamp: the line that
-    says where it came from, which is shown below it.
+    inner, above: inches of the panels and of the headline. body: the part that holds the panels. said: message and
+    detail of the headline. keys: entries and settings of each legend. columns: panels beside each other; there is a
+    narrow form of cards with one or two. stamp: the line that says where it came from, which is shown below it.
     """
 
     inner, above = 0.0, 0.0
     stamp = ""
+    said = ("", "")
+    keys: Sequence[tuple[list[Artist], dict[str, Any]]] = ()
+    columns = 0
     body: SubFigure
 
     def draw(self, renderer: Any) -> None:
@@ -164,7 +170,7 @@ class Card(Figure):
 
         picture, settings = self._repr_mimebundle_()
         display(picture, metadata=settings, raw=True)
-        display(under(self), raw=True)
+        display(under(self, phone=to_phone(self)), raw=True)
 
 
 def card(
@@ -177,7 +183,7 @@ def card(
     """
     figure = Card(figsize=(width, height), facecolor=GROUND, edgecolor=RULE, linewidth=1.2)
     figure.set_layout_engine(ConstrainedLayoutEngine(w_pad=0.06, h_pad=0.06, wspace=0.04, hspace=0.04))
-    figure.inner = height
+    figure.inner, figure.columns = height, columns if rows else 0
     _reserve(figure, 0.08)
     figure.body = cast(SubFigure, figure.subfigures(1, 1))
     panels = figure.body.subplots(rows, columns, squeeze=False, **settings) if rows else np.empty((0, columns), object)
@@ -186,6 +192,7 @@ def card(
 
 def headline(figure: Card, message: str, detail: str = "") -> None:
     """Write the message above the panels, in bold, and below it how to read them; both are wrapped to the card."""
+    figure.said = message, detail
     width = 0.97 * (figure.get_figwidth() - 2 * MARGIN)  # text on pixels is a little wider than its outlines
     message, detail = wrap(message, HEADLINE, width, bold=True), wrap(detail, BODY + 0.5, width)
     first, second = _lines_height(message, HEADLINE), _lines_height(detail, BODY + 0.5)
@@ -242,6 +249,38 @@ def to_png(figure: Figure, dpi: int = 200) -> bytes:
     return stream.getvalue()
 
 
+@theme()
+def to_phone(figure: Card) -> bytes | None:
+    """The card as a phone shows it, as a PNG: `NARROW`, with headline, titles and legend wrapped anew; None where its
+    `columns` do not allow it.
+    """
+    if not 1 <= figure.columns <= 2:
+        return None
+    card = cast(Card, pickle.loads(pickle.dumps(figure)))  # a copy; copy.deepcopy does not make one of a figure
+    panels = card.body.axes
+    room = (NARROW - 1.4) / card.columns  # inches
+    for axes in panels:
+        for place in ("left", "center", "right"):
+            axes.set_title(wrap(axes.get_title(loc=place), LABEL, room, bold=True), loc=place)
+        axes.set_xlabel(wrap(axes.get_xlabel(), LABEL, min(room, 2.0)))
+        fixed = isinstance(axes.xaxis.get_major_locator(), FixedLocator)  # other ticks become fewer by themselves
+        if fixed and sum(len(label.get_text()) + 1 for label in axes.get_xticklabels()) * 0.08 > room:
+            axes.tick_params(axis="x", labelrotation=90)
+    if any(axes.get_aspect() == 1 for axes in panels):  # squares get smaller with the width
+        card.inner *= 0.75
+    for written in card.body.legends:
+        written.remove()
+    for handles, settings in card.keys:
+        columns = 1 if any(len(str(each.get_label())) > 24 for each in handles) else 2
+        card.inner += 0.2 * (-(-len(handles) // columns) - -(-len(handles) // settings["ncols"]))
+        card.body.legend(handles=handles, **settings | {"ncols": columns})
+    for text in card.texts[:]:
+        text.remove()
+    card.set_figwidth(NARROW)
+    headline(card, *card.said)
+    return to_png(card, dpi=180)
+
+
 # --------------------------------------------------------------------------------------------------------------------
 # Panels
 
@@ -279,6 +318,7 @@ def legend(figure: Card, source: Axes | Sequence[Artist], where: str = "lower le
         handles, labels = source.get_legend_handles_labels()
         source = list(dict(zip(labels, handles, strict=True)).values())
     usual: dict[str, Any] = {"loc": f"outside {where}", "ncols": min(len(source), 4), "handlelength": 1.8}
+    figure.keys = [*figure.keys, (list(source), usual | settings)]
     figure.body.legend(handles=list(source), **usual | settings)
 
 

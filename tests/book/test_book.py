@@ -31,7 +31,7 @@ FOCUS = """() => { const e = document.activeElement, s = getComputedStyle(e);
 
 
 def pages(html):
-    found = [path for folder in ("book", "notebooks") for path in sorted(html.glob(f"{folder}/*.html"))]
+    found = [path for folder in ("book", "book/api", "notebooks") for path in sorted(html.glob(f"{folder}/*.html"))]
     assert len(found) >= 8
     return [*found, html / "search.html", html / "genindex.html"]
 
@@ -77,6 +77,21 @@ def test_every_page_opens_without_a_network_and_fits_a_phone(html, opened):
         assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"], (
             f"{path.name} scrolls sideways on a phone"
         )
+
+
+@pytest.mark.browser
+@pytest.mark.notebooks
+def test_a_phone_loads_narrow_pictures_where_there_are_such(html, opened):
+    page, _, _ = opened(html / "notebooks" / "03_snr.html")
+    shown = (
+        "[...document.querySelectorAll('picture > img')].map(i => [i.currentSrc.includes('/phone/'), i.naturalWidth])"
+    )
+    wide = page.evaluate(shown)
+    page.set_viewport_size(PHONE)
+    page.wait_for_timeout(300)
+    narrow = page.evaluate(shown)
+    assert len(wide) >= 6 and not any(phone for phone, _ in wide)
+    assert all(phone and width < 0.6 * whole for (phone, width), (_, whole) in zip(narrow, wide, strict=True))
 
 
 @pytest.mark.browser

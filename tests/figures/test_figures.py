@@ -208,6 +208,15 @@ def test_a_figure_in_a_notebook_is_followed_by_its_line_its_values_and_its_pictu
     assert np.allclose(ff.x, expected.encoder) and np.allclose(ff.y, 100 * expected.accuracy)
 
 
+def test_a_phone_gets_a_narrow_picture_and_the_card_stays_as_it_is():
+    figure = STATIC["progressive"]()
+    width, values = figure.get_figwidth(), provenance.drawn_values(figure)
+    narrow = Image.open(io.BytesIO(style.to_phone(figure)))
+    assert narrow.width == pytest.approx(180 * style.NARROW, abs=1) and narrow.height > 0.8 * narrow.width
+    assert figure.get_figwidth() == width and provenance.drawn_values(figure).equals(values)
+    assert style.to_phone(style.card(2, 1, 3)[0]) is None and style.to_phone(style.card(2, 0)[0]) is None
+
+
 def test_all_kinds_of_marks_are_among_the_values():
     figure, [[left, right]] = style.card(2, 1, 2)
     left.plot([1, 2], [3, 4], label="line")
