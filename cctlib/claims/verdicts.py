@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
+from cctlib.andc.masks import TARGETS
 from cctlib.claims import rules
 from cctlib.claims.rules import FAILS, HOLDS, IN_PART, NOT_TESTED, State, Verdict
 from cctlib.claims.specifications import SNR
@@ -139,7 +140,7 @@ def pruning(saturated: pd.DataFrame | None, short: pd.DataFrame | None = None) -
     """
     if saturated is None or saturated.empty:
         return Verdict("C4", NOT_TESTED, f"no network was retrained until it stopped gaining{_after_little(short)}")
-    states, texts, intervals = [], [], []
+    states, texts, intervals = {}, [], []
     decisive = saturated[saturated.saturated & (saturated.density <= rules.HALF)]
     for target, rows in decisive.groupby("target", sort=False):
         densest = rows[np.isclose(rows.density, rows.density.max(), atol=0.01)]
@@ -148,12 +149,15 @@ def pruning(saturated: pd.DataFrame | None, short: pd.DataFrame | None = None) -
             continue
         change, low, high = (100 * (andc[name] - andc.accuracy_dense).mean() for name in ("accuracy", "low", "high"))
         chance = 100 * (random.accuracy - random.accuracy_dense).mean()
-        states.append(change >= -rules.TOLERANCE and change > chance)
+        states[target] = bool(change >= -rules.TOLERANCE and change > chance)
         intervals.append((float(low), float(high)))
         texts.append(f"{change:+.1f} points at {target}, {andc.density.mean():.0%} kept (random masks {chance:+.1f})")
     if not states:
         return Verdict("C4", NOT_TESTED, f"no layer was pruned to {rules.HALF:.0%} of its weights and retrained")
-    return Verdict("C4", graded(all(states), any(states)), "; ".join(texts), intervals[0])
+    if open_targets := [target for target in TARGETS if target not in states]:
+        texts.append(f"not judged: {', '.join(open_targets)}")
+    state = graded(all(states.values()) and not open_targets, any(states.values()))
+    return Verdict("C4", state, "; ".join(texts), intervals[0])
 
 
 def _after_little(short: pd.DataFrame | None) -> str:

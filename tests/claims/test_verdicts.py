@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import kendalltau
 
+from cctlib.andc.masks import TARGETS
 from cctlib.bootstrap import resample
 from cctlib.claims import judge, rules, specifications, verdicts
 from cctlib.claims.rules import FAILS, HOLDS, IN_PART, NOT_TESTED, RULES, STATEMENTS
@@ -244,24 +245,33 @@ def pruned(target="linear1", change=-0.001, random=-0.05, density=0.35, saturate
     )
 
 
+def everywhere(**changes):
+    """Rows of all targets; `changes` against the dense accuracy, by target."""
+    return pd.concat([pruned(target, change=changes.get(target, -0.001)) for target in TARGETS])
+
+
 @pytest.mark.parametrize(
     ("table", "state"),
     [
-        (pruned(), HOLDS),
-        (pruned(change=0.02), HOLDS),  # a gain is no loss
+        (everywhere(), HOLDS),
+        (everywhere(fc=0.02), HOLDS),  # a gain is no loss
+        (everywhere(all=-0.03), IN_PART),
+        (pruned(), IN_PART),  # the other targets were not retrained
         (pruned(change=-0.03), FAILS),
         (pruned(random=0.01), FAILS),  # random masks do better
         (pd.concat([pruned("proj"), pruned("fc", change=-0.1)]), IN_PART),
-        (pd.concat([pruned(density=0.6, change=-0.1), pruned(density=0.4)]), HOLDS),  # more than half decides nothing
+        (pd.concat([pruned(density=0.6, change=-0.1), everywhere()]), HOLDS),  # more than half decides nothing
         (pruned(density=0.6), NOT_TESTED),
         (pruned(saturated=False), NOT_TESTED),  # was still gaining
-        (pd.concat([pruned(), pruned("fc", change=-0.1, saturated=False)]), HOLDS),
+        (pd.concat([everywhere(), pruned("fc", change=-0.1, saturated=False)]), HOLDS),
         (pruned().query("method == 'andc'"), NOT_TESTED),
         (None, NOT_TESTED),
     ],
 )
 def test_pruning(table, state):
     assert verdicts.pruning(table).state == state
+    if table is not None and state == IN_PART:
+        assert ("not judged: proj, linear2, fc, all" in verdicts.pruning(table).effect) == (len(table) == 4)
 
 
 def test_short_retraining_is_told_and_decides_nothing():
