@@ -1,6 +1,8 @@
 """Probes against other people's solvers, plain training, and themselves when killed (Method, section 4)."""
 
+import importlib.util
 from dataclasses import replace
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -12,9 +14,11 @@ from torch.nn import functional as F
 
 from cctlib.data import images as data
 from cctlib.errors import UserError
+from cctlib.model import manifest
 from cctlib.snp import fit, probe
 
 SETTINGS = probe.ProbeSettings(penalty=0.1, tolerance=1e-2, most_passes=5, short_steps=2, precision="fp32")
+ROOT = Path(__file__).parents[2]
 SITES = ("enc1/mha", "enc2/trunk", "enc2/ff")
 PENALTY = 1e-2
 
@@ -108,6 +112,16 @@ def test_groups_are_all_sites_in_order_and_as_few_as_fit(sizes, room):
     taken = [sum(named[site] for site in group) for group in made]
     assert all(size <= room or len(group) == 1 for size, group in zip(taken, made, strict=True))
     assert all(size + named[later[0]] > room for size, later in zip(taken, made[1:], strict=False))
+
+
+@pytest.mark.slow
+def test_probes_of_six_sites_are_those_of_the_published_recipe():
+    """Accuracy within 0.5 points, and C_s, N_c, noise and SNR within 3%, of 50 epochs of the siblings' SGD."""
+    spec = importlib.util.spec_from_file_location("bench_probes", ROOT / "benchmarks" / "bench_probes.py")
+    bench = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(bench)
+    train, test = data.load("cifar100", "train").subset(100), data.load("cifar100", "test").subset(30)
+    assert [site for site, *_ in bench.compared(manifest.find("cifar100"), train, test, epochs=50)] == list(bench.SITES)
 
 
 # On a network -----------------------------------------------------------------------------------------------
