@@ -156,6 +156,17 @@ def _runs_table(runs: Mapping[str, Mapping[str, str]]) -> str:
     settings = sorted({run["parameters"] for run in runs.values()} - {""})
     if settings:
         lines += ["", "Settings: " + "; ".join(f"`{text}`" for text in settings) + "."]
+    lines += [
+        "",
+        "What the measurements that ship took:",
+        "",
+        "| network | stage | seconds | device | commit |",
+        "|---" * 5 + "|",
+    ]
+    for path in sorted((ROOT / "artifacts").glob(f"*/*/*.{stages.PROVENANCE}")):
+        made, stage = stages.read_json(path), path.name.removesuffix(f".{stages.PROVENANCE}")
+        facts = " | ".join(str(made.get(key, "not recorded")) for key in ("seconds", "device", "commit"))
+        lines.append(f"| {path.parent.parent.name}/{path.parent.name} | {stage} | {facts} |")
     versions = _versions(*sorted({re.split(r"[\s<>=!~;\[]", line)[0] for line in metadata.requires("cctlib") or []}))
     lines += ["", "| package | version |", "|---|---|"]
     lines += [f"| {name} | {version} |" for name, version in versions.items()]

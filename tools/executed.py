@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from cctlib.errors import UserError
-from cctlib.figures.provenance import FIGURE
+from cctlib.figures.provenance import FIGURE, KEYS
 from cctlib.notebook import PLOTLY
 
 GLUED = "application/papermill.record/"
@@ -49,6 +49,7 @@ def as_page(notebook: dict, name: str, run: Mapping, static: Path, address: str)
     repository.
     """
     cells, commit = [], run["commit"]
+    _say_what_is_shown(notebook, run)
     code = f"{address}/blob/{commit.removesuffix('-dirty')}/notebooks/{name}"
     for number, cell in enumerate(notebook["cells"], start=1):
         tags, below = set(cell["metadata"].get("tags", [])), ""
@@ -68,6 +69,19 @@ def as_page(notebook: dict, name: str, run: Mapping, static: Path, address: str)
     )
     cells.append({"cell_type": "markdown", "metadata": {}, "source": made, "id": "how-made"})
     return {**notebook, "cells": cells}
+
+
+def _say_what_is_shown(notebook: dict, run: Mapping) -> None:
+    """Write below the title of a page of which data set and of which profile it is, as its first figure has it."""
+    outputs = [output.get("data", {}) for cell in notebook["cells"] for output in cell.get("outputs", [])]
+    stamps = [record["stamp"].split(" · ") for data in outputs if (record := data.get(FIGURE))]
+    if not stamps or len(stamps[0]) < len(KEYS):
+        return
+    dataset, (profile, *note) = stamps[0][0], [part for part in stamps[0][4:] if not part.startswith("device ")]
+    cell = next(cell for cell in notebook["cells"] if cell["cell_type"] == "markdown")
+    title, _, text = _text(cell["source"]).partition("\n")
+    said = f"*{dataset}; {'; '.join([f'[{profile}](../book/running.md)', *note])}. Drawn in {run['seconds']} s.*"
+    cell["source"] = f"{title}\n\n{said}\n{text}"
 
 
 def _describe(cell: dict, where: str) -> None:

@@ -117,6 +117,16 @@ def test_a_narrow_picture_has_the_name_that_myst_nb_gives_the_wide_one(tmp_path)
     assert (tmp_path / f"static/phone/{name}.png").read_bytes() == b"narrow"
 
 
+def test_a_page_says_below_its_title_what_it_shows(tmp_path):
+    line = "A <set> · net · weights 12 · commit ab · profile full, reduced · device a clock · not made here"
+    record = {"stamp": line, "csv": "", "svg": "<svg/>"}
+    below = {"output_type": "display_data", "metadata": {}, "data": {executed.FIGURE: record}}
+    title = {"cell_type": "markdown", "metadata": {}, "source": ["# Title\n", "\n", "Text."]}
+    first = page(tmp_path, title, code([IMAGE, below]))[0]["source"]
+    said = "*A <set>; [profile full, reduced](../book/running.md); not made here. Drawn in 42 s.*"
+    assert first == f"# Title\n\n{said}\n\nText."
+
+
 def test_a_figure_without_words_is_refused(tmp_path):
     bare = {**IMAGE, "data": {"image/png": "aGVsbG8=", "text/plain": "<Figure size 640x480 with 1 Axes>"}}
     with pytest.raises(UserError, match="cell 2 shows a figure without an alt text"):
