@@ -1,6 +1,6 @@
 """Speed of training the probes of a CCT, against the siblings' published way, in the same run and at equal result.
 
-    python benchmarks/bench_probes.py [--per-label 100] [--epochs 50] [--threads 2] [--out probes.json]
+    python benchmarks/bench_probes.py [--compared 450] [--per-label 100] [--threads 2] [--out probes.json]
 
 The published way goes site by site, and runs the network again on every batch of every epoch: SGD with Nesterov
 momentum and weight decay, 50 epochs (code of arXiv:2501.12880). Ours keeps the tokens of one pass and solves. First
@@ -31,7 +31,7 @@ from cctlib.stages import device_name
 
 GOAL = 100  # times faster
 SITES = tuple(f"enc{m}/{kind}" for m in (1, 4, 7) for kind in ("mha", "ff"))
-BATCH, STEPS = 100, 3  # of the published way; steps that are timed at each site
+EPOCHS, BATCH, STEPS = 50, 100, 3  # of the published way; steps that are timed at each site
 SETTINGS = ProbeSettings(swapped=(), short=())
 POINTS, SHARE = 0.5, 0.03  # largest difference of accuracy, and of the other numbers: Method, section 4
 NUMBERS = ("cluster_size", "clusters", "noise", "snr")
@@ -55,11 +55,11 @@ def step(probe: Probe, optimizer: torch.optim.Optimizer, tokens: Tensor, labels:
     optimizer.step()
 
 
-def trained_as_published(probe: Probe, tokens: Tensor, labels: Tensor, epochs: int) -> Probe:
-    """The probe after so many epochs of the published recipe, on kept tokens."""
+def trained_as_published(probe: Probe, tokens: Tensor, labels: Tensor) -> Probe:
+    """The probe after `EPOCHS` of the published recipe, on kept tokens."""
     optimizer, schedule = published(probe)
     order = torch.Generator().manual_seed(0)
-    for _ in range(epochs):
+    for _ in range(EPOCHS):
         for rows in torch.randperm(len(labels), generator=order).split(BATCH):
             step(probe, optimizer, tokens[rows], labels[rows])
         schedule.step()
@@ -74,7 +74,7 @@ def read(probe: Probe, tokens: Tensor, labels: Tensor) -> dict[str, float]:
     return {"accuracy": 100 * right.item()} | {name: found[name].item() for name in NUMBERS}
 
 
-def compared(model: Model, train: Images, test: Images, epochs: int) -> Iterator[tuple[str, dict, dict]]:
+def compared(model: Model, train: Images, test: Images) -> Iterator[tuple[str, dict, dict]]:
     """Each of `SITES`, with what our probe and the published one say on test images. Raises where they differ."""
     network, how = model.network("cpu"), {"device": "cpu", "precision": "auto"}
     for site in SITES:
@@ -82,7 +82,7 @@ def compared(model: Model, train: Images, test: Images, epochs: int) -> Iterator
         theirs = make_probes({site: model.config.nodes(site)}, train.num_labels, SETTINGS)[site]
         train_probes(network, model.normalise, ours, train, SETTINGS, device="cpu")
         kept, judged = (kept_tokens(network, model.normalise, images, [site], **how)[site] for images in (train, test))
-        trained_as_published(theirs, kept.values, kept.labels, epochs)
+        trained_as_published(theirs, kept.values, kept.labels)
         found = [read(probe, judged.values, judged.labels) for probe in (ours[site].requires_grad_(False), theirs)]
         off = {name: found[0][name] / found[1][name] - 1 for name in NUMBERS}
         if abs(found[0]["accuracy"] - found[1]["accuracy"]) > POINTS or max(map(abs, off.values())) > SHARE:
@@ -90,7 +90,7 @@ def compared(model: Model, train: Images, test: Images, epochs: int) -> Iterator
         yield site, *found
 
 
-def published_seconds(network: CCT, model: Model, images: Images, probes: Probes, epochs: int) -> float:
+def published_seconds(network: CCT, model: Model, images: Images, probes: Probes) -> float:
     """Seconds of the published way at all sites, from `STEPS` steps at each."""
     total = 0.0
     for site in probes.sites:
@@ -104,14 +104,14 @@ def published_seconds(network: CCT, model: Model, images: Images, probes: Probes
             step(probes[site], optimizer, nodes[site], labels)
             times.append(time.perf_counter() - start)
             start = time.perf_counter()
-        total += sum(times[1:]) / (len(times) - 1) * epochs * len(images) / BATCH
+        total += sum(times[1:]) / (len(times) - 1) * EPOCHS * len(images) / BATCH
     return total
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--per-label", type=int, default=100, help="training images of each label")
-    parser.add_argument("--epochs", type=int, default=50, help="of the published way")
+    parser.add_argument("--compared", type=int, default=450, help="training images of each label, at six sites")
+    parser.add_argument("--per-label", type=int, default=100, help="training images of each label, to be timed")
     parser.add_argument("--threads", type=int, help="threads of torch")
     parser.add_argument("--out", type=Path, help="write what was found as JSON")
     options = parser.parse_args()
@@ -119,16 +119,16 @@ def main() -> None:
         torch.set_num_threads(options.threads)
     model = manifest.find("cifar100")
     assert model is not None, "the network for CIFAR-100 ships with cctlib"
-    train = data.load("cifar100", "train").subset(options.per_label)
+    images, test = data.load("cifar100", "train"), data.load("cifar100", "test").subset(30)
     where = f"{device_name('cpu')}, torch {torch.__version__}"
-    print(f"{model.name}, {len(train):,} training images; {where}")
+    print(f"{model.name}; {where}")
     rows = []
-    for site, ours, theirs in compared(model, train, data.load("cifar100", "test").subset(30), options.epochs):
+    for site, ours, theirs in compared(model, images.subset(options.compared), test):
         rows.append({"site": site, "ours": ours, "published": theirs})
         print(f"{site:9}" + "".join(f"  {name} {ours[name]:.4g} ({theirs[name]:.4g})" for name in ours), flush=True)
-    network = model.network("cpu")
+    network, train = model.network("cpu"), images.subset(options.per_label)
     sites = {site: model.config.nodes(site) for site in network.nodes}
-    slow = published_seconds(network, model, train, make_probes(sites, train.num_labels, SETTINGS), options.epochs)
+    slow = published_seconds(network, model, train, make_probes(sites, train.num_labels, SETTINGS))
     start = time.perf_counter()
     train_probes(
         network, model.normalise, make_probes(sites, train.num_labels, SETTINGS), train, SETTINGS, device="cpu"
@@ -137,7 +137,7 @@ def main() -> None:
     print(f"{len(sites)} probes: {fast:.1f} s; published way {slow:,.0f} s (extrapolated from {STEPS} steps a site)")
     print(f"{slow / fast:.0f} times as fast; goal {GOAL}")
     if options.out:
-        found = {"where": where, "images": len(train), "epochs": options.epochs, "sites": rows}
+        found = {"where": where, "images": len(train), "epochs": EPOCHS, "sites": rows}
         found |= {"seconds": fast, "published, extrapolated": slow, "times faster": slow / fast}
         options.out.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
 
