@@ -26,6 +26,7 @@ from cctlib.model import manifest
 from cctlib.model.cct import CCT
 from cctlib.model.manifest import Model
 from cctlib.model.precision import arithmetic
+from cctlib.model.vgg import VGGConfig
 from cctlib.profiles import Profile, resolve_profile
 from cctlib.snp import maps, measure, stage, tables
 from cctlib.snp.measure import Measurement
@@ -197,9 +198,9 @@ def from_here(path: Path | str) -> Path:
 
 
 def shipped_model(dataset: str, model: str) -> Model | None:
-    """The model, if a measurement comes with it."""
+    """The model, if a measurement comes with it. Raises `UserError` for a network that is no CCT."""
     found = manifest.find(dataset, model)
-    return found if found is not None and (found.folder / measure.FILE).is_file() else None
+    return found if found is not None and found.cct and (found.folder / measure.FILE).is_file() else None
 
 
 def shipped_study(dataset: str, model: str, device: torch.device) -> Study:
@@ -231,6 +232,11 @@ def open_layers(
     found = manifest.find(dataset, model)
     if found is None:
         raise UserError(f"no network of {dataset} comes with cctlib; give the folder of a trained one as the model")
+    if not isinstance(found.config, VGGConfig):
+        raise UserError(
+            f"the model in {found.folder} is a {found.name}, and layers are those of a convolutional network; "
+            f"a transformer is measured by: cctlib snp --model {found.folder.name}"
+        )
     chosen = resolve_profile(profile, where)
     if chosen is None:
         folder, record = found.folder, found.folder / f"layers.{stages.PROVENANCE}"
@@ -287,6 +293,7 @@ def measured_study(dataset: str, model: str, profile: Profile, runs: Path, devic
             '"scratch" to train it all the same, or give the folder of a trained one as the model'
         )
     network = known or train_model(dataset, home, device)
+    heads = network.cct.heads  # refuses a convolutional network before anything is computed
     per_label = {"train": profile.train, "held-out": profile.held_out, "test": profile.test}
     train, held_out, test = (load_images(dataset, split, count, network) for split, count in per_label.items())
     about = {
@@ -300,9 +307,7 @@ def measured_study(dataset: str, model: str, profile: Profile, runs: Path, devic
     measured = stage.measure_stage(
         network, probes, held_out, test, profile.probe, profile.null_draws, about, home, device
     )
-    tabled = stage.tables_stage(
-        measured, profile.thetas, profile.label_orders, profile.rotations, network.cct.heads, home, device
-    )
+    tabled = stage.tables_stage(measured, profile.thetas, profile.label_orders, profile.rotations, heads, home, device)
     folders = {"probe": probes, "measure": measured, "tables": tabled}
     if known is None:
         folders = {"train": network.folder, **folders}

@@ -23,6 +23,7 @@ from cctlib.errors import UserError
 from cctlib.heads import silence
 from cctlib.heads.stage import heads_tables
 from cctlib.profiles import resolve_profile
+from cctlib.study import open_layers
 from tools.reproduce import later_stages
 
 
@@ -63,6 +64,15 @@ def test_wrong_words_are_one_line(tmp_path, words, said):
     with pytest.raises(UserError, match=said) as caught:
         open_study(**{"profile": "quick", "device": "cpu", "runs": tmp_path} | words)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("profile", ["shipped", "quick"])
+def test_a_network_of_the_other_kind_is_refused_with_its_own_command(tmp_path, profile):
+    how = {"profile": profile, "device": "cpu", "runs": tmp_path}
+    with pytest.raises(UserError, match=r"is a vgg_11, .* cctlib layers --model vgg_11"):
+        open_study("cifar100", "vgg_11", **how)
+    with pytest.raises(UserError, match=r"is a cct_7_3x2, .* cctlib snp --model cct_7_3x2"):
+        open_layers("cifar100", "cct_7_3x2", **how)
 
 
 def test_the_command_line_answers_a_mistake_in_one_line(tmp_path):

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -24,7 +24,6 @@ from torch import Tensor
 
 from cctlib import stages
 from cctlib.data.images import Images
-from cctlib.errors import UserError
 from cctlib.model.forward import forward
 from cctlib.model.manifest import Model
 from cctlib.model.precision import arithmetic
@@ -179,9 +178,7 @@ def layers_stage(
 
     images: train, held-out and test. A run that was killed goes on behind the last site that it finished.
     """
-    if not isinstance(model.config, VGGConfig):
-        raise UserError(f"the model in {model.folder} is a {model.name}; layers are those of a convolutional network")
-    convolutions = model.config.convolutions
+    convolutions = cast(VGGConfig, model.config).convolutions
     names = layer_sites(convolutions)
     how: dict[str, Any] = {"device": device, "precision": settings.probe.precision}
 
