@@ -175,27 +175,33 @@ def _after_little(short: pd.DataFrame | None) -> str:
 
 
 def experts(symmetry: Sequence[pd.DataFrame], gaps: Sequence[pd.DataFrame], agreement: pd.DataFrame) -> Verdict:
-    """C5 from the site tables of `heads.symmetry` and `experts.expert_accuracy`, a pair of them for each network.
+    """C5 from the site tables of `heads.symmetry` and `experts.expert_accuracy`, a pair of them for each network; the
+    first is the study's own, which alone decides what does not ask for several.
 
     agreement: pairs of networks with their adjusted Rand index `rand`; none for a single one.
     """
-    broken = [_most(table.p_holm < rules.SIGNIFICANT) for table in symmetry]
-    able = [_most((table.p < rules.SIGNIFICANT) & (table.gap_low > 0)) for table in gaps]
-    each = all(broken) and all(able)
+    specialised = [
+        _most(of_sites.p_holm < rules.SIGNIFICANT) and _most((gap.p < rules.SIGNIFICANT) & (gap.gap_low > 0))
+        for of_sites, gap in zip(symmetry, gaps, strict=True)
+    ]
     seeds, rand = len(symmetry), float(agreement.rand.mean())
-    over_seeds = seeds >= rules.SEEDS and abs(rand) <= rules.UNRELATED
+    over_seeds = seeds >= rules.SEEDS and all(specialised) and abs(rand) <= rules.UNRELATED
     first, concentration = gaps[0], symmetry[0]
     text = (
         f"{100 * first.gap.mean():+.1f} points on own labels (dealt nodes {100 * first.dealt_mean.mean():+.1f}); "
         f"concentration {concentration.concentration.mean():.3f} (dealt nodes {concentration.dealt_mean.mean():.3f}); "
-        + (f"adjusted Rand index {rand:+.2f} over {seeds} networks" if seeds >= rules.SEEDS else _too_few(seeds))
+        + (_over_seeds(specialised, rand) if seeds >= rules.SEEDS else _too_few(seeds))
     )
     interval = (100 * float(first.gap_low.mean()), 100 * float(first.gap_high.mean()))
-    return Verdict("C5", graded(each and over_seeds, each), text, interval)
+    return Verdict("C5", graded(specialised[0] and over_seeds, specialised[0]), text, interval)
 
 
 def _most(conditions: pd.Series) -> bool:
     return bool(conditions.mean() >= rules.MOST)
+
+
+def _over_seeds(specialised: Sequence[bool], rand: float) -> str:
+    return f"heads specialise in {sum(specialised)} of {len(specialised)} networks, adjusted Rand index {rand:+.2f}"
 
 
 def _too_few(seeds: int) -> str:

@@ -74,7 +74,7 @@ def test_heads_are_judged_over_all_networks(study, owned, shipped):
     shipped(1, lambda head: (head + 1) % 4)  # the same division, with other numbers: not spontaneous
     shipped(2)
     verdict = judge.heads(study, owned)
-    assert verdict.state == IN_PART and "adjusted Rand index +1.00 over 3 networks" in verdict.effect
+    assert verdict.state == IN_PART and "in 3 of 3 networks, adjusted Rand index +1.00" in verdict.effect
 
 
 def test_agreement_is_that_of_the_labels_which_both_designate(study, owned, shipped):

@@ -307,7 +307,8 @@ SIX, FIVE = [0.001] * 6 + [0.9], [0.001] * 5 + [0.9] * 2
         ([(symmetry(), gaps(p=0.5))], None, FAILS),  # dealt nodes are as good
         ([(symmetry(), gaps(gap=0.02))], None, FAILS),  # the interval includes zero
         ([(symmetry(), gaps(gap=np.nan))], None, FAILS),
-        ([*2 * [(symmetry(), gaps())], (symmetry(0.9), gaps())], [0.0], FAILS),  # each network must
+        ([*2 * [(symmetry(), gaps())], (symmetry(0.9), gaps())], [0.0], IN_PART),  # another network does not
+        ([(symmetry(0.9), gaps()), *2 * [(symmetry(), gaps())]], [0.0], FAILS),  # its own does not
     ],
 )
 def test_experts(networks, rand, state):
