@@ -8,6 +8,7 @@ import subprocess
 import tomllib
 from pathlib import Path
 
+import plotly.offline
 import pytest
 import yaml
 from packaging.requirements import Requirement
@@ -49,6 +50,12 @@ def test_conda_takes_the_same_pins():
     assert set(extras) == set(
         re.search(r"^EXTRAS := (.+)$", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M)[1].split(",")
     )
+
+
+def test_the_books_plotly_js_is_the_version_that_plotly_writes_figures_for():
+    """Where plotly is pinned anew, take the file and its licence from npm's package plotly.js-cartesian-dist-min."""
+    begins = (ROOT / "book/_static/plotly/plotly-cartesian.min.js").read_text(encoding="utf-8")[:200]
+    assert f"v{plotly.offline.get_plotlyjs_version()}\n" in begins
 
 
 def test_every_page_of_the_book_is_there():

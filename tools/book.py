@@ -73,7 +73,6 @@ def assemble(executed: Sequence[Path], explored: Path, out: Path) -> None:
     settings = (ROOT / "_config.yml").read_text(encoding="utf-8")
     repository = f'\nrepository: {{url: "{ADDRESS}", branch: main, path_to_book: ""}}\n'
     (out / "_config.yml").write_text(settings + repository, encoding="utf-8")
-    _copy_plotly(out / "book" / "_static")
     records = shutil.ignore_patterns(stages.RECORD, stages.PROVENANCE)  # these stay with the stage
     shutil.copytree(explored, out / "book" / "_static" / "explore", ignore=records)
     runs = {name: run_of(copies[name], notebook) for name, notebook in notebooks.items()}
@@ -216,12 +215,6 @@ def _fill(page: Path, mark: str, text: str) -> None:
     if mark not in written:
         raise UserError(f"{page.name} has lost its line {mark}, which says where the build writes; put it back")
     page.write_text(written.replace(mark, text), encoding="utf-8")
-
-
-def _copy_plotly(static: Path) -> None:
-    import plotly.offline
-
-    (static / "plotly.min.js").write_text(plotly.offline.get_plotlyjs(), encoding="utf-8")
 
 
 def _versions(*packages: str) -> dict[str, str]:

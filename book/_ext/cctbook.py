@@ -2,7 +2,7 @@
 
 - The role {found}`key` shows a text that some notebook glued, with a link to that page, or says that this run did
   not judge it.
-- plotly.js (5 MB) is loaded on pages that hold a plotly figure, before its content, and on no others.
+- plotly.js (1.5 MB) is loaded on pages that hold a plotly figure, before its content, and on no others.
 - sphinx-thebe, which comes with Jupyter Book, announces a script from a CDN on every page, twice; it is silenced.
 - Links to a page that are shared in a chat or a feed show its title, what it is about, and a picture (Open Graph).
 - Where there is a narrow picture of a figure, a phone loads it in place of the wide one.
@@ -53,7 +53,7 @@ def finish_page(app, pagename, templatename, context, doctree):
     tags.append(f'<meta name="description" content="{html.escape(DESCRIPTION)}">')
     context["metatags"] = "\n".join([context.get("metatags", ""), *tags])
     if "plotly-graph-div" in context.get("body", ""):
-        app.add_js_file("plotly.min.js")
+        app.add_js_file("plotly/plotly-cartesian.min.js")
     phone = Path(app.srcdir) / "book" / "_static" / "phone"
 
     def with_narrow(image):
