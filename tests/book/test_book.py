@@ -1,9 +1,12 @@
 """The book as its readers get it: notebooks run by papermill, built, and opened in a headless Chromium, offline."""
 
+import functools
+import gzip
 import os
+import re
 import xml.etree.ElementTree as ET
 from pathlib import Path
-from urllib.parse import urlparse
+from urllib.parse import unquote, urlparse
 
 import numpy as np
 import pandas as pd
@@ -77,6 +80,20 @@ def test_every_page_opens_without_a_network_and_fits_a_phone(html, opened):
         assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"], (
             f"{path.name} scrolls sideways on a phone"
         )
+
+
+@pytest.mark.notebooks
+def test_a_page_weighs_less_than_3_mb_as_servers_send_it(html):
+    """Compressed, with everything that its HTML names: scripts, styles and pictures (the wide ones)."""
+    sent = functools.cache(lambda path: len(gzip.compress(path.read_bytes(), compresslevel=6)))
+    for path in pages(html):
+        text = path.read_text(encoding="utf-8")
+        named = re.findall(r'<(?:script|img)\b[^>]*? src="([^"#?:]+)', text) + re.findall(
+            r'<link\b[^>]*? href="([^"#?:]+\.(?:css|js|svg))', text
+        )
+        files = {(path.parent / unquote(name)).resolve() for name in named}
+        weight = sent(path) + sum(sent(file) for file in files if file.is_file())
+        assert len(files) > 5 and weight < 3_000_000, f"{path.name}: {weight:,} bytes"
 
 
 @pytest.mark.browser
