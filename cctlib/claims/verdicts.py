@@ -153,7 +153,8 @@ def pruning(saturated: pd.DataFrame | None, short: pd.DataFrame | None = None) -
         intervals.append((float(low), float(high)))
         texts.append(f"{change:+.1f} points at {target}, {andc.density.mean():.0%} kept (random masks {chance:+.1f})")
     if not states:
-        return Verdict("C4", NOT_TESTED, f"no layer was pruned to {rules.HALF:.0%} of its weights and retrained")
+        why = f"no layer was pruned to {rules.HALF:.0%} of its weights and retrained until all methods stopped gaining"
+        return Verdict("C4", NOT_TESTED, f"{why}{_after_little(saturated)}")
     if open_targets := [target for target in TARGETS if target not in states]:
         texts.append(f"not judged: {', '.join(open_targets)}")
     state = graded(all(states.values()) and not open_targets, any(states.values()))

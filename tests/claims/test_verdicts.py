@@ -239,6 +239,8 @@ def pruned(target="linear1", change=-0.001, random=-0.05, density=0.35, saturate
         target=target,
         density=density,
         saturated=saturated,
+        theta=0.3,
+        epochs=4.0,
         accuracy_dense=0.63,
         low=table.accuracy - 0.002,
         high=table.accuracy + 0.002,
@@ -274,8 +276,15 @@ def test_pruning(table, state):
         assert ("not judged: proj, linear2, fc, all" in verdicts.pruning(table).effect) == (len(table) == 4)
 
 
+def test_networks_that_were_still_gaining_are_told_and_decide_nothing():
+    gaining = pruned("fc", change=-0.02, saturated=False)
+    verdict = verdicts.pruning(gaining)
+    assert verdict.state == NOT_TESTED
+    assert verdict.effect.endswith("after 4 epochs, points against the dense network: fc -2.0")
+
+
 def test_short_retraining_is_told_and_decides_nothing():
-    short = pd.concat([pruned(change=c).assign(epochs=e, theta=0.3) for c, e in ((-0.3, 0.0), (-0.1, 0.5))])
+    short = pd.concat([pruned(change=c).assign(epochs=e) for c, e in ((-0.3, 0.0), (-0.1, 0.5))])
     verdict = verdicts.pruning(None, short)
     assert verdict.state == NOT_TESTED
     assert verdict.effect.endswith("after 0.5 epochs, points against the dense network: linear1 -10.0")
