@@ -12,7 +12,7 @@ ours is run in full. The network is the one that ships for CIFAR-100, on its tra
 import argparse
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -33,7 +33,7 @@ GOAL = 100  # times faster
 SITES = tuple(f"enc{m}/{kind}" for m in (1, 4, 7) for kind in ("mha", "ff"))
 EPOCHS, BATCH, STEPS = 50, 100, 3  # of the published way; steps that are timed at each site
 SETTINGS = ProbeSettings(swapped=(), short=())
-POINTS, SHARE = 0.5, 0.03  # largest difference of accuracy, and of the other numbers: Method, section 4
+POINTS, SHARE = 0.5, 0.03  # that accuracy may be behind, and that the other numbers may differ: Method, section 4
 NUMBERS = ("cluster_size", "clusters", "noise", "snr")
 
 
@@ -74,10 +74,10 @@ def read(probe: Probe, tokens: Tensor, labels: Tensor) -> dict[str, float]:
     return {"accuracy": 100 * right.item()} | {name: found[name].item() for name in NUMBERS}
 
 
-def compared(model: Model, train: Images, test: Images) -> Iterator[tuple[str, dict, dict]]:
-    """Each of `SITES`, with what our probe and the published one say on test images. Raises where they differ."""
+def compared(model: Model, train: Images, test: Images, sites: Sequence[str]) -> Iterator[tuple[str, dict, dict]]:
+    """Each of the sites, with what our probe and the published one say on test images. Raises where they differ."""
     network, how = model.network("cpu"), {"device": "cpu", "precision": "auto"}
-    for site in SITES:
+    for site in sites:
         ours = make_probes({site: model.config.nodes(site)}, train.num_labels, SETTINGS)
         theirs = make_probes({site: model.config.nodes(site)}, train.num_labels, SETTINGS)[site]
         train_probes(network, model.normalise, ours, train, SETTINGS, device="cpu")
@@ -85,7 +85,8 @@ def compared(model: Model, train: Images, test: Images) -> Iterator[tuple[str, d
         trained_as_published(theirs, kept.values, kept.labels)
         found = [read(probe, judged.values, judged.labels) for probe in (ours[site].requires_grad_(False), theirs)]
         off = {name: found[0][name] / found[1][name] - 1 for name in NUMBERS}
-        if abs(found[0]["accuracy"] - found[1]["accuracy"]) > POINTS or max(map(abs, off.values())) > SHARE:
+        behind = found[1]["accuracy"] - found[0]["accuracy"]  # SGD is behind where 50 epochs do not reach the minimum
+        if behind > POINTS or max(map(abs, off.values())) > SHARE:
             raise AssertionError(f"{site}: ours {found[0]}, published {found[1]}")
         yield site, *found
 
@@ -110,7 +111,8 @@ def published_seconds(network: CCT, model: Model, images: Images, probes: Probes
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--compared", type=int, default=450, help="training images of each label, at six sites")
+    parser.add_argument("--compared", type=int, default=450, help="training images of each label, where compared")
+    parser.add_argument("--sites", nargs="*", default=SITES, help="that are compared")
     parser.add_argument("--per-label", type=int, default=100, help="training images of each label, to be timed")
     parser.add_argument("--threads", type=int, help="threads of torch")
     parser.add_argument("--out", type=Path, help="write what was found as JSON")
@@ -123,7 +125,7 @@ def main() -> None:
     where = f"{device_name('cpu')}, torch {torch.__version__}"
     print(f"{model.name}; {where}")
     rows = []
-    for site, ours, theirs in compared(model, images.subset(options.compared), test):
+    for site, ours, theirs in compared(model, images.subset(options.compared), test, options.sites):
         rows.append({"site": site, "ours": ours, "published": theirs})
         print(f"{site:9}" + "".join(f"  {name} {ours[name]:.4g} ({theirs[name]:.4g})" for name in ours), flush=True)
     network, train = model.network("cpu"), images.subset(options.per_label)

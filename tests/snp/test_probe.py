@@ -116,12 +116,14 @@ def test_groups_are_all_sites_in_order_and_as_few_as_fit(sizes, room):
 
 @pytest.mark.slow
 def test_probes_of_six_sites_are_those_of_the_published_recipe():
-    """Accuracy within 0.5 points, and C_s, N_c, noise and SNR within 3%, of 50 epochs of the siblings' SGD."""
+    """Accuracy at most 0.5 points behind, and C_s, N_c, noise and SNR within 3%, of 50 epochs of the siblings' SGD."""
     spec = importlib.util.spec_from_file_location("bench_probes", ROOT / "benchmarks" / "bench_probes.py")
     bench = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(bench)
     train, test = data.load("cifar100", "train"), data.load("cifar100", "test").subset(30)
-    assert [site for site, *_ in bench.compared(manifest.find("cifar100"), train, test)] == list(bench.SITES)
+    assert [site for site, *_ in bench.compared(manifest.find("cifar100"), train, test, bench.SITES)] == list(
+        bench.SITES
+    )
 
 
 # On a network -----------------------------------------------------------------------------------------------
