@@ -5,3 +5,8 @@ function reachable() {
 }
 addEventListener("resize", reachable);
 addEventListener("load", () => (window.MathJax?.startup?.promise ?? Promise.resolve()).then(reachable));
+// The theme's button that opens a part of the menu has a picture and no name.
+addEventListener("DOMContentLoaded", () => {
+  for (const button of document.querySelectorAll("nav summary"))
+    button.ariaLabel = `Pages of ${button.closest("li").firstElementChild.textContent.trim()}`;
+});

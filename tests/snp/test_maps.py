@@ -198,9 +198,3 @@ def test_a_site_of_the_stage_is_what_its_parts_say(tiny_vgg):
     rows = made["nodes"].query("theta == 0.5")
     assert np.array_equal(rows.noise.to_numpy(), statistics.noise.numpy())
     assert "few_labels" not in made
-
-
-def test_a_transformer_has_no_layers(tmp_path):
-    model = manifest.find("cifar100")
-    with pytest.raises(UserError, match="convolutional"):
-        maps.layers_stage(model, {}, SETTINGS, {}, tmp_path, torch.device("cpu"))
