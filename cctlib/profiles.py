@@ -87,7 +87,7 @@ ON_PROCESSOR = replace(
 PROFILES = {
     "quick": Profile(
         "quick",
-        train=60,
+        train=100,
         layers_train=20,
         held_out=20,
         test=30,
