@@ -26,12 +26,13 @@ from cctlib.model.cct import CCT
 from cctlib.model.forward import forward
 from cctlib.model.manifest import Model
 from cctlib.snp import fields
+from cctlib.snp.maps import BATCH, FALL, MOMENTUM, RATE
 from cctlib.snp.probe import Probe, Probes, ProbeSettings, kept_tokens, make_probes, train_probes
 from cctlib.stages import device_name
 
 GOAL = 100  # times faster
 SITES = tuple(f"enc{m}/{kind}" for m in (1, 4, 7) for kind in ("mha", "ff"))
-EPOCHS, BATCH, STEPS = 50, 100, 3  # of the published way; steps that are timed at each site
+EPOCHS, STEPS = 50, 3  # of the published way; steps that are timed at each site
 SETTINGS = ProbeSettings(swapped=(), short=())
 POINTS, SHARE = 0.5, 0.03  # that accuracy may be behind, and that the other numbers may differ: Method, section 4
 NUMBERS = ("cluster_size", "clusters", "noise", "snr")
@@ -42,9 +43,9 @@ def published(probe: Probe) -> tuple[torch.optim.Optimizer, torch.optim.lr_sched
     bound = probe.fc.in_features**-0.5
     for weight in (probe.fc.weight, probe.attention_pool.weight):
         torch.nn.init.uniform_(weight, -bound, bound)
-    how = {"lr": 0.01, "momentum": 0.975, "nesterov": True, "weight_decay": SETTINGS.penalty}
+    how = {"lr": RATE, "momentum": MOMENTUM, "nesterov": True, "weight_decay": SETTINGS.penalty}
     optimizer = torch.optim.SGD(probe.parameters(), **how)
-    return optimizer, torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.975)
+    return optimizer, torch.optim.lr_scheduler.ExponentialLR(optimizer, FALL)
 
 
 def step(probe: Probe, optimizer: torch.optim.Optimizer, tokens: Tensor, labels: Tensor) -> None:

@@ -28,7 +28,7 @@ def owned(study):
 
 @pytest.fixture
 def shipped(study, owned, tmp_path, monkeypatch):
-    """Puts networks of other seeds beside the study's own, as alike as given; returns the place of all."""
+    """A function that ships a network of another seed for the study's data set, as alike to its own as is given."""
     own = study.model.manifest
     home = tmp_path / study.dataset
 
