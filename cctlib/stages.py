@@ -99,20 +99,22 @@ def commit() -> str:
         return "unknown"
 
 
-def device_name(device: torch.device | str) -> str:
-    """A reader's name of a device: the GPU's own name, or the processor and its number of threads."""
-    device = torch.device(device)
-    if device.type == "cuda":
+def machine(device: torch.device | str) -> str:
+    """The name of the GPU or of the processor."""
+    if torch.device(device).type == "cuda":
         return torch.cuda.get_device_name(device)
-    threads = torch.get_num_threads()
-    return f"{_processor()}, {threads} thread{'s' if threads > 1 else ''}"
-
-
-def _processor() -> str:
     cpuinfo = Path("/proc/cpuinfo")
     text = cpuinfo.read_text(encoding="utf-8", errors="replace") if cpuinfo.exists() else ""
     name = re.search(r"^model name\s*: (.+)$", text, re.M)
     return name[1].strip() if name else platform.processor() or platform.machine()
+
+
+def device_name(device: torch.device | str) -> str:
+    """The same for a reader, who is told a processor's number of threads as well."""
+    if torch.device(device).type == "cuda":
+        return machine(device)
+    threads = torch.get_num_threads()
+    return f"{machine(device)}, {threads} thread{'s' if threads > 1 else ''}"
 
 
 def environment(device: torch.device | str) -> dict[str, str]:

@@ -88,6 +88,13 @@ def test_without_a_change_nothing_is_stale(chain):
     assert stale(chain(), chain()) == set()
 
 
+def test_the_number_of_threads_makes_nothing_stale(chain, monkeypatch):
+    """A notebook's kernel has fewer threads than the study before it, and must not time the networks again."""
+    before, threads = chain(), torch.get_num_threads()
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads + 1)
+    assert stale(before, chain()) == set()
+
+
 def test_the_form_of_attention_makes_stale_what_runs_the_network(chain, monkeypatch):
     before = chain()
     monkeypatch.setattr(precision, "attention", lambda device: "fused")

@@ -139,7 +139,7 @@ def latency_stage(study: Study, settings: PruningSettings) -> Path:
         settings={
             "thetas": settings.latency_thetas,
             "seconds": settings.seconds,
-            "machine": stages.device_name(study.device),
+            "machine": stages.machine(study.device),  # on so many threads as it first had: a notebook has fewer
         },
         arithmetic=arithmetic(study.device),
         device=study.device,
