@@ -33,6 +33,17 @@ SHOWN = {  # commands whose output is a part of their page
     "layers": ("--profile", "shipped"),
     "andc": ("--profile", "shipped"),
 }
+CHAPTERS = {  # that draw what a stage measured
+    "measure": ("02_snp", "03_snr"),
+    "tables": ("02_snp", "03_snr"),
+    "heads": ("04_heads",),
+    "andc": ("05_andc",),
+    "latency": ("05_andc",),
+    "repaired": ("05_andc",),
+    "saturated": ("05_andc",),
+    "seed": ("06_datasets",),
+    "layers": ("07_cnn",),
+}
 
 
 # --- the book ---
@@ -159,13 +170,14 @@ def _runs_table(runs: Mapping[str, Mapping[str, str]]) -> str:
         "",
         "What the measurements that ship took:",
         "",
-        "| network | stage | seconds | device | commit |",
-        "|---" * 5 + "|",
+        "| network | stage | shown in | seconds | device | commit |",
+        "|---" * 6 + "|",
     ]
     for path in sorted((ROOT / "artifacts").glob(f"*/*/*.{stages.PROVENANCE}")):
         made, stage = stages.read_json(path), path.name.removesuffix(f".{stages.PROVENANCE}")
         facts = " | ".join(str(made.get(key, "not recorded")) for key in ("seconds", "device", "commit"))
-        lines.append(f"| {path.parent.parent.name}/{path.parent.name} | {stage} | {facts} |")
+        chapters = " ".join(f"[{name[:2]}](../notebooks/{name}.ipynb)" for name in CHAPTERS.get(stage, ()))
+        lines.append(f"| {path.parent.parent.name}/{path.parent.name} | {stage} | {chapters} | {facts} |")
     versions = _versions(*sorted({re.split(r"[\s<>=!~;\[]", line)[0] for line in metadata.requires("cctlib") or []}))
     lines += ["", "| package | version |", "|---|---|"]
     lines += [f"| {name} | {version} |" for name, version in versions.items()]

@@ -49,7 +49,7 @@ def as_page(notebook: dict, name: str, run: Mapping, static: Path, address: str)
     repository.
     """
     cells, commit = [], run["commit"]
-    _say_what_is_shown(notebook, run)
+    _say_what_is_shown(notebook, name, run, address)
     code = f"{address}/blob/{commit.removesuffix('-dirty')}/notebooks/{name}"
     for number, cell in enumerate(notebook["cells"], start=1):
         tags, below = set(cell["metadata"].get("tags", [])), ""
@@ -71,8 +71,10 @@ def as_page(notebook: dict, name: str, run: Mapping, static: Path, address: str)
     return {**notebook, "cells": cells}
 
 
-def _say_what_is_shown(notebook: dict, run: Mapping) -> None:
-    """Write below the title of a page of which data set and of which profile it is, as its first figure has it."""
+def _say_what_is_shown(notebook: dict, name: str, run: Mapping, address: str) -> None:
+    """Write below the title of a page of which data set and of which profile it is, as its first figure has it, what
+    drew it in what time, and where it can be run.
+    """
     outputs = [output.get("data", {}) for cell in notebook["cells"] for output in cell.get("outputs", [])]
     stamps = [record["stamp"].split(" · ") for data in outputs if (record := data.get(FIGURE))]
     if not stamps or len(stamps[0]) < len(KEYS):
@@ -80,7 +82,12 @@ def _say_what_is_shown(notebook: dict, run: Mapping) -> None:
     dataset, (profile, *note) = stamps[0][0], [part for part in stamps[0][4:] if not part.startswith("device ")]
     cell = next(cell for cell in notebook["cells"] if cell["cell_type"] == "markdown")
     title, _, text = _text(cell["source"]).partition("\n")
-    said = f"*{dataset}; {'; '.join([f'[{profile}](../book/running.md)', *note])}. Drawn in {run['seconds']} s.*"
+    colab = address.replace("https://github.com", "https://colab.research.google.com/github")
+    said = (
+        f"*{dataset}; {'; '.join([f'[{profile}](../book/running.md)', *note])}. Drawn in {run['seconds']} s on "
+        f"{run['device']}; [how long the measurement took](../book/runs.md). "
+        f"[Open in Colab]({colab}/blob/main/notebooks/{name}).*"
+    )
     cell["source"] = f"{title}\n\n{said}\n{text}"
 
 

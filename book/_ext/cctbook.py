@@ -1,10 +1,11 @@
-"""Six small things that Sphinx does for this book and no other extension does.
+"""Seven small things that Sphinx does for this book and no other extension does.
 
 - The role {found}`key` shows a text that some notebook glued, with a link to that page, or says that this run did
   not judge it.
 - plotly.js (1.5 MB) is loaded on pages that hold a plotly figure, before its content, and on no others.
 - sphinx-thebe, which comes with Jupyter Book, announces a script from a CDN on every page, twice; it is silenced.
 - Links to a page that are shared in a chat or a feed show its title, what it is about, and a picture (Open Graph).
+- A link to the glossary shows the definition when the pointer rests on it.
 - Where there is a narrow picture of a figure, a phone loads it in place of the wide one.
 - Docstrings are written to be read in the source; they are shown as text and never misread as reStructuredText.
 """
@@ -62,12 +63,27 @@ def finish_page(app, pagename, templatename, context, doctree):
         source = context["pathto"](f"_static/phone/{image[1]}", resource=True)
         return f'<picture><source media="(max-width: 480px)" srcset="{source}">{image[0]}</picture>'
 
+    if "glossary.html#term-" in context.get("body", ""):
+        meanings = definitions(app.env)
+        context["body"] = re.sub(
+            r'<a (class="[^"]*" href="[^"]*glossary\.html#(term-[^"]+)")',
+            lambda link: f'<a title="{html.escape(meanings.get(link[2], ""))}" {link[1]}',
+            context["body"],
+        )
     if "_images" in context.get("body", ""):
         context["body"] = re.sub(r'<img [^>]*src="[^"]*_images/(\w+\.png)"[^>]*>', with_narrow, context["body"])
     if "citation-list" in context.get("body", ""):
         context["body"] = context["body"].replace(
             '<div role="list" class="citation-list">', '<div class="citation-list">'
         )
+
+
+def definitions(env):
+    """The text of each definition of the glossary, by the address of its term."""
+    items = env.get_doctree("book/glossary").findall(nodes.definition_list_item)
+    return {
+        name: item.children[-1].astext() for item in items for term in item.findall(nodes.term) for name in term["ids"]
+    }
 
 
 def show_as_text(app, what, name, obj, options, lines):

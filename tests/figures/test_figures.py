@@ -26,6 +26,8 @@ from cctlib.claims import rules
 from cctlib.errors import UserError
 from cctlib.figures import along, headline_of, node, provenance, stamp, style, tables, to_png, wording
 from cctlib.figures.style import Card
+from cctlib.snp.controls import BASIS
+from cctlib.snp.measure import SHUFFLED
 from cctlib.study import open_layers, open_study
 from tools.hero import hero
 
@@ -285,20 +287,22 @@ def test_nodes_and_their_controls_are_drawn_at_their_values():
 
 def test_sites_beyond_all_draws_are_counted_for_each_control():
     draws, sites = tiny.by_site("draw", 5), len(along.at_theta(tiny.by_theta()))
-    far = draws.assign(noise=draws.noise + 1000, clusters=draws.clusters - 1)
-    near = draws.assign(noise=1000.0 * draws.draw, clusters=4.2)
-    said = drawn("03_snr").beyond(tiny.by_theta(), {"far": far, "near": near}, ("clusters", "noise"))
-    first, second = said.removeprefix("Beyond all draws with ").split("; with ")
-    assert first == f"far, clusters per node above at {sites} and noise per node below at {sites} of {sites} sites"
-    assert second == f"near, clusters per node above at 0 and noise per node above at 0 of {sites} sites"
+    far = draws.assign(noise=draws.noise + 1000, snr=draws.snr - 100)
+    near = draws.assign(noise=1000.0 * draws.draw, snr=2000.0 * draws.draw - 1000)
+    said = drawn("03_snr").beyond(tiny.by_theta(), {SHUFFLED: far, BASIS: near}, ("noise", "snr"))
+    chance, basis = f"with shuffled labels at {sites} of {sites} sites", f"in a random basis at 0 of {sites} sites"
+    noise, snr = said.split("; ")
+    assert noise == f"Noise per node is lower than {chance} and higher than {basis}"
+    assert snr == f"signal to noise is higher than {chance} and higher than {basis}"
 
 
 def test_the_last_encoder_is_told_beside_the_medians_of_its_controls():
     table = tiny.by_theta().assign(noise=5.0)
     draws = tiny.by_site("draw", 3)
     draws = draws.assign(noise=draws.draw * 10.0 + draws.encoder)
-    said = drawn("03_snr").at_the_end(table, {"far": draws})
-    assert said == "At the last encoder, noise per node is 5.00 at mha (17.0 with far) and 5.00 at ff (17.0 with far)"
+    said = drawn("03_snr").at_the_end(table, {BASIS: draws})
+    each = [f"5.00 at {kind} (17.0 in a random basis)" for kind in ("mha", "ff")]
+    assert said == f"At the last encoder, noise per node is {each[0]} and {each[1]}"
 
 
 def test_every_panel_of_a_grid_is_drawn_for_its_kind_and_quantity():
@@ -324,7 +328,7 @@ def test_trends_are_counted_where_they_are_significant():
     noise, snr = trends[trends.quantity == "noise"], trends[trends.quantity == "snr"]
     assert (noise.change < 0).all() and not noise.falls.any()
     assert snr.rises.all() and rules.trend(np.arange(1.0, 8.0))[1]
-    assert "noise falls at 0 of 7 thresholds" in headline_of(chapter.figure)
+    assert "noise falls steadily at 0 of 7 thresholds" in headline_of(chapter.figure)
     slope = np.polyfit(range(1, 8), list(order.values()), 1)[0]
     assert np.allclose(noise.change, 100 * slope / 4)
 
@@ -396,7 +400,7 @@ def test_retraining_is_told_of_what_was_retrained():
     runs = tiny.pruned()
     chapter = of_retraining(runs[(runs.epochs == 0) | runs.target.isin(["fc", "all"])])
     figure = chapter.figure
-    assert "in 2 of 2 retrained targets" in headline_of(figure) and "3 targets were not" in headline_of(figure)
+    assert "for 2 of 2 kinds of layer" in headline_of(figure) and "3 targets were not" in headline_of(figure)
     before, after = figure.axes
     assert Counter(text.get_text() for text in after.texts) == {"not retrained": 3} and not before.texts
     marks = [line.get_xdata()[0] for line in after.lines if to_hex(line.get_color()) == style.METHODS["andc"].lower()]
@@ -518,7 +522,7 @@ def test_headlines_follow_their_data():
     assert "intervals overlap" in headline_of(of_probes(table.assign(low=0.0, high=1.0)))
     worse = tiny.pruned()
     worse.loc[worse.method == "andc", "accuracy"] = 0.1
-    assert "within 0.5 points in 0 of 15 cases; it beats" in headline_of(of_density(worse).figure)
+    assert "in 0 of 15 pairs of layer and threshold; it beats" in headline_of(of_density(worse).figure)
     assert "random mask in 0 of 15" in headline_of(of_density(worse).figure)
 
 

@@ -88,7 +88,9 @@ def test_a_missing_copy_is_named(tmp_path):
 
 def page(tmp_path, *cells):
     run = executed.run_of(tmp_path / "01_model.ipynb", notebook())
-    return executed.as_page(notebook(*cells), "01_model.ipynb", run, tmp_path / "static", "https://x")["cells"]
+    return executed.as_page(notebook(*cells), "01_model.ipynb", run, tmp_path / "static", "https://github.com/me/book")[
+        "cells"
+    ]
 
 
 def test_the_words_that_come_with_an_image_are_its_alt_text(tmp_path):
@@ -105,7 +107,7 @@ def test_what_comes_with_a_figure_becomes_files_and_links(tmp_path):
     for kind in ("csv", "svg"):
         assert f'href="../_static/figures/01_model-1-1.{kind}" download' in under["source"]
         assert (tmp_path / f"static/figures/01_model-1-1.{kind}").read_text() == record[kind]
-    assert 'href="https://x/blob/' in under["source"] and "&lt;b&gt;" in under["source"]
+    assert 'href="https://github.com/me/book/blob/' in under["source"] and "&lt;b&gt;" in under["source"]
 
 
 def test_a_narrow_picture_has_the_name_that_myst_nb_gives_the_wide_one(tmp_path):
@@ -123,7 +125,12 @@ def test_a_page_says_below_its_title_what_it_shows(tmp_path):
     below = {"output_type": "display_data", "metadata": {}, "data": {executed.FIGURE: record}}
     title = {"cell_type": "markdown", "metadata": {}, "source": ["# Title\n", "\n", "Text."]}
     first = page(tmp_path, title, code([IMAGE, below]))[0]["source"]
-    said = "*A <set>; [profile full, reduced](../book/running.md); not made here. Drawn in 42 s.*"
+    said = (
+        "*A <set>; [profile full, reduced](../book/running.md); not made here. Drawn in 42 s on "
+        "a device that was not recorded; "
+        "[how long the measurement took](../book/runs.md). "
+        "[Open in Colab](https://colab.research.google.com/github/me/book/blob/main/notebooks/01_model.ipynb).*"
+    )
     assert first == f"# Title\n\n{said}\n\nText."
 
 
