@@ -96,23 +96,30 @@ def _describe(cell: dict, where: str) -> None:
 
     Raises `UserError` for a figure without words.
 
-    The alt text of an image is the cell's own (`mystnb.image.alt` in its metadata), else the text that came with the
-    image.
+    The alt text of an image is the text that came with it, which says what is found, and the cell's own
+    (`mystnb.image.alt` in its metadata), which says what is drawn. The images of one cell share theirs.
     """
-    own = cell["metadata"].get("mystnb", {}).get("image", {}).get("alt")
+    own, messages = cell["metadata"].get("mystnb", {}).get("image", {}).get("alt", ""), []
     for position, output in enumerate(cell["outputs"]):
         data = output.get("data", {})
         if PLOTLY not in data and "image/png" not in data and "image/svg+xml" not in data:
             continue
         said = _text(data.get("text/plain", "")).strip()
-        alt = own or (said if not said.startswith("<") else "")
-        if not alt:
+        message = "" if said.startswith("<") else said  # <Figure size ...>
+        if not message and not own:
             raise UserError(f"{where} shows a figure without an alt text; set mystnb.image.alt in the cell's metadata")
         if PLOTLY in data:
-            name = re.sub(r"\W+", "-", where) + f"-{position}"
+            name, alt = re.sub(r"\W+", "-", where) + f"-{position}", _sentences(message, own)
             data["text/html"] = _plotly_html(data.pop(PLOTLY), alt, data.get("image/png"), name)
-        elif not own:
-            cell["metadata"].setdefault("mystnb", {}).setdefault("image", {})["alt"] = " ".join(alt.split())
+        else:
+            messages.append(message)
+    if messages:
+        cell["metadata"].setdefault("mystnb", {}).setdefault("image", {})["alt"] = _sentences(*messages, own)
+
+
+def _sentences(*texts: str) -> str:
+    """Those that are not empty, each with a full stop, on one line."""
+    return " ".join(f"{' '.join(text.split()).rstrip('.')}." for text in texts if text)
 
 
 def _links(cell: dict, static: Path, place: str, code: str, commit: str) -> str:

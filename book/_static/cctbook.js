@@ -9,4 +9,6 @@ addEventListener("load", () => (window.MathJax?.startup?.promise ?? Promise.reso
 addEventListener("DOMContentLoaded", () => {
   for (const button of document.querySelectorAll("nav summary"))
     button.ariaLabel = `Pages of ${button.closest("li").firstElementChild.textContent.trim()}`;
+  // A fold says in words what it holds; MyST-NB names all of them alike for those who hear a page read.
+  for (const fold of document.querySelectorAll("details.hide > summary")) fold.removeAttribute("aria-label");
 });

@@ -204,6 +204,21 @@ def test_a_shared_link_shows_a_title_and_a_picture(html, opened):
 
 
 @pytest.mark.notebooks
+def test_a_link_to_the_glossary_shows_the_definition(html):
+    text = (html / "notebooks" / "03_snr.html").read_text(encoding="utf-8")
+    links = re.findall(r'<a [^>]*glossary\.html#term-[^>]*>', text)
+    assert links and all(re.search(r'title="[^"]{20,}"', link) for link in links)
+    assert any("The measurement repeated with the labels exchanged at random" in link for link in links)
+
+
+@pytest.mark.notebooks
+def test_every_chapter_opens_in_colab(html):
+    for path in sorted(html.glob("notebooks/0[0-7]*.html")):
+        link = f"https://colab.research.google.com/github/cctlib/cctlib/blob/main/notebooks/{path.stem}.ipynb"
+        assert f'href="{link}">Open in Colab' in path.read_text(encoding="utf-8"), path.name
+
+
+@pytest.mark.notebooks
 def test_every_command_has_its_help_on_the_page_of_the_command_line(html):
     text = (html / "book" / "commands.html").read_text(encoding="utf-8")
     for name in cli.commands():

@@ -93,10 +93,10 @@ def page(tmp_path, *cells):
     ]
 
 
-def test_the_words_that_come_with_an_image_are_its_alt_text(tmp_path):
+def test_the_alt_text_says_what_is_found_and_what_is_drawn(tmp_path):
     first, second, _ = page(tmp_path, code([IMAGE]), code([IMAGE], mystnb={"image": {"alt": "My own words."}}))
     assert first["metadata"]["mystnb"]["image"]["alt"] == "Noise falls."
-    assert second["metadata"]["mystnb"]["image"]["alt"] == "My own words."
+    assert second["metadata"]["mystnb"]["image"]["alt"] == "Noise falls. My own words."
 
 
 def test_what_comes_with_a_figure_becomes_files_and_links(tmp_path):
