@@ -14,6 +14,8 @@ import yaml
 from packaging.requirements import Requirement
 from PIL import Image
 
+from cctlib.claims.rules import STATEMENTS
+
 ROOT = Path(__file__).resolve().parent.parent
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 PROJECT = PYPROJECT["project"]
@@ -93,6 +95,11 @@ def test_the_address_of_the_repository_is_the_same_everywhere():
 def test_the_readme_opens_with_the_two_commands():
     opening = (ROOT / "README.md").read_text(encoding="utf-8")[:400]
     assert "make reproduce" in opening and "make test" in opening
+
+
+def test_the_landing_page_states_the_claims_as_the_chapters_do():
+    text = (ROOT / "book" / "index.md").read_text(encoding="utf-8")
+    assert dict(re.findall(r"^\| (C\d) \| ([^|]+) \|", text, re.M)) == STATEMENTS
 
 
 def test_the_picture_in_the_readme_is_drawn_from_what_ships():

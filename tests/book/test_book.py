@@ -206,7 +206,7 @@ def test_a_shared_link_shows_a_title_and_a_picture(html, opened):
 @pytest.mark.notebooks
 def test_a_link_to_the_glossary_shows_the_definition(html):
     text = (html / "notebooks" / "03_snr.html").read_text(encoding="utf-8")
-    links = re.findall(r'<a [^>]*glossary\.html#term-[^>]*>', text)
+    links = re.findall(r"<a [^>]*glossary\.html#term-[^>]*>", text)
     assert links and all(re.search(r'title="[^"]{20,}"', link) for link in links)
     assert any("The measurement repeated with the labels exchanged at random" in link for link in links)
 
