@@ -27,12 +27,6 @@ log = logging.getLogger(__name__)
 AVERAGED = re.compile(r"(?<![a-z])(ema|averag|swa)", re.IGNORECASE)  # in the names of averaged weights
 COUNTERS = ("n_averaged", "total_ops", "total_params")  # buffers that torch's averaging and thop leave among weights
 POSITIONS = "classifier.positional_emb"
-NOT_WEIGHTS = {  # how a file begins, and what it is then
-    rb"\Z": "an empty file",
-    rb"version https://git-lfs": "a Git LFS pointer",
-    rb"\s*<(!doctype|html|head|\?xml)": "an HTML page",
-    rb"[^\0-\x08\x0e-\x1f]+\Z": "a text file",
-}
 
 
 def load_weights(path: str | Path, config: Config, *, attention: str = "explicit") -> Network:
@@ -63,18 +57,15 @@ def _content(path: Path) -> Any:
     if not path.is_file():
         raise UserError("no such weights file")
     with path.open("rb") as file:
-        head = file.read(512)
-    for beginning, kind in NOT_WEIGHTS.items():
-        if re.match(beginning, head, re.IGNORECASE):
-            raise UserError(
-                f"no readable file of tensors: {kind} of {path.stat().st_size:,} bytes, not weights; "
-                "download the file itself, with git lfs pull where it is kept in git"
-            )
+        head = file.read(32)
     try:
         return load_file(path) if head[8:9] == b"{" else _unpickled(path)
     except Exception as error:  # each library has exceptions of its own for a damaged file
         reason = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip().partition("\n")[0][:200]
-        raise UserError(f"no readable file of tensors ({type(error).__name__}: {reason})") from None
+        raise UserError(
+            f"no readable file of tensors ({type(error).__name__}: {reason}); its {path.stat().st_size:,} bytes begin "
+            f"with {head!r}; download the file itself, with git lfs pull where it is kept in git"
+        ) from None
 
 
 class _Object:

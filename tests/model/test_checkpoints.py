@@ -200,14 +200,14 @@ def test_a_file_without_the_network_lists_what_it_has(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "an empty file of 0 bytes"),
+        (b"", "its 0 bytes begin with b''; download the file itself"),
         (
             b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 14980000\n",
-            "a Git LFS pointer of 71 bytes, not weights; .*git lfs pull",
+            "its 71 bytes begin with b'version https://git-lfs.*git lfs pull",
         ),
-        (b"<!DOCTYPE html>\n<html><body>Sign in</body></html>", "an HTML page of 49 bytes"),
-        (b"\n  <html>404</html>", "an HTML page of 19 bytes"),
-        (b"Entry not found", "a text file of 15 bytes"),
+        (b"<!DOCTYPE html>\n<html><body>Sign in</body></html>", r"its 49 bytes begin with b'<!DOCTYPE html>\\n<html>"),
+        (b"\n  <html>404</html>", r"its 19 bytes begin with b'\\n  <html>404"),
+        (b"Entry not found", "its 15 bytes begin with b'Entry not found'"),
         (bytes(range(256)), "no readable file of tensors"),
         (pickle.dumps([1, 2]), "no readable file of tensors"),
     ],
