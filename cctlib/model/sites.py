@@ -37,24 +37,17 @@ def parse(site: str) -> tuple[int, str]:
 
     Raises `UserError` for anything that is not the name of a site.
     """
-    parts = re.fullmatch(rf"enc([1-9]\d*)/({'|'.join(SITES)})|layer([1-9]\d*)/({'|'.join(MAPS)})", site)
-    if not parts:
-        number = re.search(r"[1-9]\d*", site)
-        m = int(number[0]) if number else 1
-        raise unknown_site(site, [*(f"enc{m}/{kind}" for kind in SITES), *(f"layer{m}/{kind}" for kind in MAPS)])
-    return int(parts[1] or parts[3]), parts[2] or parts[4]
+    number = re.search(r"[1-9]\d*", site)
+    m = int(number[0]) if number else 1
+    check_sites([site], [*(f"enc{m}/{kind}" for kind in SITES), *(f"layer{m}/{kind}" for kind in MAPS)])
+    return m, site.partition("/")[2]
 
 
 def check_sites(sites: Iterable, known: Collection) -> None:
-    """Raise `UserError` for a text instead of a list of names, and for the first name that is not among `known`."""
+    """Raise `UserError` for a text instead of a list, and for a name that is not among `known`, with the nearest."""
     if isinstance(sites, str):
         raise UserError(f"taps is the text {sites!r}; give a list of names, as [{sites!r}]")
     for site in sites:
         if site not in known:
-            raise unknown_site(site, known)
-
-
-def unknown_site(site: str, known: Iterable[str]) -> UserError:
-    """The error for a site that is not among `known`; it names the nearest ones."""
-    nearest = difflib.get_close_matches(str(site), list(known), n=3, cutoff=0.0)
-    return UserError(f"site {site!r} is not known here; the nearest names are {', '.join(nearest) or 'none'}")
+            nearest = difflib.get_close_matches(str(site), list(known), n=3, cutoff=0.0)
+            raise UserError(f"site {site!r} is not known here; the nearest names are {', '.join(nearest) or 'none'}")
