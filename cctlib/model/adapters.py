@@ -43,42 +43,34 @@ class Tapped(nn.Module):
     ) -> Float[Tensor, "image label"] | tuple[Float[Tensor, "image label"], dict[str, Float[Tensor, "image token _"]]]:
         """Logits, or (logits, {site: nodes}) when taps are asked for.
 
-        Raises `UserError` for unknown sites, and where hooks cannot be trusted: a module that is not called,
-        or called twice, or gives neither token vectors nor feature maps, or whose values are overwritten
-        later in the same pass (which `torch.inference_mode` hides; use `torch.no_grad`).
+        Nodes are copies, so what overwrites them later in the same pass does not matter. Raises `UserError` for
+        unknown sites, and for a module that is not called once, or gives neither token vectors nor feature maps.
         """
         check_sites(taps, self.places)
-        recorded: dict[str, list[tuple[Tensor, int]]] = {site: [] for site in taps}
+        recorded: dict[str, list[Any]] = {site: [] for site in taps}
         with ExitStack() as hooks:
-            for site, calls in recorded.items():
+            for site, values in recorded.items():
                 name, side = self.places[site]
                 module = self.module.get_submodule(name)
-                hooks.enter_context(module.register_forward_hook(partial(_record, calls, side)))
+                hooks.enter_context(module.register_forward_hook(partial(_record, values, side)))
             logits = self.module(images)
-        nodes = {site: self._nodes(site, calls) for site, calls in recorded.items()}
+        nodes = {site: self._nodes(site, values) for site, values in recorded.items()}
         return (logits, nodes) if taps else logits
 
-    def _nodes(self, site: str, calls: list[tuple[Any, int]]) -> Float[Tensor, "image token _"]:
+    def _nodes(self, site: str, values: list[Any]) -> Float[Tensor, "image token _"]:
         name, side = self.places[site]
-        if len(calls) != 1:
-            raise UserError(f"site {site}: {name} is called {len(calls)} times in a pass, not once")
-        value, version = calls[0]
+        if len(values) != 1:
+            raise UserError(f"site {site}: {name} is called {len(values)} times in a pass, not once")
+        [value] = values
         if not isinstance(value, Tensor) or value.ndim not in (3, 4):
             given = f"a tensor {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
             raise UserError(f"site {site}: {name} {side} is {given}; expected token vectors or a feature map")
-        if _version(value) != version:
-            raise UserError(f"site {site}: {name} {side} is overwritten in place; tap what overwrites it")
         return value.flatten(2).transpose(1, 2) if value.ndim == 4 else value
 
 
-def _record(calls: list[tuple[Any, int]], side: str, module: nn.Module, inputs: tuple, output: Any) -> None:
+def _record(values: list[Any], side: str, module: nn.Module, inputs: tuple, output: Any) -> None:
     value = output if side == "output" else inputs[0] if inputs else None
-    calls.append((value, _version(value)))
-
-
-def _version(value: Any) -> int:
-    """How often a tensor was written to; constant where torch does not count."""
-    return value._version if isinstance(value, Tensor) and not value.is_inference() else 0
+    values.append(value.clone() if isinstance(value, Tensor) else value)
 
 
 def timm_vit(module: nn.Module) -> Places:
