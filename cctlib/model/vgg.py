@@ -10,7 +10,7 @@ with the positions of the map in the place of tokens: [image, position, filter].
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Any, cast
+from typing import cast
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -21,7 +21,7 @@ from cctlib.model.sites import BEFORE_RELU, FILTERS, check_sites, layer_sites, p
 
 # VGG-16: filters of each convolution, in units of the first one's, in the stages that pooling ends.
 STAGES = ((1, 1), (2, 2), (4, 4, 4), (8, 8, 8), (8, 8, 8))
-NAMES = {"vgg_11": 10, "vgg_14": 13}  # convolutions; the names count the linear layer
+VARIANTS = {"vgg_11": 10, "vgg_14": 13}  # convolutions; the names count the linear layer
 
 
 @dataclass(frozen=True)
@@ -63,19 +63,6 @@ class VGGConfig:
         """Number of nodes of a site. Raises `UserError` for a site that the network does not have."""
         check_sites([site], layer_sites(self.convolutions))
         return self.layers[parse(site)[0] - 1][0]
-
-
-def config(name: str, **settings: Any) -> VGGConfig:
-    """The configuration of a named variant. `settings`: fields of `VGGConfig`.
-
-    Raises `UserError` for a name or a setting that does not exist.
-    """
-    if name not in NAMES:
-        raise UserError(f"model {name!r} is not known; there are {', '.join(NAMES)}")
-    for setting in settings:
-        if setting not in VGGConfig.__dataclass_fields__:
-            raise UserError(f"model {name}: {setting!r} is not a setting; see the fields of VGGConfig")
-    return VGGConfig(**{"convolutions": NAMES[name], **settings})
 
 
 class Layer(nn.Module):

@@ -8,7 +8,7 @@ from torchvision.models import VGG as TorchvisionVGG
 from torchvision.models.vgg import make_layers
 
 from cctlib.errors import UserError
-from cctlib.model import adapters, networks, vgg
+from cctlib.model import adapters, networks
 from cctlib.model.cct import CCTConfig
 from cctlib.model.vgg import VGG, VGGConfig
 
@@ -94,7 +94,7 @@ def test_the_siblings_vgg_11():
         network = networks.build(config)
     assert network.fc.weight.shape == (100, 2048) and network.fc.bias is None
     assert [len(weight) for weight in network.hidden_weights()] == [64, 128, 128, 256, 256, 256, 512, 512, 512]
-    assert isinstance(networks.config("cct_7_3x2"), CCTConfig)
+    assert isinstance(networks.config("cct_7_3x2", num_classes=100, image_size=32), CCTConfig)
 
 
 @pytest.mark.parametrize(
@@ -103,8 +103,7 @@ def test_the_siblings_vgg_11():
         (lambda: VGGConfig(convolutions=14), "VGG-16 has 13"),
         (lambda: VGGConfig(image_size=8), "use larger images"),
         (lambda: VGGConfig(width=0), "width is 0"),
-        (lambda: vgg.config("vgg_12"), "vgg_11"),
-        (lambda: vgg.config("vgg_11", depth=3), "depth"),
+        (lambda: networks.config("vgg_12", num_classes=5, image_size=32), "vgg_11"),
         (lambda: VGGConfig().nodes("enc1/ff"), "layer"),
         (lambda: VGG(SMALL)(torch.zeros(1, 3, 32, 32, dtype=torch.uint8)), "uint8"),
         (lambda: VGG(SMALL)(torch.zeros(3, 32, 32)), "expected"),
