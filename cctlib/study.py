@@ -245,7 +245,7 @@ def open_layers(
         images = {split: load_images(dataset, split, count, found) for split, count in counts.items()}
         settings = maps.LayerSettings(chosen.probe, chosen.thetas, chosen.rotations)
         spec = data.describe(dataset)
-        about = {"dataset": spec.title, "model": found.name, "weights": found.weights_hash}
+        about = {"dataset": spec.title, "model": found.name, "weights": found.manifest.sha256}
         about |= {"profile": chosen.title}
         folder = maps.layers_stage(found, images, settings, about, home_of(spec.name, runs), where)
         record = folder / stages.PROVENANCE
@@ -299,7 +299,7 @@ def measured_study(dataset: str, model: str, profile: Profile, runs: Path, devic
     about = {
         "dataset": data.DATASETS[test.dataset].title if test.dataset in data.DATASETS else dataset,
         "model": network.name,
-        "weights": network.weights_hash,
+        "weights": network.manifest.sha256,
         "profile": profile.title,
         "per_label": per_label,
     }

@@ -69,7 +69,7 @@ def ship_run(folder: Path, name: str = "", *, default: bool, device: torch.devic
         shutil.copyfile(folder / stages.LOG, temporary)
     if default:
         _no_other_default(destination)
-    unrounded = {"sha256": original.weights_hash, "accuracy": original.manifest.accuracy}
+    unrounded = {"sha256": original.manifest.sha256, "accuracy": original.manifest.accuracy}
     return run.write_model(rounded, folder, judged, device=device, name=name, default=default, unrounded=unrounded)
 
 

@@ -75,9 +75,6 @@ class Manifest:
             raise UserError("normalisation is not a mean and a positive std of three channels each")
 
 
-CONFIGS = (CCTConfig, VGGConfig)
-
-
 @dataclass(frozen=True)
 class Model:
     """One model folder. The weights are compared with the manifest whenever they are loaded."""
@@ -106,14 +103,9 @@ class Model:
         return self.config
 
     @property
-    def weights_hash(self) -> str:
-        """SHA-256 of the weights file, in hex."""
-        return self.manifest.sha256
-
-    @property
     def identity(self) -> str:
         """SHA-256 of all that decides the network's outputs: weights, configuration, normalisation."""
-        return stages.sha256_json([self.weights_hash, asdict(self.config), self.manifest.normalisation])
+        return stages.sha256_json([self.manifest.sha256, asdict(self.config), self.manifest.normalisation])
 
     def normalise(self, pixels: Tensor) -> Tensor:
         """Pixels (uint8) to the network's input, with the constants that it was trained with."""
@@ -132,11 +124,9 @@ class Model:
         path = self.folder / self.manifest.weights
         if not path.is_file():
             raise UserError(f"{path} is missing; the manifest beside it names it, restore it or train again")
-        sha256 = stages.sha256_file(path)
-        if sha256 != self.weights_hash:
-            raise UserError(
-                f"{path} has SHA-256 {sha256[:12]}, its manifest says {self.weights_hash[:12]}; restore the file"
-            )
+        sha256, recorded = stages.sha256_file(path), self.manifest.sha256
+        if sha256 != recorded:
+            raise UserError(f"{path} has SHA-256 {sha256[:12]}, its manifest says {recorded[:12]}; restore the file")
         return path
 
     def check(self, dataset: str) -> "Model":
@@ -158,7 +148,7 @@ class Model:
             raise UserError(f"the model in {self.folder} {problems[0]}; {advice}")
         self.weights()
         path = self.folder / MEASUREMENT
-        if path.is_file() and dict(stages.read_json(path).get("about") or {}).get("weights") != self.weights_hash:
+        if path.is_file() and dict(stages.read_json(path).get("about") or {}).get("weights") != self.manifest.sha256:
             raise UserError(f"{path} is not of the weights beside it; remove it and measure again")
         return self
 
@@ -170,23 +160,20 @@ def find(dataset: str, model: str = DEFAULT) -> Model | None:
     and is not there, when there are two defaults, and when the model does not belong to the data set.
     """
     home = stages.shipped() / dataset
+    shipped = [path.parent for path in sorted(home.glob(f"*/{FILE}"))]
     if model == DEFAULT:
-        defaults = [shipped for shipped in _shipped(home) if shipped.manifest.default]
+        defaults = [each for each in map(open_model, shipped) if each.manifest.default]
         if len(defaults) > 1:
             raise UserError(f"{home} has several default models: {', '.join(each.folder.name for each in defaults)}")
         return defaults[0].check(dataset) if defaults else None
     for folder in (Path(model), home / model):
         if (folder / FILE).is_file():
             return open_model(folder).check(dataset)
-    names = ", ".join(shipped.folder.name for shipped in _shipped(home)) or "none"
+    names = ", ".join(folder.name for folder in shipped) or "none"
     raise UserError(
         f"no model {model!r} for {dataset}; shipped are: {names}; or name a folder with a {FILE}: a training writes it "
         "at its end (cctlib train --resume), for other weights cctlib.model.manifest.write_manifest does"
     )
-
-
-def _shipped(home: Path) -> list[Model]:
-    return [open_model(path.parent) for path in sorted(home.glob(f"*/{FILE}"))]
 
 
 def open_model(folder: Path) -> Model:
@@ -215,7 +202,7 @@ def _parsed(kind: type[T], entries: Any, where: str) -> T:
         raise UserError(f"{where} is {reprlib.repr(entries)}; expected entries by name")
     known: dict[str, Any] = {field.name: field for field in fields(kind)}  # type: ignore[arg-type]
     # A configuration is stored whole: a default for a missing entry could be another network's.
-    needed = [name for name, field in known.items() if field.default is MISSING or kind in CONFIGS]
+    needed = [name for name, field in known.items() if field.default is MISSING or issubclass(kind, Config)]
     for name in (*needed, *entries):
         if name not in entries:
             raise UserError(f"{where} lacks the entry {name!r}; restore the file, or write it anew")

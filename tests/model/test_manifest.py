@@ -156,7 +156,7 @@ def test_labels_are_those_of_the_data_set(tmp_path):
 
 def test_weights_and_measurement_belong_to_the_manifest(tmp_path):
     model = model_in(tmp_path / "model")
-    stages.write_json(model.folder / "measurement.json", {"about": {"weights": model.weights_hash}})
+    stages.write_json(model.folder / "measurement.json", {"about": {"weights": model.manifest.sha256}})
     assert manifest.find("demo", str(model.folder)) == model
     for content in ({"about": {"weights": "0" * 64}}, {"about": {}}, {"about": []}, {}):
         stages.write_json(model.folder / "measurement.json", content)

@@ -87,7 +87,7 @@ def test_other_weights_take_the_old_measurement_away(trained, artifacts):
     folder = ship.ship_run(trained, default=True, device=CPU).folder
 
     def measured():
-        weights = manifest.open_model(folder).weights_hash
+        weights = manifest.open_model(folder).manifest.sha256
         stages.write_json(folder / "measurement.json", {"about": {"weights": weights}})
         pd.DataFrame({"site": ["enc1/ff"]}).to_parquet(folder / "nodes.parquet")
         np.savez(folder / "measurement.npz", mu=np.zeros(3))
