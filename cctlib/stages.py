@@ -177,6 +177,11 @@ def read_tables(folder: Path, names: Sequence[str]) -> dict[str, pd.DataFrame]:
     return {name: pd.read_parquet(folder / f"{name}.parquet") for name in names}
 
 
+def processes_started() -> int:
+    """How many processes torchrun started; 1 without it."""
+    return int(os.environ["WORLD_SIZE"]) if "TORCHELASTIC_RUN_ID" in os.environ else 1
+
+
 def stage(
     home: Path,
     name: str,
@@ -200,7 +205,10 @@ def stage(
         arithmetic: resolved precision and form of attention (`precision.arithmetic`), where a network is run.
 
     Two processes that want the same stage wait for each other, without limit.
+    Raises `UserError` under torchrun, whose processes would all do the same.
     """
+    if processes_started() > 1:
+        raise UserError(f"{name} runs in one process, which torchrun multiplies; start the same command without it")
     inputs = {
         "code": CODE[room],
         "reads": {key: _digest(value) for key, value in reads.items()},

@@ -32,7 +32,6 @@ from cctlib.snp import maps, measure, stage, tables
 from cctlib.snp.measure import Measurement
 from cctlib.snp.probe import Probes
 from cctlib.training import run
-from cctlib.training.processes import refuse_torchrun
 from cctlib.training.recipes import fitted, recipe_for
 
 
@@ -282,8 +281,7 @@ def provenance_of(studies: Iterable[Study]) -> dict[str, str]:
 
 
 def measured_study(dataset: str, model: str, profile: Profile, runs: Path, device: torch.device) -> Study:
-    """Run the stages that are not done yet, and return the study. Raises `UserError` under torchrun."""
-    refuse_torchrun("a study")
+    """Run the stages that are not done yet, and return the study."""
     dataset = data.describe(dataset).name  # one folder is one data set, however its path is written
     home = home_of(dataset, runs)
     known = None if profile.name == "scratch" else manifest.find(dataset, model)

@@ -240,6 +240,6 @@ def test_killed_thirty_times_the_study_ends_with_the_same_files(tmp_path):
 def test_torchrun_is_refused_where_one_process_computes(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "some")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(UserError, match="a study runs in one process, which torchrun multiplies"):
+    with pytest.raises(UserError, match="train runs in one process, which torchrun multiplies"):
         study.open_study("demo", profile="quick", runs=tmp_path)
     assert not any(tmp_path.iterdir())

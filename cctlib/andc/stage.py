@@ -23,7 +23,6 @@ from cctlib.model.precision import arithmetic
 from cctlib.profiles import Profile, PruningSettings
 from cctlib.snp import fields, measure
 from cctlib.study import Study, load_images
-from cctlib.training.processes import refuse_torchrun
 from cctlib.training.recipes import from_dict
 
 TIMING = ("latency_thetas", "seconds")  # settings that the sweep does not read
@@ -73,8 +72,7 @@ def _diagonals(study: Study, thetas: Sequence[float]) -> dict[float, masks.Diago
 
 
 def sweep_stage(study: Study, profile: Profile) -> Path:
-    """The folder of the tables pruning, curves, repaired and cut. Raises `UserError` under torchrun."""
-    refuse_torchrun("pruning")
+    """The folder of the tables pruning, curves, repaired and cut."""
     settings, encoders = profile.pruning, study.model.cct.encoders
     images = {
         "held-out": load_images(study.dataset, "held-out", profile.held_out, study.model),
@@ -150,9 +148,8 @@ def latency_stage(study: Study, settings: PruningSettings) -> Path:
 def saturated_stage(study: Study, settings: Saturation, runs: Path) -> Path:
     """The folder of the table saturated. Rows are kept in `runs`, for campaigns with other settings as well.
 
-    Raises `UserError` under torchrun, and for a model whose recipe is not known.
+    Raises `UserError` for a model whose recipe is not known.
     """
-    refuse_torchrun("pruning")
     training = study.model.manifest.training
     if training is None:
         raise UserError(

@@ -27,7 +27,6 @@ from cctlib.model.sites import parse
 from cctlib.profiles import HeadSettings, Profile
 from cctlib.snp import controls, fields, measure
 from cctlib.study import Study, load_images
-from cctlib.training.processes import refuse_torchrun
 
 HEADS = ("expert_heads", "expert_sites", "ablation_heads", "ablation_sites")
 
@@ -105,8 +104,7 @@ def heads_tables(study: Study) -> dict[str, pd.DataFrame]:
 
 
 def heads_stage(study: Study, profile: Profile) -> Path:
-    """The folder of the tables named in `HEADS`. Raises `UserError` under torchrun."""
-    refuse_torchrun("the study of heads")
+    """The folder of the tables named in `HEADS`."""
     settings = profile.heads
     test = load_images(study.dataset, "test", settings.test, study.model)
 

@@ -9,20 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, distributed
 
-from cctlib.errors import UserError
-
-
-def _started() -> int:
-    """How many processes torchrun started; 1 without it."""
-    return int(os.environ["WORLD_SIZE"]) if "TORCHELASTIC_RUN_ID" in os.environ else 1
-
-
-def refuse_torchrun(task: str) -> None:
-    """Raise `UserError` where torchrun started several processes for a task that one process does."""
-    if _started() > 1:
-        raise UserError(
-            f"{task} runs in one process, which torchrun multiplies; start the same command without torchrun"
-        )
+from cctlib.stages import processes_started
 
 
 @dataclass(frozen=True)
@@ -60,19 +47,18 @@ def processes(device: torch.device | str) -> Iterator[Place]:
     Inside, cuDNN tries which of its convolutions is the fastest for each shape.
     """
     device = torch.device(device)
-    world = _started()
+    world = processes_started()
     if world > 1 and device.type == "cuda":
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
-    joins = world > 1 and not distributed.is_initialized()
-    if joins:
+    if world > 1:
         distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
     before, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, True
     try:
         yield Place(distributed.get_rank() if world > 1 else 0, world, device)
     finally:
         torch.backends.cudnn.benchmark = before
-        if joins:
+        if world > 1:
             distributed.destroy_process_group()
 
 

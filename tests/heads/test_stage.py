@@ -47,8 +47,8 @@ def test_heads_are_silenced_at_the_encoders_that_were_asked_for(tiny_study):
 def test_under_torchrun_it_is_refused_in_one_line(tiny_study, monkeypatch):
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    for run, task in ((stage.heads_stage, "heads"), (sweep_stage, "pruning")):
-        with pytest.raises(UserError, match=f"{task} runs in one process.*without torchrun") as refused:
+    for run, task in ((stage.heads_stage, "heads"), (sweep_stage, "andc")):
+        with pytest.raises(UserError, match=f"{task} runs in one process, which torchrun.*without it") as refused:
             run(tiny_study, tiny_study.profile)
         assert "\n" not in str(refused.value)
 
