@@ -17,7 +17,7 @@ import pandas as pd
 from cctlib import stages
 from cctlib.errors import UserError
 from cctlib.training.log import read_log
-from cctlib.training.recipes import changed, from_dict
+from cctlib.training.recipes import RECIPES, from_dict
 
 FOLDER, ABOUT = "trials", "about.json"
 TOLD = ("name", "epochs")  # of the settings: told in columns of their own
@@ -48,9 +48,9 @@ def courses(group: str) -> pd.DataFrame:
 def table(group: str) -> pd.DataFrame:
     """One row a trial, the best first.
 
-    trial; settings (those in which it differs from the best trial); model; dataset; images (to learn from); epochs and
-    image_passes (done); minutes; images_per_second (of training, median over the log); held_out_accuracy (the last, a
-    share of 1); device; commit; command (which trains it again).
+    trial; settings (those in which it differs from the best trial); model; dataset; images (to learn from); epochs
+    (done); minutes; images_per_second (of training, median over the log); held_out_accuracy (the last, a share of 1);
+    device; commit; command (which trains it again).
     Raises `UserError` where there is no such group.
     """
     trials, per_label = _trials(group), stages.read_json(_home() / group / ABOUT).get("per_label")
@@ -61,7 +61,6 @@ def table(group: str) -> pd.DataFrame:
             "dataset": run["data"]["dataset"],
             "images": run["data"]["images"],
             "epochs": log.epoch.iloc[-1],
-            "image_passes": int(log.step.iloc[-1]) * run["recipe"]["batch"],
             "minutes": log.seconds.max() / 60,
             "images_per_second": log.images_per_second.median(),
             "held_out_accuracy": log.held_out_accuracy.dropna().iloc[-1],
@@ -85,7 +84,10 @@ def _differences(recipe: dict[str, Any], best: dict[str, Any]) -> str:
 def command(run: dict[str, Any], per_label: int | None = None) -> str:
     """The command that trains again what a `run.json` tells of, on the first `per_label` images of each label."""
     recipe = from_dict(run["recipe"])
-    settings = changed(recipe) | ({} if per_label is None else {"per_label": per_label})
+    usual = asdict(RECIPES[recipe.name])
+    settings = {name: value for name, value in asdict(recipe).items() if value != usual[name]}
+    if per_label is not None:
+        settings["per_label"] = per_label
     options = [f"--{name.replace('_', '-')} {_words(value)}".rstrip() for name, value in settings.items()]
     return " ".join(["cctlib train --recipe", recipe.name, "--dataset", run["data"]["dataset"], *options])
 
