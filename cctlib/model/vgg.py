@@ -10,7 +10,6 @@ with the positions of the map in the place of tokens: [image, position, filter].
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import cast
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -66,13 +65,17 @@ class VGGConfig:
 
 
 class Layer(nn.Module):
-    """Convolution, batch norm, ReLU, and pooling where a stage ends."""
+    """Convolution, batch norm, ReLU: the map before ReLU, and behind it. `pooled` where pooling follows."""
 
     def __init__(self, before: int, filters: int, pooled: bool) -> None:
         super().__init__()
         self.conv = nn.Conv2d(before, filters, 3, padding=1, bias=False)
         self.norm = nn.BatchNorm2d(filters)
         self.pooled = pooled
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        before = self.norm(self.conv(x))
+        return before, F.relu(before)
 
 
 class VGG(nn.Module):
@@ -93,10 +96,7 @@ class VGG(nn.Module):
 
     def hidden_weights(self) -> list[Tensor]:
         """The weights between hidden nodes: those of all convolutions but the first."""
-        return [layer.conv.weight for layer in self._layers()[1:]]
-
-    def _layers(self) -> list[Layer]:
-        return cast(list[Layer], list(self.layers))
+        return [parameter for parameter in self.layers[1:].parameters() if parameter.ndim == 4]
 
     def forward(
         self, images: Tensor, taps: Sequence[str] = (), *, to_the_end: bool = True
@@ -117,9 +117,8 @@ class VGG(nn.Module):
         last = None if to_the_end else max((parse(site)[0] for site in taps), default=0)
         recorded: dict[str, Tensor] = {}
         x = images
-        for m, layer in enumerate(self._layers()[:last], start=1):
-            before = layer.norm(layer.conv(x))
-            x = F.relu(before)
+        for m, layer in enumerate(self.layers[:last], start=1):
+            before, x = layer(x)
             for kind, values in ((BEFORE_RELU, before), (FILTERS, x)):
                 if (site := f"layer{m}/{kind}") in taps:
                     recorded[site] = values.flatten(2).transpose(1, 2)

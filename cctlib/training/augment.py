@@ -9,7 +9,6 @@ The order is that of timm, with which the CCT authors train: crop, flip, RandAug
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -24,17 +23,7 @@ ATTEMPTS = 10  # boxes tried for an image before it is left whole
 
 Boxes = Int[Tensor, "image 4"]  # top, left, height, width
 Normal = Float[Tensor, "image 3 height width"]  # normalised images, or standard normal noise
-
-
-@dataclass(frozen=True)
-class Mix:
-    """How a batch is mixed: each image keeps a `share` of itself, the rest comes from its partner.
-
-    `box` (top, bottom, left, right) is the part that CutMix takes from the partner; without a box it is mixup.
-    """
-
-    share: float
-    box: tuple[int, int, int, int] | None = None
+Box = tuple[int, int, int, int]  # top, bottom, left, right: what CutMix takes from an image's partner
 
 
 def augment(
@@ -79,8 +68,10 @@ def augment(
         noise = torch.randn(batch, 3, height, width, generator=on_device, device=device)
         images = erase(images, share(boxes), share(noise))
     targets = torch.zeros(len(labels), num_labels, device=device).scatter_(1, labels[:, None], 1.0)
-    how = draw_mix(recipe, height, width, np.random.default_rng(seed))
-    return (images, targets) if how is None else mix(images, targets, how)
+    if recipe.mixes:
+        share_kept, box = draw_mix(recipe, height, width, np.random.default_rng(seed))
+        images, targets = mix(images, targets, share_kept, box)
+    return images, targets
 
 
 def draw_boxes(
@@ -107,19 +98,17 @@ def draw_erasing(probability: float, count: int, height: int, width: int, genera
     return boxes * (smaller & (torch.rand(count, generator=generator) < probability))[:, None]
 
 
-def draw_mix(recipe: Recipe, height: int, width: int, generator: np.random.Generator) -> Mix | None:
-    """One share, and for CutMix one box, for the whole batch; None where mixing is off."""
-    if not recipe.mixes:
-        return None
+def draw_mix(recipe: Recipe, height: int, width: int, generator: np.random.Generator) -> tuple[float, Box | None]:
+    """For the whole batch: the share that an image keeps of itself, and CutMix's box, or None for mixup."""
     chance, *place = generator.random(3)
     if not recipe.cutmix or (recipe.mixup and chance >= recipe.switch):
-        return Mix(generator.beta(recipe.mixup, recipe.mixup))
+        return generator.beta(recipe.mixup, recipe.mixup), None
     size = np.array([height, width])
     middle = (size * place).astype(int)
     half = (math.sqrt(1 - generator.beta(recipe.cutmix, recipe.cutmix)) * size).astype(int) // 2
     top, left = np.maximum(middle - half, 0).tolist()
     bottom, right = np.minimum(middle + half, size).tolist()
-    return Mix(1 - (bottom - top) * (right - left) / (height * width), (top, bottom, left, right))
+    return 1 - (bottom - top) * (right - left) / (height * width), (top, bottom, left, right)
 
 
 def shift(pixels: Pixels, offsets: Int[Tensor, "image 2"]) -> Pixels:
@@ -169,15 +158,17 @@ def erase(images: Normal, boxes: Boxes, noise: Normal) -> Normal:
     return torch.where((rows[:, :, None] & columns[:, None, :])[:, None], noise, images)
 
 
-def mix(images: Normal, targets: Float[Tensor, "image label"], how: Mix) -> tuple[Normal, Float[Tensor, "image label"]]:
-    """Mixup, or CutMix where `how` has a box, of each image and its distribution over labels with its partner's."""
-    if how.box is None:
-        mixed = torch.lerp(partners(images), images, how.share)
+def mix(
+    images: Normal, targets: Float[Tensor, "image label"], share: float, box: Box | None
+) -> tuple[Normal, Float[Tensor, "image label"]]:
+    """Mixup, or CutMix where there is a box, of each image and its distribution over labels with its partner's."""
+    if box is None:
+        mixed = torch.lerp(partners(images), images, share)
     else:
-        top, bottom, left, right = how.box
+        top, bottom, left, right = box
         mixed = images.clone()
         mixed[:, :, top:bottom, left:right] = partners(images)[:, :, top:bottom, left:right]
-    return mixed, torch.lerp(partners(targets), targets, how.share)
+    return mixed, torch.lerp(partners(targets), targets, share)
 
 
 def partners(rows: Float[Tensor, "image *shape"]) -> Float[Tensor, "image *shape"]:

@@ -14,7 +14,6 @@ from torchvision.transforms.v2 import functional as vision
 from cctlib.data import images as data
 from cctlib.errors import UserError
 from cctlib.training import augment, randaugment
-from cctlib.training.augment import Mix
 from cctlib.training.recipes import Recipe
 
 PUBLISHED = Recipe(crop_scale=0.8, flip=True, randaugment=9, erasing=0.25, mixup=0.8, cutmix=1.0)
@@ -190,7 +189,7 @@ def test_erasing_fills_a_quarter_of_the_images_with_noise(generator):
 @pytest.mark.parametrize("parameter", [0.2, 1.0, 30.0])
 def test_shares_follow_the_beta_distribution(parameter):
     generator, settings = np.random.default_rng(1), Recipe(mixup=parameter)
-    shares = np.array([augment.draw_mix(settings, 32, 32, generator).share for _ in range(4_000)])
+    shares = np.array([augment.draw_mix(settings, 32, 32, generator)[0] for _ in range(4_000)])
     assert shares.mean() == pytest.approx(0.5, abs=0.03)
     assert shares.var() == pytest.approx(1 / (4 * (2 * parameter + 1)), rel=0.1)
 
@@ -200,20 +199,18 @@ def test_mixup_and_cutmix_mix_pixels_and_targets_in_the_same_proportion():
     images = torch.arange(4.0)[:, None, None, None].expand(4, 3, 8, 10)
     targets = torch.eye(4)
     assert torch.equal(augment.partners(targets).argmax(1), torch.tensor([1, 0, 3, 2]))
-    for how in (Mix(0.3), Mix(1 - 12 / 80, (2, 5, 1, 5))):
-        mixed, wanted = augment.mix(images, targets, how)
+    for how in ((0.3, None), (1 - 12 / 80, (2, 5, 1, 5))):
+        mixed, wanted = augment.mix(images, targets, *how)
         assert torch.allclose(wanted.sum(1), torch.ones(4))
         assert torch.allclose(mixed.mean(dim=(1, 2, 3)), wanted @ torch.arange(4.0))
     kinds = [augment.draw_mix(PUBLISHED, 32, 32, generator) for _ in range(2_000)]
-    boxes = [how for how in kinds if how.box]
+    boxes = [(share, box) for share, box in kinds if box]
     assert len(boxes) / 2_000 == pytest.approx(0.5, abs=0.04)
-    for how in boxes:
-        top, bottom, left, right = how.box
+    for share, (top, bottom, left, right) in boxes:
         assert 0 <= top <= bottom <= 32 and 0 <= left <= right <= 32
-        assert how.share == pytest.approx(1 - (bottom - top) * (right - left) / 1024)
-    assert augment.draw_mix(Recipe(), 32, 32, generator) is None
-    assert augment.draw_mix(Recipe(cutmix=1.0), 32, 32, generator).box is not None
-    assert augment.draw_mix(Recipe(mixup=1.0), 32, 32, generator).box is None
+        assert share == pytest.approx(1 - (bottom - top) * (right - left) / 1024)
+    assert augment.draw_mix(Recipe(cutmix=1.0), 32, 32, generator)[1] is not None
+    assert augment.draw_mix(Recipe(mixup=1.0), 32, 32, generator)[1] is None
 
 
 def test_nothing_switched_on_changes_nothing(pixels):
