@@ -32,7 +32,6 @@ from cctlib.training.recipes import Recipe, fitted, from_dict
 from cctlib.training.trainer import CHECKPOINT, Trainer, constants
 
 LOG_STEPS = 50  # optimizer steps from one row of the log to the next
-GO_ON, SAVE, STOP = range(3)
 
 
 def train(
@@ -90,12 +89,12 @@ def train(
                 _show(bar, run, row)
             if place.world == 1 or at_row:  # several processes agree only where they wait for each other anyway
                 now = time.monotonic()
-                wish = SAVE if now - saved >= 60 * checkpoint_minutes or run.step == run.steps else GO_ON
-                order = place.gathered(STOP if signals or now >= deadline else wish)[0]
-                if order != GO_ON:
+                due = now - saved >= 60 * checkpoint_minutes or run.step == run.steps
+                stop, save = place.gathered((bool(signals) or now >= deadline, due))[0]
+                if stop or save:
                     run.save()
                     saved = time.monotonic()
-                if order == STOP and run.step < run.steps:
+                if stop and run.step < run.steps:
                     return folder / CHECKPOINT
         weights = run.export()
         if place.first:
