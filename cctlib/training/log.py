@@ -37,10 +37,5 @@ def read_log(path: Path) -> pd.DataFrame:
 
 def _rows(path: Path) -> list[dict[str, float]]:
     """The whole rows of a log; the last line may have been cut by a kill."""
-    rows = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            break
-    return rows
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]
