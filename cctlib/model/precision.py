@@ -12,15 +12,13 @@ import torch
 from cctlib.errors import UserError
 
 Precision = Literal["auto", "bf16", "fp16", "fp32"]
-Resolved = Literal["bf16", "fp16", "fp32"]
-Attention = Literal["explicit", "fused"]
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 # Processor features that bring bf16 products; names as in torch.cpu, not all in every version of torch.
 _CPU_BF16_FEATURES = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
 
 
-def resolve(device: torch.device | str, precision: Precision = "auto") -> Resolved:
+def resolve(device: torch.device | str, precision: Precision = "auto") -> str:
     """The precision that `autocast` uses; this is what a record of a computation states.
 
     `auto` is bf16 where its products run in hardware (Ampere GPUs and later, AVX512-BF16 or AMX processors), fp16 on
@@ -56,7 +54,7 @@ def scaler(device: torch.device | str, precision: Precision = "auto") -> torch.a
     return torch.amp.GradScaler(torch.device(device).type, enabled=resolve(device, precision) == "fp16")
 
 
-def attention(device: torch.device | str) -> Attention:
+def attention(device: torch.device | str) -> str:
     """The faster form of attention for a CCT on this device.
 
     A CPU trains 64 to 256 tokens faster with attention written out; accelerators have a fused kernel.
