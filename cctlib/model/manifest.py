@@ -16,7 +16,7 @@ from dataclasses import MISSING, asdict, dataclass, fields
 from inspect import formatannotation
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,8 +33,6 @@ from cctlib.model.vgg import VGGConfig
 
 FILE, MEASUREMENT = "manifest.json", "measurement.json"
 DEFAULT = "default"  # the model that a data set's study takes where none is named
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -196,11 +194,11 @@ def write_manifest(folder: Path, *, name: str, config: Config, weights: Path, **
     return model
 
 
-def _parsed(kind: type[T], entries: Any, where: str) -> T:
+def _parsed(kind: type, entries: Any, where: str) -> Any:
     """A dataclass from JSON. Raises `UserError` for entries that are unknown, missing, or of another type."""
     if not isinstance(entries, dict):
         raise UserError(f"{where} is {reprlib.repr(entries)}; expected entries by name")
-    known: dict[str, Any] = {field.name: field for field in fields(kind)}  # type: ignore[arg-type]
+    known: dict[str, Any] = {field.name: field for field in fields(kind)}
     # A configuration is stored whole: a default for a missing entry could be another network's.
     needed = [name for name, field in known.items() if field.default is MISSING or issubclass(kind, Config)]
     for name in (*needed, *entries):
