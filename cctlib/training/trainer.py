@@ -317,8 +317,7 @@ def _optimizers(network: nn.Module, matrices: Mapping[Tensor, Tensor], recipe: R
         elif parameter not in matrices:
             decayed.append(parameter)
     groups = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": free, "weight_decay": 0.0}]
-    fused = free[0].device.type in ("cpu", "cuda")
-    optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, lr=recipe.lr, fused=fused)]
+    optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, lr=recipe.lr, fused=True)]
     if not matrices:
         return optimizers
     if not hasattr(torch.optim, "Muon"):
