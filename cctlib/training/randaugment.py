@@ -65,22 +65,9 @@ def smooth(pixels: Pixels) -> Float[Tensor, "image 3 height width"]:
     return result
 
 
-def posterize(pixels: Pixels, level: Level, fill: Colour) -> Pixels:
-    """Keep the upper bits of each value, from 4 down to 0."""
-    bits = 4 - (4 * level.abs()).floor()[:, None, None, None]
-    return pixels & (256 - 2 ** (8 - bits)).to(torch.uint8)
-
-
-def solarize(pixels: Pixels, level: Level, fill: Colour) -> Pixels:
-    """Invert the values from a threshold on, which is 256 down to 0."""
-    threshold = 256 - (256 * level.abs()).floor()[:, None, None, None]
-    return torch.where(pixels >= threshold, 255 - pixels, pixels)
-
-
-def solarize_add(pixels: Pixels, level: Level, fill: Colour) -> Pixels:
-    """Add up to 110 to the values of the darker half."""
-    added = (110 * level.abs()).floor()[:, None, None, None]
-    return torch.where(pixels < 128, pixels + added.to(torch.uint8), pixels)
+def amount(level: Level, most: int) -> Float[Tensor, "image 1 1 1"]:
+    """A whole number for each image, from 0 to `most`, whatever the sign of its level."""
+    return (most * level.abs()).floor()[:, None, None, None]
 
 
 def vision(operation: str, pixels: Pixels) -> UInt8[Tensor, "image channel height width"]:
@@ -99,9 +86,12 @@ OPERATIONS: dict[str, Callable[[Pixels, Level, Colour], Pixels]] = {
     "autocontrast": lambda pixels, level, fill: vision("autocontrast", pixels),
     "equalize": lambda pixels, level, fill: vision("equalize", pixels),
     "invert": lambda pixels, level, fill: 255 - pixels,
-    "posterize": posterize,
-    "solarize": solarize,
-    "solarize_add": solarize_add,
+    # Of each value the upper bits stay, 4 down to 0; from a threshold of 256 down to 0 on, values are inverted.
+    "posterize": lambda pixels, level, fill: pixels & (256 - 2 ** (4 + amount(level, 4))).to(torch.uint8),
+    "solarize": lambda pixels, level, fill: torch.where(pixels >= 256 - amount(level, 256), 255 - pixels, pixels),
+    "solarize_add": lambda pixels, level, fill: torch.where(
+        pixels < 128, pixels + amount(level, 110).to(torch.uint8), pixels
+    ),
 }
 IDENTITY = len(OPERATIONS)  # the number of no operation
 
