@@ -58,11 +58,6 @@ class VGGConfig:
         """Pixels along one side of the map that the linear layer reads."""
         return self.image_size >> sum(pooled for _, pooled in self.layers)
 
-    def nodes(self, site: str) -> int:
-        """Number of nodes of a site. Raises `UserError` for a site that the network does not have."""
-        check_sites([site], layer_sites(self.convolutions))
-        return self.layers[parse(site)[0] - 1][0]
-
 
 class Layer(nn.Module):
     """Convolution, batch norm, ReLU: the map before ReLU, and behind it. `pooled` where pooling follows."""
@@ -85,7 +80,7 @@ class VGG(nn.Module):
         super().__init__()
         self.config = config
         self.image_size = config.image_size  # that a training shows it for now; of any size, see `forward`
-        self.nodes = {site: config.nodes(site) for site in layer_sites(config.convolutions)}
+        self.nodes = {site: config.layers[parse(site)[0] - 1][0] for site in layer_sites(config.convolutions)}
         channels = [3, *(filters for filters, _ in config.layers)]
         layers = [Layer(before, *layer) for before, layer in zip(channels, config.layers, strict=False)]
         self.layers = nn.ModuleList(layers)

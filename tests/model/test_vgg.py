@@ -104,7 +104,7 @@ def test_the_siblings_vgg_11():
         (lambda: VGGConfig(image_size=8), "use larger images"),
         (lambda: VGGConfig(width=0), "width is 0"),
         (lambda: networks.config("vgg_12", num_classes=5, image_size=32), "vgg_11"),
-        (lambda: VGGConfig().nodes("enc1/ff"), "layer"),
+        (lambda: VGG(SMALL)(torch.zeros(1, 3, 32, 32), taps=["enc1/ff"]), "layer"),
         (lambda: VGG(SMALL)(torch.zeros(1, 3, 32, 32, dtype=torch.uint8)), "uint8"),
         (lambda: VGG(SMALL)(torch.zeros(3, 32, 32)), "expected"),
         (lambda: VGG(SMALL)(torch.zeros(1, 3, 32, 32), taps=["layer8/filters"]), "layer7/filters"),
