@@ -52,7 +52,8 @@ class Tapped(nn.Module):
             for site, values in recorded.items():
                 name, side = self.places[site]
                 module = self.module.get_submodule(name)
-                hooks.enter_context(module.register_forward_hook(partial(_record, values, side)))
+                hook = module.register_forward_hook if side == "output" else module.register_forward_pre_hook
+                hooks.enter_context(hook(partial(_record, values)))
             logits = self.module(images)
         nodes = {site: self._nodes(site, values) for site, values in recorded.items()}
         return (logits, nodes) if taps else logits
@@ -68,8 +69,9 @@ class Tapped(nn.Module):
         return value.flatten(2).transpose(1, 2) if value.ndim == 4 else value
 
 
-def _record(values: list[Any], side: str, module: nn.Module, inputs: tuple, output: Any) -> None:
-    value = output if side == "output" else inputs[0] if inputs else None
+def _record(values: list[Any], module: nn.Module, inputs: tuple, *outputs: Any) -> None:
+    """A hook that keeps a copy of what a module gives or, called before the module, of its first input."""
+    value = outputs[0] if outputs else inputs[0] if inputs else None
     values.append(value.clone() if isinstance(value, Tensor) else value)
 
 

@@ -17,7 +17,7 @@ def pictures(size: int) -> torch.Tensor:
 
 
 def hooks(module: nn.Module) -> int:
-    return sum(len(child._forward_hooks) for child in module.modules())
+    return sum(len(child._forward_hooks) + len(child._forward_pre_hooks) for child in module.modules())
 
 
 def test_timm_vit():
@@ -133,12 +133,14 @@ def test_hooks_that_would_lie_are_refused(place, message):
 
 
 def test_what_is_overwritten_later_is_handed_out_as_it_was():
-    network = Tapped(Odd().eval(), {"enc1/trunk": ("linear", "input"), "enc1/ff": ("linear", "output")})
+    """A ReLU in place follows the linear layer."""
+    places = {"enc1/mha": ("linear", "input"), "enc1/trunk": ("linear", "output"), "enc1/ff": ("relu", "input")}
+    network = Tapped(Odd().eval(), places)
     for mode in (torch.no_grad, torch.inference_mode):
         with mode():
-            _, taps = network(pictures(4), taps=["enc1/trunk", "enc1/ff"])
-            torch.testing.assert_close(taps["enc1/ff"], network.module.linear(taps["enc1/trunk"]))
-            assert taps["enc1/ff"].min() < 0  # a ReLU in place follows
+            _, taps = network(pictures(4), taps=list(places))
+            torch.testing.assert_close(taps["enc1/trunk"], network.module.linear(taps["enc1/mha"]))
+            assert taps["enc1/trunk"].min() < 0 and torch.equal(taps["enc1/ff"], taps["enc1/trunk"])
 
 
 def test_input_and_output_of_the_same_module():
