@@ -23,7 +23,7 @@ LIMITS = {  # the least and the largest value of each setting that is a number
     "image_size": (1, 1e4),
     "lr": (1e-12, 1e30),
     "warmup_epochs min_lr weight_decay clip seed": (0, 1e12),
-    "stochastic_depth attention_dropout label_smoothing": (0, 0.99999),
+    "stochastic_depth attention_dropout label_smoothing ema": (0, 0.99999),
     "shift": (0, 1000),
     "crop_scale": (0.01, 1),
     "randaugment": (0, 10),
@@ -57,6 +57,7 @@ class Recipe:
     weight_decay: float = 0.06  # none for biases, norms and position embeddings
     clip: float = 1.0  # largest norm of the gradient; 0 is no clipping
     label_smoothing: float = 0.1
+    ema: float = 0.0  # decay, a step, of the moving average of the weights, which then is the result; 0 is off
 
     shift: int = 0  # largest shift in pixels, in every direction; the border is reflected
     crop_scale: float = 1.0  # smallest share of the area that a resized crop keeps; 1 is no crop
@@ -176,6 +177,12 @@ CPU = Recipe(
     cutmix=1.0,
 )
 
+# A long run on a processor, of some seven hours on two cores. It averages the weights, so its rate need not fall to
+# zero, and has some of the published regularisation, which a long run needs.
+CPU_LONG = replace(
+    CPU, name="cpu-long", epochs=100, sizes=((40, 20), (30, 24)), min_lr=1.4e-4, ema=0.999, randaugment=5, erasing=0.15
+)
+
 # For a processor: images of 128 pixels have a third of the published tokens, those of the first epochs a fifth. There
 # are few epochs, in which Muon gets much further than AdamW. Wide crops, erasing and some mixing fit a run of this
 # length; RandAugment and mixing every batch, as published, are for long ones.
@@ -225,6 +232,7 @@ ALL = (
     # As many image passes over three times as many images.
     replace(FLOWERS_CPU, name="flowers-kaggle-cpu", epochs=26, sizes=((17, 96),)),
     CPU,
+    CPU_LONG,
     VGG_CPU,
     # What most would begin with, to compare with: the recipe of the weights that this project started from.
     Recipe(name="plain", shift=4, flip=True),

@@ -9,6 +9,7 @@ order a GPU does not fix. Dropout, stochastic depth and the noise of erasing are
 to another kind of device, or to another number of processes, draws them afresh.
 """
 
+import copy
 import json
 import math
 import os
@@ -26,6 +27,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, interpolate
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from cctlib import stages
 from cctlib.data.datasets import DATASETS, PHOTOGRAPHS
@@ -69,6 +71,7 @@ class Trainer:
         self.matrices = _matrices(self.network) if recipe.optimizer == "muon" else {}
         self.optimizers = _optimizers(self.network, self.matrices, recipe)
         self.scaler = precision.scaler(device, recipe.precision)
+        self.average = copy.deepcopy(self.network) if recipe.ema else None  # of the weights over the last steps
         self.order = torch.empty(0)
 
         self.step = 0
@@ -81,6 +84,11 @@ class Trainer:
     def seconds(self) -> float:
         """Of the whole run so far, without those between a stop and going on."""
         return time.monotonic() - self.began
+
+    @property
+    def result(self) -> networks.Network:
+        """What is judged and exported: the network, or the average of its weights."""
+        return self.average or self.network
 
     def learn(self) -> None:
         """One optimizer step."""
@@ -106,6 +114,8 @@ class Trainer:
         for optimizer in self.optimizers:
             self.scaler.step(optimizer)
         self.scaler.update()
+        if self.average is not None:
+            get_ema_multi_avg_fn(recipe.ema)(_averaged(self.average), _averaged(self.network), None)
         self.step += 1
         loss, correct = loss.detach(), (logits.argmax(1) == targets.argmax(1)).sum()
         self.sums += torch.stack([loss * len(images), correct, torch.full_like(loss, len(images))])
@@ -166,7 +176,7 @@ class Trainer:
 
     def evaluate(self) -> dict[str, float]:
         """Cross-entropy and accuracy on the held-out images, which each process computes for itself."""
-        network, recipe, images, device = self.network, self.recipe, self.held_out, self.place.device
+        network, recipe, images, device = self.result, self.recipe, self.held_out, self.place.device
         network.image_size = recipe.image_size
         network.eval()
         passes = forward(network, self.normalise, images, device=device, batch=recipe.batch, precision=recipe.precision)
@@ -251,7 +261,8 @@ class Trainer:
     def _parts(self) -> dict[str, Any]:
         """What has a state of its own, by its name in the checkpoint."""
         optimizers = {type(optimizer).__name__: optimizer for optimizer in self.optimizers}
-        return {"network": self.network, **optimizers, "scaler": self.scaler}
+        average = {} if self.average is None else {"average": self.average}
+        return {"network": self.network, **optimizers, "scaler": self.scaler, **average}
 
     def _circumstances(self) -> str:
         """On what dropout and rounding depend, beside the recipe."""
@@ -262,7 +273,7 @@ class Trainer:
         """Write the weights in fp32, and say in the file what they are."""
         path = self.folder / WEIGHTS
         if self.place.first:
-            state = self.network.state_dict()
+            state = self.result.state_dict()
             tensors = {name: value.float().cpu().contiguous() for name, value in state.items()}
             record = {"cctlib": json.dumps(self.identity)}  # one entry: safetensors writes several in random order
             with stages.replacing(path) as temporary:
@@ -289,6 +300,11 @@ def _identity(recipe: Recipe, train: Images, held_out: Images) -> dict[str, dict
             "held-out": held_out.fingerprint,
         },
     }
+
+
+def _averaged(network: nn.Module) -> list[Tensor]:
+    """What an average is taken of: weights and running statistics."""
+    return [value for value in network.state_dict().values() if value.is_floating_point()]
 
 
 def _as_matrix(weight: Tensor) -> Tensor:

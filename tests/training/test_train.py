@@ -48,7 +48,7 @@ TINY = Recipe(
     mixup=0.8,
     cutmix=1.0,
 )
-MUON = replace(TINY, name="muon", optimizer="muon")
+MUON = replace(TINY, name="muon", optimizer="muon", ema=0.9)
 VGG = replace(MUON, name="vgg", model="vgg_11", epochs=2, warmup_epochs=1, batch=16, sizes=((1, 16),))
 HERE = Place(0, 1, torch.device("cpu"))
 
@@ -417,10 +417,7 @@ def test_a_recipe_that_cannot_train_is_refused(wrong):
 
 
 def test_an_unknown_recipe_is_refused_with_the_names():
-    with pytest.raises(
-        UserError,
-        match="there are: paper, paper-1500, flowers, flowers-cpu, flowers-kaggle-cpu, cpu, vgg-cpu, plain, demo",
-    ):
+    with pytest.raises(UserError, match=f"there are: {', '.join(RECIPES)}"):
         recipe("papper")
 
 
@@ -532,6 +529,23 @@ def test_a_torch_without_muon_says_what_to_do(images, tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"recipe muon: Muon needs torch 2\.9.*or use optimizer adamw") as error:
         run(images, tmp_path, MUON)
     assert "\n" not in str(error.value)
+
+
+def test_the_result_is_the_moving_average_of_the_weights(images, tmp_path):
+    settings = replace(TINY, ema=0.9, epochs=2, sizes=())
+    run_ = trainer.Trainer(settings, images["train"], images["held-out"], tmp_path, HERE)
+    expected = {name: value.clone() for name, value in run_.network.state_dict().items()}
+    for _ in range(3):
+        run_.learn()
+        for name, value in run_.network.state_dict().items():
+            expected[name] = 0.9 * expected[name] + 0.1 * value
+    written, now = load_file(run_.export()), run_.network.state_dict()
+    assert all(torch.allclose(value, expected[name], atol=1e-6) for name, value in written.items())
+    assert not any(torch.equal(written[name], now[name]) for name in ("classifier.fc.weight", "classifier.fc.bias"))
+    before = run_.evaluate()["held_out_loss"]
+    run_.network.load_state_dict(expected)
+    run_.average = None
+    assert run_.evaluate()["held_out_loss"] == pytest.approx(before, rel=1e-4)
 
 
 def test_gradients_are_clipped_as_a_whole(images, tmp_path):
