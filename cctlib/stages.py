@@ -27,7 +27,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from filelock import FileLock, Timeout
+from filelock import AcquireReturnProxy, FileLock, Timeout
 
 from cctlib.errors import UserError
 
@@ -218,8 +218,7 @@ def stage(
     folder = home / f"{name}-{sha256_json(inputs)[:12]}"
     if is_whole(folder):
         return folder
-    home.mkdir(parents=True, exist_ok=True)
-    with _alone(folder):
+    with locked(folder):
         if not is_whole(folder):
             _compute(folder, name, inputs, compute, device)
     return folder
@@ -230,21 +229,21 @@ def _digest(read: Path | str) -> str:
     return sha256_file(read / RECORD) if isinstance(read, Path) else read
 
 
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Hold the lock of a stage. Says on standard error who holds it while it waits."""
+def locked(folder: Path) -> AcquireReturnProxy:
+    """The lock of a folder that one process makes while others wait; held until the end of a `with`.
+
+    Says on standard error who holds it while it waits. The lock's file stays: whoever removed it would let a third
+    process lock another file of that name. Raises `OSError` where the file cannot be written.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(f"{folder}.lock")
     try:
-        lock.acquire(blocking=False)
+        return lock.acquire(blocking=False)
     except Timeout:
         clock = _partial(folder) / CLOCK
         holder = read_json(clock)["by"] if clock.is_file() else "another process"
-        print(f"waiting for {folder.name}, which {holder} computes", file=sys.stderr, flush=True)
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
+        print(f"waiting for {folder.name}, which {holder} makes", file=sys.stderr, flush=True)
+        return lock.acquire()
 
 
 def _partial(folder: Path) -> Path:

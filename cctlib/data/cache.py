@@ -8,21 +8,19 @@ fingerprint that was written.
 
 import functools
 import json
-import logging
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import platformdirs
-from filelock import FileLock, Timeout
+from filelock import AcquireReturnProxy
 from jaxtyping import Int64, UInt8
 from tqdm import tqdm
 from tqdm.contrib.concurrent import thread_map
 
+from cctlib import stages
 from cctlib.data import order
 from cctlib.data.datasets import Dataset
 from cctlib.data.folders import warn_once
@@ -31,8 +29,6 @@ from cctlib.errors import UserError
 
 FORMAT = 1  # raised when images are decoded, resized or ordered otherwise: older entries are made again
 BLOCK = 64  # images that a thread decodes at a time
-PATIENCE = 5.0  # seconds that are waited for another process without a word
-log = logging.getLogger(__name__)
 
 
 class Arrays(NamedTuple):
@@ -79,24 +75,12 @@ def _fingerprint(pixels: Path, labels: Path, *changed: int) -> str:
     return order.fingerprint(np.load(pixels, mmap_mode="r"), np.load(labels))
 
 
-@contextmanager
-def locked(entry: Path) -> Iterator[None]:
-    """Hold the lock of an entry, so that of two processes that miss it one makes it and the other waits.
-
-    The lock's file stays: whoever removed it would let a third process lock another file of that name.
-    """
-    lock = FileLock(entry.with_name(entry.name + ".lock"))
+def locked(entry: Path) -> AcquireReturnProxy:
+    """The lock of an entry (`stages.locked`). Raises `UserError` where the cache cannot be written."""
     try:
-        entry.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            held = lock.acquire(timeout=PATIENCE)
-        except Timeout:
-            log.warning("another process is writing %s; waiting for it", entry)
-            held = lock.acquire()
+        return stages.locked(entry)
     except OSError as error:
         raise UserError(f"the cache {entry.parent} cannot be written: {error.strerror}; set CCTLIB_CACHE") from None
-    with held:
-        yield
 
 
 def write(entry: Path, source: Source, part: str, spec: Dataset, size: int) -> None:
