@@ -129,6 +129,13 @@ def environment(device: torch.device | str) -> dict[str, str]:
     }
 
 
+def from_here(path: Path | str) -> Path:
+    """A path as an absolute one, without links. In a clone, notebooks/ counts as the root: JupyterLab starts there."""
+    here, root = Path.cwd(), PACKAGE.parent
+    start = root if here == root / "notebooks" and (root / "pyproject.toml").is_file() else here
+    return (start / Path(path).expanduser()).resolve()
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Hand out a temporary name beside `path`; rename it to `path` when the block ends well, else remove it."""

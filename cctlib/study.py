@@ -160,8 +160,7 @@ def open_study(
     with the model), or `auto`. Raises `UserError` for bad names, and where neither images nor a shipped measurement can
     be had.
     """
-    runs, where = from_here(runs), resolve_device(device)
-    dataset, model = named(dataset, model)
+    runs, where = stages.from_here(runs), resolve_device(device)
     chosen = resolve_profile(profile, where)
     if chosen is None:
         return shipped_study(dataset, model, where)
@@ -172,28 +171,6 @@ def open_study(
             raise
         print(f"{missing}\nGoing on from the measurement that ships with the model.", file=sys.stderr, flush=True)
         return shipped_study(dataset, model, where)
-
-
-def named(dataset: str, model: str) -> tuple[str, str]:
-    """Data set and model as they are asked for, with the folders among them as `from_here` has them."""
-    kind, _, path = dataset.partition(":")
-    if kind == "folder" and path:
-        dataset = f"folder:{from_here(path)}"
-    folder = from_here(model)
-    return dataset, str(folder) if (folder / manifest.FILE).is_file() else model
-
-
-def home_of(dataset: str, runs: Path) -> Path:
-    """The folder of a data set's stages; `dataset` is its own name (`data.describe`)."""
-    kind, _, path = dataset.partition(":")
-    return runs / (f"{kind}-{Path(path).name}-{stages.sha256_json(path)[:8]}" if path else dataset)
-
-
-def from_here(path: Path | str) -> Path:
-    """A path as an absolute one, without links. In a clone, notebooks/ counts as the root: JupyterLab starts there."""
-    here, root = Path.cwd(), stages.PACKAGE.parent
-    start = root if here == root / "notebooks" and (root / "pyproject.toml").is_file() else here
-    return (start / Path(path).expanduser()).resolve()
 
 
 def shipped_model(dataset: str, model: str) -> Model | None:
@@ -226,8 +203,7 @@ def open_layers(
     dataset: str, model: str = "vgg_11", profile: str = "auto", runs: Path | str = "runs", device: str = "auto"
 ) -> Layers:
     """Measure (or find measured) the layers of a convolutional network; arguments and errors as `open_study`."""
-    where, runs = resolve_device(device), from_here(runs)
-    dataset, model = named(dataset, model)
+    where, runs = resolve_device(device), stages.from_here(runs)
     found = manifest.find(dataset, model)
     if found is None:
         raise UserError(f"no network of {dataset} comes with cctlib; give the folder of a trained one as the model")
@@ -246,7 +222,7 @@ def open_layers(
         spec = data.describe(dataset)
         about = {"dataset": spec.title, "model": found.name, "weights": found.manifest.sha256}
         about |= {"profile": chosen.title}
-        folder = maps.layers_stage(found, images, settings, about, home_of(spec.name, runs), where)
+        folder = maps.layers_stage(found, images, settings, about, runs / spec.key, where)
         record = folder / stages.PROVENANCE
     written = stages.read_json(folder / maps.ABOUT)
     made = {key: str(value) for key, value in stages.read_json(record).items() if key in ("commit", "device")}
@@ -282,8 +258,8 @@ def provenance_of(studies: Iterable[Study]) -> dict[str, str]:
 
 def measured_study(dataset: str, model: str, profile: Profile, runs: Path, device: torch.device) -> Study:
     """Run the stages that are not done yet, and return the study."""
-    dataset = data.describe(dataset).name  # one folder is one data set, however its path is written
-    home = home_of(dataset, runs)
+    spec = data.describe(dataset)
+    dataset, home = spec.name, runs / spec.key  # one folder is one data set, however its path is written
     known = None if profile.name == "scratch" else manifest.find(dataset, model)
     if known is None and profile.name != "scratch" and dataset != "demo" and "google.colab" in sys.modules:
         raise UserError(
@@ -295,7 +271,7 @@ def measured_study(dataset: str, model: str, profile: Profile, runs: Path, devic
     per_label = {"train": profile.train, "held-out": profile.held_out, "test": profile.test}
     train, held_out, test = (load_images(dataset, split, count, network) for split, count in per_label.items())
     about = {
-        "dataset": data.DATASETS[test.dataset].title if test.dataset in data.DATASETS else dataset,
+        "dataset": spec.title if spec.root is None else dataset,
         "model": network.name,
         "weights": network.manifest.sha256,
         "profile": profile.title,

@@ -193,9 +193,9 @@ def test_a_notebook_finds_the_runs_of_the_repository(monkeypatch, tmp_path):
     """JupyterLab starts a kernel in notebooks/, papermill in the root."""
     root = stages.PACKAGE.parent
     monkeypatch.chdir(root / "notebooks")
-    assert study.from_here("runs") == root / "runs" and study.from_here("/data/x") == stages.Path("/data/x").resolve()
+    assert stages.from_here("runs") == root / "runs" and stages.from_here("/data/x") == stages.Path("/data/x").resolve()
     monkeypatch.chdir(tmp_path)
-    assert study.from_here("runs") == tmp_path.resolve() / "runs"
+    assert stages.from_here("runs") == tmp_path.resolve() / "runs"
 
 
 def hashes(runs):

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from cctlib import stages
 from cctlib.data import demo, folders
 from cctlib.errors import UserError
 
@@ -39,6 +40,11 @@ class Dataset:
     groups: tuple[int, ...] | None = None
     group_names: tuple[str, ...] | None = None
     root: Path | None = None  # of an image folder
+
+    @property
+    def key(self) -> str:
+        """The name for files; an image folder is told apart from others by its path."""
+        return self.name if self.root is None else f"folder-{self.root.name}-{stages.sha256_json(str(self.root))[:8]}"
 
     @property
     def num_labels(self) -> int:

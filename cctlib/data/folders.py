@@ -39,7 +39,7 @@ class Part(NamedTuple):
 
 def resolve(path: str) -> Path:
     """The folder of `folder:PATH`, without links. Raises `UserError` where there is none."""
-    root = Path(path).expanduser().resolve()
+    root = stages.from_here(path)
     if not root.is_dir():
         raise UserError(f"{root} is no folder; {LAYOUT}")
     if (name := label_name(str(root))) != unicodedata.normalize("NFC", str(root)):

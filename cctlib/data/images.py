@@ -15,7 +15,6 @@ CCTLIB_DATA: a folder that holds data in the public layouts. CCTLIB_CACHE: where
 
 import dataclasses
 import functools
-import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -149,9 +148,7 @@ def _cached(spec: Dataset, split: str, size: int, online: bool) -> Arrays:
     """A split from the cache, into which the data set's files are decoded if need be."""
     home, root = entries.cache_folder(), spec.root or _data_folder()
     part = "train" if split == "held-out" and not spec.has_held_out else split  # whose files the split comes from
-    # Image folders are told apart by their paths.
-    key = f"folder-{hashlib.sha256(str(spec.root).encode()).hexdigest()[:12]}" if spec.root else spec.name
-    entry, expected = home / f"{key}-{size}-{part}", spec.fingerprints.get(split)
+    entry, expected = home / f"{spec.key}-{size}-{part}", spec.fingerprints.get(split)
     if expected and (arrays := entries.read(entry, split, None, expected)):
         return arrays
     source = sources.find(spec, root, part) if root else None

@@ -164,7 +164,7 @@ def find(dataset: str, model: str = DEFAULT) -> Model | None:
         if len(defaults) > 1:
             raise UserError(f"{home} has several default models: {', '.join(each.folder.name for each in defaults)}")
         return defaults[0].check(dataset) if defaults else None
-    for folder in (Path(model), home / model):
+    for folder in (stages.from_here(model), home / model):
         if (folder / FILE).is_file():
             return open_model(folder).check(dataset)
     names = ", ".join(folder.name for folder in shipped) or "none"
