@@ -85,7 +85,10 @@ class Study:
         about = dict(self.measurement.about)
         if self.source == "shipped":
             about["note"] = "shipped measurement, not made here"
-        records = {name: stages.read_json(path) for name, path in self._records().items()}
+            files = {name: self.model.folder / f"{name}.{stages.PROVENANCE}" for name in self.shipped_stages}
+        else:
+            files = {name: folder / stages.PROVENANCE for name, folder in self.folders.items()}
+        records = {name: stages.read_json(path) for name, path in files.items() if path.is_file()}
         for key in ("commit", "device", "precision", "attention"):
             made: dict[str, list[str]] = {}
             for name, record in records.items():
@@ -95,13 +98,6 @@ class Study:
                 parts = [f"{value} ({', '.join(names)})" for value, names in made.items()]
                 about[key] = ", ".join(made if len(made) == 1 else parts)
         return about
-
-    def _records(self) -> dict[str, Path]:
-        """Files that say when, where and from which commit the stages were made whose results this study has read."""
-        if self.source == "measured":
-            return {name: folder / stages.PROVENANCE for name, folder in self.folders.items()}
-        files = {name: self.model.folder / f"{name}.{stages.PROVENANCE}" for name in self.shipped_stages}
-        return {name: path for name, path in files.items() if path.is_file()}
 
     def images(self, split: str = "test") -> Images | None:
         """The images that the measurement of a split was made from, in its order; None where they are not here."""
@@ -239,10 +235,10 @@ def beside(study: Study) -> dict[str, Study]:
     """The study, and those that ship with default models of other data sets, by title in the order of `DATASETS`."""
     found = {}
     for dataset in dict.fromkeys([*data.DATASETS, study.dataset]):
-        other = study if dataset == study.dataset else None
-        if other is None and shipped_model(dataset, "default") is not None:
+        if dataset == study.dataset:
+            found[study.provenance["dataset"]] = study
+        elif shipped_model(dataset, "default") is not None:
             other = shipped_study(dataset, "default", study.device)
-        if other is not None:
             found[other.provenance["dataset"]] = other
     return found
 

@@ -11,9 +11,6 @@ from cctlib import stages
 from cctlib.data import demo, folders
 from cctlib.errors import UserError
 
-# ImageNet's constants, the custom for photographs.
-PHOTOGRAPHS = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
-
 _NAMES = json.loads(importlib.resources.files("cctlib.data").joinpath("labels.json").read_text(encoding="utf-8"))
 # Labels and superclasses are numbered alphabetically, as in the published data.
 CIFAR100_GROUP_NAMES = tuple(_NAMES["cifar100"])
@@ -125,8 +122,8 @@ def describe(name: str) -> Dataset:
         title=root.name,
         names=folders.label_names(root),
         image_size=32,  # that of the recipes for CIFAR-100, by which networks for folders are trained
-        mean=PHOTOGRAPHS["mean"],
-        std=PHOTOGRAPHS["std"],
+        mean=(0.485, 0.456, 0.406),  # ImageNet's, the custom for photographs
+        std=(0.229, 0.224, 0.225),
         resizable=True,
         root=root,
     )

@@ -30,7 +30,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from cctlib import stages
-from cctlib.data.datasets import DATASETS, PHOTOGRAPHS
+from cctlib.data.datasets import describe
 from cctlib.data.images import Images, normalise, to_device
 from cctlib.errors import UserError
 from cctlib.model import networks, precision
@@ -283,8 +283,8 @@ class Trainer:
 
 def constants(images: Images) -> dict[str, Any]:
     """Mean and deviation (std) of the three channels, which normalise the images of this data set."""
-    spec = DATASETS.get(images.dataset)
-    return PHOTOGRAPHS if spec is None else {"mean": spec.mean, "std": spec.std}
+    spec = describe(images.dataset)
+    return {"mean": spec.mean, "std": spec.std}
 
 
 def _identity(recipe: Recipe, train: Images, held_out: Images) -> dict[str, dict]:
