@@ -40,7 +40,7 @@ class StudyOptions:
     model: str = "default"
     """a shipped model, a folder with a manifest.json, or default"""
     profile: str = "auto"
-    """quick: a subset of images; full: all; scratch: train first; shipped: compute nothing; auto: full on GPUs"""
+    """quick: a subset of images; full: all; scratch: train a CCT first; shipped: compute nothing; auto: full on GPUs"""
     runs: Path = Path("runs")
     """where finished and half-finished stages are kept"""
     device: Device = "auto"
@@ -57,8 +57,8 @@ class StudyOptions:
         return study
 
 
-Options = tyro.conf.OmitArgPrefixes[StudyOptions]
 DEFAULTS = StudyOptions()
+CONVOLUTIONAL = StudyOptions(model="vgg_11")
 
 
 def data_command(dataset: Dataset = "cifar100") -> None:
@@ -72,7 +72,7 @@ def data_command(dataset: Dataset = "cifar100") -> None:
     _show(pd.DataFrame(rows, columns=["split", "images", "labels", "size", "per label", "fingerprint"]))
 
 
-def probe_command(study: Options = DEFAULTS) -> None:
+def probe_command(study: StudyOptions = DEFAULTS) -> None:
     """Train a probe on every site and show its accuracy on test images, per image and per label."""
     opened = study.open()
     table, result = opened.tables["accuracy"], opened.measurement
@@ -80,7 +80,7 @@ def probe_command(study: Options = DEFAULTS) -> None:
     _show(table.assign(per_label=by_label), digits=4)
 
 
-def snp_command(study: Options = DEFAULTS, theta: Theta = 0.3, csv: Csv = None) -> None:
+def snp_command(study: StudyOptions = DEFAULTS, theta: Theta = 0.3, csv: Csv = None) -> None:
     """Single-nodal performance: clusters, noise and signal to noise of every site."""
     opened = study.open()
     columns = "site nodes silent clusters cluster_size labels noise column_noise foreign_noise snr"
@@ -88,21 +88,15 @@ def snp_command(study: Options = DEFAULTS, theta: Theta = 0.3, csv: Csv = None) 
     _write(opened.tables["nodes"], csv)
 
 
-def layers_command(
-    dataset: Dataset = "cifar100",
-    model: Annotated[str, tyro.conf.arg(help="a shipped convolutional network, or a folder with one")] = "vgg_11",
-    profile: Annotated[str, tyro.conf.arg(help="quick, full, shipped, or auto")] = "auto",
-    runs: Path = Path("runs"),
-    device: Device = "auto",
-) -> None:
+def layers_command(study: StudyOptions = CONVOLUTIONAL) -> None:
     """The filters of a convolutional network: probes, clusters, noise and signal to noise of every layer."""
-    opened = open_layers(dataset, model, profile, runs, device)
+    opened = open_layers(study.dataset, study.model, study.profile, study.runs, study.device)
     rows = _at(0.3, opened.tables["by_theta"]).merge(opened.tables["accuracy"][["site", "accuracy"]], on="site")
     columns = "site nodes silent accuracy clusters cluster_size labels noise column_noise foreign_noise snr"
-    _show(rows, columns, f"{opened.model.name} of {dataset}, probes judged by test images")
+    _show(rows, columns, f"{opened.model.name} of {study.dataset}, probes judged by test images")
 
 
-def heads_command(study: Options = DEFAULTS) -> None:
+def heads_command(study: StudyOptions = DEFAULTS) -> None:
     """Heads: the labels they own, whether that could be chance, and whether they are experts at them."""
     from cctlib.heads.stage import heads_tables, ownership
 
@@ -124,7 +118,7 @@ def heads_command(study: Options = DEFAULTS) -> None:
     _show(tables["ablation_sites"], columns, "Accuracy that the network loses with a head silenced (test images)")
 
 
-def andc_command(study: Options = DEFAULTS, theta: Theta = 0.3, csv: Csv = None) -> None:
+def andc_command(study: StudyOptions = DEFAULTS, theta: Theta = 0.3, csv: Csv = None) -> None:
     """Pruning by diagonal connections, beside other masks that keep as many weights; cost and latency."""
     from cctlib.andc.stage import pruning_tables
 
@@ -150,7 +144,7 @@ def train_command(
     ] = None,
     checkpoint_minutes: Annotated[float, tyro.conf.arg(help="from one checkpoint to the next")] = 10.0,
     device: Device = "auto",
-    settings: tyro.conf.FlagConversionOff[tyro.conf.OmitArgPrefixes[recipes.Recipe]] = recipes.RECIPES["cpu"],
+    settings: tyro.conf.FlagConversionOff[recipes.Recipe] = recipes.RECIPES["cpu"],
 ) -> None:
     """Train a network with a named recipe; under torchrun, on several processes."""
     from cctlib.training import run, trainer
@@ -174,7 +168,7 @@ def train_command(
     print(f"wrote {weights}" + ("; go on with --resume" if weights.name == trainer.CHECKPOINT else ""))
 
 
-def reproduce_command(study: Options = DEFAULTS) -> None:
+def reproduce_command(study: StudyOptions = DEFAULTS) -> None:
     """Measure, execute all notebooks and build the book; what is done already is not done again."""
     clone = PACKAGE.parent
     if not (clone / "tools" / "reproduce.py").is_file():
@@ -239,7 +233,7 @@ def main(arguments: list[str] | None = None) -> None:
             prog="cctlib",
             description=DESCRIPTION,
             args=arguments,
-            config=(tyro.conf.OmitSubcommandPrefixes,),
+            config=(tyro.conf.OmitSubcommandPrefixes, tyro.conf.OmitArgPrefixes),
         )
     except UserError as error:
         _fail(str(error), 2)
