@@ -1,8 +1,6 @@
 """The data sets by name: what is known about each before any image is opened."""
 
 import dataclasses
-import importlib.resources
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +9,7 @@ from cctlib import stages
 from cctlib.data import demo, folders
 from cctlib.errors import UserError
 
-_NAMES = json.loads(importlib.resources.files("cctlib.data").joinpath("labels.json").read_text(encoding="utf-8"))
+_NAMES = stages.read_json(Path(__file__).with_name("labels.json"))
 # Labels and superclasses are numbered alphabetically, as in the published data.
 CIFAR100_GROUP_NAMES = tuple(_NAMES["cifar100"])
 _GROUPS = {name: group for group, names in enumerate(_NAMES["cifar100"].values()) for name in names}
@@ -31,9 +29,8 @@ class Dataset:
     image_size: int  # pixels, square: the default
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
-    resizable: bool = False  # whether another size can be asked for
     rows: Mapping[str, int] = field(default_factory=dict)  # images of "train" (held-out included) and "test"
-    fingerprints: Mapping[str, str] = field(default_factory=dict)  # of each split, where the pixels are lossless
+    fingerprints: Mapping[str, str] = field(default_factory=dict)  # of each split, where images have one size and lossless pixels
     groups: tuple[int, ...] | None = None
     group_names: tuple[str, ...] | None = None
     root: Path | None = None  # of an image folder
@@ -62,7 +59,6 @@ FLOWERS = Dataset(
     mean=(0.4353, 0.3773, 0.2872),  # the CCT authors' for this data set
     std=(0.2966, 0.2455, 0.2698),
     # Nilsback and Zisserman 2008; training and validation images train (2,040), tested on 6,149
-    resizable=True,
     rows={"train": 2040, "test": 6149},
 )
 CIFAR100 = Dataset(
@@ -124,6 +120,5 @@ def describe(name: str) -> Dataset:
         image_size=32,  # that of the recipes for CIFAR-100, by which networks for folders are trained
         mean=(0.485, 0.456, 0.406),  # ImageNet's, the custom for photographs
         std=(0.229, 0.224, 0.225),
-        resizable=True,
         root=root,
     )

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 from urllib.request import getproxies
 
-from cctlib.data.sources import one_line
+from cctlib.data.sources import DataUnavailable, one_line
 from cctlib.errors import UserError
 
 HUB = "uoft-cs/cifar100"
@@ -37,14 +37,10 @@ ADVICE = {
 }
 
 
-class DownloadFailed(UserError):
-    """The network, or what came through it, was no good: the data cannot be had from there."""
-
-
 def fetch(layout: str, downloads: Path, online: bool) -> Path:
     """The folder that holds a public layout: in an earlier download, else in a new one. online: whether it may be new.
 
-    Raises `DownloadFailed`, and `UserError` when the disk is full.
+    Raises `DataUnavailable`, and `UserError` when the disk is full.
     """
     return _by_torchvision(layout, downloads, online) if layout in TORCHVISION else _from_the_hub(online)
 
@@ -89,19 +85,19 @@ def _by_torchvision(layout: str, downloads: Path, online: bool) -> Path:
 def _need_network(online: bool) -> None:
     for name in ("CCTLIB_OFFLINE", "HF_HUB_OFFLINE"):
         if os.environ.get(name, "0") not in ("", "0"):
-            raise DownloadFailed(f"{name} is set")
+            raise DataUnavailable(f"{name} is set")
     if not online:
-        raise DownloadFailed("that was not asked for")
+        raise DataUnavailable("that was not asked for")
 
 
 @contextmanager
 def _said_in_one_line(what: str) -> Iterator[None]:
-    """Raise what goes wrong as `DownloadFailed`, or as `UserError` where the disk is full. Silence has an end."""
+    """Raise what goes wrong as `DataUnavailable`, or as `UserError` where the disk is full. Silence has an end."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(SILENCE)
     try:
         yield
-    except DownloadFailed:
+    except DataUnavailable:
         raise
     except Exception as error:  # of three libraries, and of what they call
         chain: list[BaseException] = [error]
@@ -114,6 +110,6 @@ def _said_in_one_line(what: str) -> Iterator[None]:
         if advice := [advice for pattern, advice in ADVICE.items() if re.search(pattern, text)]:
             through = " through the proxy that HTTPS_PROXY or ALL_PROXY names" if getproxies() else ""
             reason += f": {advice[0]}".replace("no connection", f"no connection{through}")
-        raise DownloadFailed(f"{what} could not be downloaded: {reason}") from None
+        raise DataUnavailable(f"{what} could not be downloaded: {reason}") from None
     finally:
         socket.setdefaulttimeout(before)

@@ -30,14 +30,10 @@ from cctlib.data import demo, download, order, sources
 from cctlib.data.cache import Arrays
 from cctlib.data.datasets import DATASETS, Dataset, describe
 from cctlib.data.folders import SPLITS, listed
-from cctlib.data.sources import BadData
+from cctlib.data.sources import BadData, DataUnavailable
 from cctlib.errors import UserError
 
 __all__ = ["DATASETS", "SPLITS", "DataUnavailable", "Dataset", "Images", "describe", "load", "normalise"]
-
-
-class DataUnavailable(UserError):
-    """A data set that is not on this machine and cannot be downloaded now."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,8 +95,8 @@ def load(dataset: str, split: str, *, image_size: int | None = None, download: b
     if split not in SPLITS:
         raise UserError(f"no split is called {split!r}; there are {', '.join(SPLITS)}")
     size = spec.image_size if image_size is None else image_size
-    if size != spec.image_size and (not spec.resizable or size < 1):
-        allowed = "a positive number" if spec.resizable else f"{spec.image_size}, the size that its images have"
+    if size != spec.image_size and (spec.fingerprints or size < 1):
+        allowed = f"{spec.image_size}, the size that its images have" if spec.fingerprints else "a positive number"
         raise UserError(f"image size {size} is not possible for {spec.name}: expected {allowed}")
     arrays = _demo(split) if spec.name == "demo" else _cached(spec, split, size, download)
     return Images(
@@ -187,7 +183,7 @@ def _download(entry: Path, spec: Dataset, part: str, size: int, downloads: Path,
                 source = sources.find(spec, download.fetch(layout, downloads, online), part)
             assert source is not None
             return entries.write(entry, source, part, spec, size)
-        except (download.DownloadFailed, BadData) as failure:
+        except (DataUnavailable, BadData) as failure:
             reasons.append(str(failure))
     advice = f"Set CCTLIB_DATA to a folder that holds {' or '.join(layouts)}"
     if root := _data_folder():

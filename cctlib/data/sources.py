@@ -9,10 +9,8 @@ square. An image that has that size already is left as it is, to the bit.
 """
 
 import hashlib
-import importlib.resources
 import io
 import itertools
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +31,10 @@ FLOWERS102_MD5 = {
     "imagelabels.mat": "e0620be6f572b9609742df49c70aed4d",
     "setid.mat": "a5357ecc9cb78c4bef273ce3793fc85c",
 }
+
+
+class DataUnavailable(UserError):
+    """A data set that is not on this machine and cannot be downloaded now."""
 
 
 class BadData(UserError):
@@ -139,8 +141,8 @@ def flowers102_numbers(dataset: str, part: str, official: dict[str, Any]) -> Int
     if dataset == "flowers102":
         names = ("trnid", "valid") if part == "train" else ("tstid",)
         return np.sort(np.concatenate([np.atleast_1d(official[name]) for name in names]).astype(np.int64))
-    text = importlib.resources.files("cctlib.data").joinpath("flowers102_kaggle.json").read_text(encoding="utf-8")
-    kaggle = {name: np.array(numbers) for name, numbers in json.loads(text).items()}
+    published = stages.read_json(Path(__file__).with_name("flowers102_kaggle.json"))
+    kaggle = {name: np.array(numbers) for name, numbers in published.items()}
     everything = np.arange(1, 8190)
     return kaggle["test"] if part == "test" else np.setdiff1d(everything, np.concatenate([*kaggle.values()]))
 
