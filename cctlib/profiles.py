@@ -26,19 +26,18 @@ class HeadSettings:
 class PruningSettings:
     """The study of pruning: all methods at theta 0.3 with retraining, and without it along the thresholds.
 
-    test, curve_test: images that judge the networks pruned at theta 0.3, and those along `thetas`.
-    train: images that retraining draws from; epochs: passes over these, 0 for none, over sets smaller than
-    `least_images` as many more as make up for it. retrained: the targets that are.
+    test, curve_test: images that judge the networks pruned at theta 0.3, and those along `thetas`. targets: those that
+    are retrained, and those along `thetas`. train: images that retraining draws from; epochs: passes over these, over
+    sets smaller than `least_images` as many more as make up for it.
     """
 
     test: int | None = None
     curve_test: int | None = None
     train: int | None = None
-    epochs: tuple[float, ...] = (0.0, 1.0, 3.0)
+    epochs: tuple[float, ...] = (1.0, 3.0)
     least_images: int = 40_000
-    retrained: tuple[str, ...] = ("proj", "linear1", "linear2", "fc", "all")
+    targets: tuple[str, ...] = ("proj", "linear1", "linear2", "fc", "all")
     thetas: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
-    curves: tuple[str, ...] = ("proj", "linear1", "linear2", "fc", "all")
     seeds: tuple[int, ...] = (0, 1, 2)
     latency_thetas: tuple[float, ...] = (0.3, 0.4, 0.5, 0.6)  # of ANDC's masks whose networks are timed
     seconds: float = 8.0  # of timing each of them, for each batch
@@ -81,7 +80,7 @@ ON_PROCESSOR = replace(
     reduced=True,
     layers_train=200,
     heads=HeadSettings(test=30),
-    pruning=PruningSettings(test=30, curve_test=10, epochs=(0.0, 0.1)),
+    pruning=PruningSettings(test=30, curve_test=10, epochs=(0.1,)),
 )
 
 PROFILES = {
@@ -100,11 +99,10 @@ PROFILES = {
             test=5,
             curve_test=5,
             train=20,
-            epochs=(0.0, 0.25),
+            epochs=(0.25,),
             least_images=1,
-            retrained=("fc", "all"),
+            targets=("fc", "all"),
             thetas=(0.1, 0.3, 0.5),
-            curves=("fc", "all"),
             latency_thetas=(0.3, 0.5),
             seconds=1.0,
         ),

@@ -87,11 +87,10 @@ def sweep_stage(study: Study, profile: Profile) -> Path:
         along = replace(campaign, images=images | {"test": images["curve"]})
         at, thresholds = _diagonals(study, [fields.THETA]), _diagonals(study, settings.thetas)
         prunings = sweep.plan(masks.TARGETS, masks.METHODS, settings.seeds, at, encoders)
-        tables = [sweep.sweep(campaign, prunings, at)]
-        if later := [amount for amount in settings.amounts(len(images["train"])) if amount > 0]:
-            retrained = sweep.plan(settings.retrained, COMPARED, settings.seeds, at, encoders)
-            tables.append(sweep.sweep(campaign, retrained, at, later))
-        curves = sweep.plan(settings.curves, COMPARED, settings.seeds[:1], thresholds, encoders)
+        retrained = sweep.plan(settings.targets, COMPARED, settings.seeds, at, encoders)
+        amounts = settings.amounts(len(images["train"]))
+        tables = [sweep.sweep(campaign, prunings, at), sweep.sweep(campaign, retrained, at, amounts)]
+        curves = sweep.plan(settings.targets, COMPARED, settings.seeds[:1], thresholds, encoders)
         how: dict[str, Any] = {"device": study.device, "precision": retraining.precision}
         made = {"pruning": pd.concat(tables, ignore_index=True), "curves": sweep.sweep(along, curves, thresholds)}
         judged = images["held-out"], images["test"]
