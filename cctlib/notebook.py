@@ -22,11 +22,17 @@ def glue(name: str, value: str) -> None:
 
 
 def stamper(*studies: Any) -> Callable[[Any], Any]:
-    """A function that notes where a figure came from, for figures of these studies."""
+    """A function that notes where a figure of these studies came from: all that is said of any of them, once."""
     from cctlib.figures import stamp
-    from cctlib.study import provenance_of
 
-    return lambda figure: stamp(figure, provenance_of(studies))  # asked late: stages may be read until then
+    def stamped(figure: Any) -> Any:
+        said: dict[str, list[str]] = {}
+        for study in studies:  # asked late: stages may be read until then
+            for key, value in study.provenance.items():
+                said.setdefault(key, []).append(str(value))
+        return stamp(figure, {key: ", ".join(dict.fromkeys(values)) for key, values in said.items()})
+
+    return stamped
 
 
 def show_plotly(figure: Any, alt: str, twin: Any) -> None:

@@ -9,7 +9,7 @@ shown.
 """
 
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -241,15 +241,6 @@ def beside(study: Study) -> dict[str, Study]:
             other = shipped_study(dataset, "default", study.device)
             found[other.provenance["dataset"]] = other
     return found
-
-
-def provenance_of(studies: Iterable[Study]) -> dict[str, str]:
-    """What the line under a figure of several studies says: all that is said of any of them, once."""
-    said: dict[str, list[str]] = {}
-    for study in studies:
-        for key, value in study.provenance.items():
-            said.setdefault(key, []).append(str(value))
-    return {key: ", ".join(dict.fromkeys(values)) for key, values in said.items()}
 
 
 def measured_study(dataset: str, model: str, profile: Profile, runs: Path, device: torch.device) -> Study:
