@@ -105,8 +105,8 @@ def machine(device: torch.device | str) -> str:
         return torch.cuda.get_device_name(device)
     cpuinfo = Path("/proc/cpuinfo")
     text = cpuinfo.read_text(encoding="utf-8", errors="replace") if cpuinfo.exists() else ""
-    name = re.search(r"^model name\s*: (.+)$", text, re.M)
-    return name[1].strip() if name else platform.processor() or platform.machine()
+    known = re.search(r"^model name\s*: (.+)$", text, re.M)
+    return known[1].strip() if known else platform.processor() or platform.machine()
 
 
 def device_name(device: torch.device | str) -> str:
@@ -218,7 +218,8 @@ def stage(
         raise UserError(f"{name} runs in one process, which torchrun multiplies; start the same command without it")
     inputs = {
         "code": CODE[room],
-        "reads": {key: _digest(value) for key, value in reads.items()},
+        # A stage's record holds the hashes of all its files.
+        "reads": {key: sha256_file(read / RECORD) if isinstance(read, Path) else read for key, read in reads.items()},
         "settings": settings,
         "arithmetic": dict(arithmetic or {}),
     }
@@ -229,11 +230,6 @@ def stage(
         if not is_whole(folder):
             _compute(folder, name, inputs, compute, device)
     return folder
-
-
-def _digest(read: Path | str) -> str:
-    """A hash as it is; of a stage's folder, the hash of its record, which holds the hashes of all its files."""
-    return sha256_file(read / RECORD) if isinstance(read, Path) else read
 
 
 def locked(folder: Path) -> AcquireReturnProxy:

@@ -96,10 +96,10 @@ def _part(home: Path, names: tuple[str, ...]) -> Part:
         if label not in names:
             raise UserError(f"{folder} is a class that {home.with_name('train')} does not have (label out of range)")
         for file in _walk(folder):
-            status = os.stat(file) if os.path.isfile(file) else None
-            if status is None or not _is_image(file, status.st_size, status.st_mtime_ns):
+            if not os.path.isfile(file) or not _is_image(file):
                 left_out[_kind(Path(file))] += 1
                 continue
+            status = os.stat(file)
             files.append(file)
             labels.append(names.index(label))
             statuses.append((os.path.relpath(file, home), status.st_size, status.st_mtime_ns))
@@ -139,8 +139,7 @@ def _kind(path: Path) -> str:
     return (label_name(path.suffix.lower()) or "without a suffix") if path.exists() else "broken link"
 
 
-@functools.lru_cache(100_000)
-def _is_image(file: str, size: int, changed: int) -> bool:
+def _is_image(file: str) -> bool:
     """Whether it is to be read as an image: by its suffix, else by its first bytes."""
     kind = Image.registered_extensions().get(os.path.splitext(file)[1].lower())
     if kind in Image.OPEN and kind not in NOT_PICTURES:
