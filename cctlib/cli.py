@@ -47,7 +47,7 @@ class StudyOptions:
 
     def open(self) -> Study:
         """The study, found or measured now; says on standard output what it is."""
-        study = open_study(self.dataset, self.model, self.profile, self.runs, self.device)
+        study = open_study(**vars(self))
         about = study.provenance
         network = f"{about['model']} (weights {about['weights'][:10]})"
         print(
@@ -64,7 +64,7 @@ CONVOLUTIONAL = StudyOptions(model="vgg_11")
 def data_command(dataset: Dataset = "cifar100") -> None:
     """Find or download a data set, decode it once, and say what is in it."""
     rows = []
-    for split in ("train", "held-out", "test"):
+    for split in data.SPLITS:
         images = data.load(dataset, split)
         counts = images.labels.bincount(minlength=images.num_labels)
         per_label, size = f"{counts.min()}-{counts.max()}", "x".join(map(str, images.pixels.shape[2:]))
@@ -90,7 +90,7 @@ def snp_command(study: StudyOptions = DEFAULTS, theta: Theta = 0.3, csv: Csv = N
 
 def layers_command(study: StudyOptions = CONVOLUTIONAL) -> None:
     """The filters of a convolutional network: probes, clusters, noise and signal to noise of every layer."""
-    opened = open_layers(study.dataset, study.model, study.profile, study.runs, study.device)
+    opened = open_layers(**vars(study))
     rows = _at(0.3, opened.tables["by_theta"]).merge(opened.tables["accuracy"][["site", "accuracy"]], on="site")
     columns = "site nodes silent accuracy clusters cluster_size labels noise column_noise foreign_noise snr"
     _show(rows, columns, f"{opened.model.name} of {study.dataset}, probes judged by test images")
@@ -149,17 +149,13 @@ def train_command(
     """Train a network with a named recipe; under torchrun, on several processes."""
     from cctlib.training import run, trainer
 
-    images = {split: data.load(dataset, split, image_size=settings.image_size) for split in ("train", "held-out")}
-    try:
-        test = data.load(dataset, "test", image_size=settings.image_size)
-    except data.DataUnavailable:
-        test = None
+    images = {split: data.load(dataset, split, image_size=settings.image_size) for split in data.SPLITS}
     weights = run.train(
         settings,
         images["train"] if per_label is None else images["train"].subset(per_label=per_label),
         images["held-out"],
         folder,
-        test=test,
+        test=images["test"],
         device=resolve_device(device),
         resume=resume,
         hours=hours,
@@ -179,7 +175,7 @@ def reproduce_command(study: StudyOptions = DEFAULTS) -> None:
     sys.path.insert(0, str(clone))  # tools are not installed
     from tools.reproduce import reproduce
 
-    page = reproduce(study.dataset, study.model, study.profile, study.runs, study.device)
+    page = reproduce(**vars(study))
     print(f"The book is built: open {page}")
 
 

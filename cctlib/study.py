@@ -279,7 +279,7 @@ def measured_study(dataset: str, model: str, profile: Profile, runs: Path, devic
 def train_model(dataset: str, home: Path, device: torch.device) -> Model:
     """Train the data set's own recipe; the stage's folder is a model folder."""
     recipe = recipe_for(dataset, device)
-    images = {split: data.load(dataset, split, image_size=recipe.image_size) for split in ("train", "held-out", "test")}
+    images = {split: data.load(dataset, split, image_size=recipe.image_size) for split in data.SPLITS}
     recipe = fitted(recipe, len(images["train"]))
     length = f"{recipe.epochs} epochs of {len(images['train']):,} images in batches of {recipe.batch}"
     print(f"training a network on {dataset} first: recipe {recipe.name}, {length}", file=sys.stderr)
