@@ -33,9 +33,9 @@ def resample(
     return weights.scatter_add_(1, drawn, torch.ones_like(weights))
 
 
-def interval(samples: Float[Tensor, "resample *value"], level: float = LEVEL) -> Float[Tensor, "2 *value"]:
-    """Percentile interval (low, high) of resampled values; NaN where a value is NaN."""
-    ends = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=samples.dtype, device=samples.device)
+def interval(samples: Float[Tensor, "resample *value"]) -> Float[Tensor, "2 *value"]:
+    """Percentile interval (low, high) of resampled values, at `LEVEL`; NaN where a value is NaN."""
+    ends = torch.tensor([(1 - LEVEL) / 2, (1 + LEVEL) / 2], dtype=samples.dtype, device=samples.device)
     return samples.quantile(ends, dim=0)
 
 

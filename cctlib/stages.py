@@ -34,8 +34,7 @@ from cctlib.errors import UserError
 PACKAGE = Path(__file__).parent
 FOUNDATION = ("errors", "bootstrap", "stages")  # modules that every room may import
 # Each may import those before it.
-ROOMS = ("data", "model", "training", "snp", "study", "heads", "andc", "claims", "figures")
-DOOR = {"study": ("profiles", "study")}  # modules beside the rooms that have a place among them
+ROOMS = ("data", "model", "training", "snp", "profiles", "study", "heads", "andc", "claims", "figures")
 RECORD = "stage.json"  # what went in and the hash of what came out: equal for equal runs
 PROVENANCE = "provenance.json"  # when, where, how long: different for every run
 LOG = "log.jsonl"  # the course of a training, with its times: likewise
@@ -72,7 +71,7 @@ def _code_hashes() -> dict[str, str]:
     below = [digests[part] for part in FOUNDATION]
     hashes = {}
     for room in ROOMS:
-        below += [digests[part] for part in DOOR.get(room, (room,))]
+        below.append(digests[room])
         hashes[room] = sha256_json(below)
     return hashes | {"everything": sha256_json(digests)}
 

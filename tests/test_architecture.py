@@ -12,7 +12,7 @@ from cctlib import stages
 PACKAGE = Path(cctlib.__file__).parent
 MODULES = sorted(PACKAGE.rglob("*.py"))
 DOOR = ["notebook", "cli", "__main__"]
-ORDER = [*stages.FOUNDATION, *(part for room in stages.ROOMS for part in stages.DOOR.get(room, (room,))), *DOOR]
+ORDER = [*stages.FOUNDATION, *stages.ROOMS, *DOOR]
 
 
 def name_of(path):
