@@ -12,13 +12,12 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Int64
 from PIL import Image
 
 from cctlib import stages
+from cctlib.data.sources import Source
 from cctlib.errors import UserError
 
 LAYOUT = "an image folder is laid out as <root>/<split>/<class>/<image>, with the splits train and test"
@@ -27,14 +26,6 @@ JUNK = {"@eadir", "@recycle", "#recycle", "$recycle.bin", "__macosx", "lost+foun
 NOT_PICTURES = {"BUFR", "GRIB", "HDF5", "MPEG", "WMF"}  # Pillow knows these files, and cannot draw them
 LEAST = 6  # a tenth of five, rounded, is no image to hold out
 log = logging.getLogger(__name__)
-
-
-class Part(NamedTuple):
-    """The images of one split: their files, their labels, and a digest that changes when the files do."""
-
-    files: list[str]
-    labels: Int64[np.ndarray, "image"]
-    identity: str
 
 
 def resolve(path: str) -> Path:
@@ -65,7 +56,7 @@ def label_name(folder: str) -> str:
     return unicodedata.normalize("NFC", os.fsencode(folder).decode("utf-8", "backslashreplace"))
 
 
-def parts(root: Path, names: tuple[str, ...]) -> dict[str, Part]:
+def parts(root: Path, names: tuple[str, ...]) -> dict[str, Source]:
     """The images of each split, after all that can be refused before an image is opened.
 
     Raises `UserError` for a missing split, a class that `train` does not have, and a class with too few images, here
@@ -89,7 +80,7 @@ def parts(root: Path, names: tuple[str, ...]) -> dict[str, Part]:
     return by_split
 
 
-def _part(home: Path, names: tuple[str, ...]) -> Part:
+def _part(home: Path, names: tuple[str, ...]) -> Source:
     files, labels, statuses = [], [], []
     left_out = Counter(_kind(path) for path in home.iterdir() if _visible(path.name) and not path.is_dir())
     for label, folder in sorted(_classes(home)):
@@ -106,7 +97,8 @@ def _part(home: Path, names: tuple[str, ...]) -> Part:
     if left_out:
         kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(left_out.items()))
         warn_once(f"{home}: {left_out.total()} files are left out, being no images that can be read here: {kinds}")
-    return Part(files, np.array(labels, np.int64), stages.sha256_json(statuses))
+    identity = stages.sha256_json([statuses, names, home.with_name("held-out").is_dir()])
+    return Source(str(home), np.array(labels, np.int64), files, identity=identity)
 
 
 def _classes(home: Path) -> list[tuple[str, Path]]:

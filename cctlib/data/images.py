@@ -26,11 +26,11 @@ from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
 from cctlib.data import cache as entries
-from cctlib.data import demo, download, order, sources
+from cctlib.data import demo, download, folders, order, sources
 from cctlib.data.cache import Arrays
 from cctlib.data.datasets import DATASETS, Dataset, describe
 from cctlib.data.folders import SPLITS, listed
-from cctlib.data.sources import BadData, DataUnavailable
+from cctlib.data.sources import BadData, DataUnavailable, Source
 from cctlib.errors import UserError
 
 __all__ = ["DATASETS", "SPLITS", "DataUnavailable", "Dataset", "Images", "describe", "load", "normalise"]
@@ -142,12 +142,15 @@ def _demo(split: str) -> Arrays:
 
 def _cached(spec: Dataset, split: str, size: int, online: bool) -> Arrays:
     """A split from the cache, into which the data set's files are decoded if need be."""
-    home, root = entries.cache_folder(), spec.root or _data_folder()
+    home = entries.cache_folder()
     part = "train" if split == "held-out" and not spec.has_held_out else split  # whose files the split comes from
     entry, expected = home / f"{spec.key}-{size}-{part}", spec.fingerprints.get(split)
     if expected and (arrays := entries.read(entry, split, None, expected)):
         return arrays
-    source = sources.find(spec, root, part) if root else None
+    if spec.root:
+        source: Source | None = folders.parts(spec.root, spec.names)[part]
+    else:
+        source = sources.find(spec.name, root, part) if (root := _data_folder()) else None
     identity = source.identity if source else None
     if arrays := entries.read(entry, split, identity, expected):
         return arrays
@@ -180,7 +183,7 @@ def _download(entry: Path, spec: Dataset, part: str, size: int, downloads: Path,
     for layout in layouts:
         try:
             with entries.locked(downloads):
-                source = sources.find(spec, download.fetch(layout, downloads, online), part)
+                source = sources.find(spec.name, download.fetch(layout, downloads, online), part)
             assert source is not None
             return entries.write(entry, source, part, spec, size)
         except (DataUnavailable, BadData) as failure:

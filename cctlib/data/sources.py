@@ -23,8 +23,6 @@ from jaxtyping import Int64, UInt8
 from PIL import Image, ImageOps
 
 from cctlib import stages
-from cctlib.data import folders
-from cctlib.data.datasets import Dataset
 from cctlib.errors import UserError
 
 FLOWERS102_MD5 = {
@@ -61,23 +59,20 @@ class Source:
         return decode(io.BytesIO(image), f"row {row} of {self.where}", size)
 
 
-def find(spec: Dataset, root: Path, part: str) -> Source | None:
-    """The images of a split in `root`: an image folder, or a folder that holds public layouts; None: not there.
+def find(dataset: str, root: Path, part: str) -> Source | None:
+    """The images of a split of a published data set in `root`, which holds public layouts; None: not there.
 
-    A public layout may lie in `root` itself or two folders further down, and have another name, as people unpack it.
-    Raises `BadData` when the files are not what they should be, `UserError` for image folders that cannot be used.
+    A layout may lie in `root` itself or two folders further down, and have another name, as people unpack it.
+    Raises `BadData` when the files are not what they should be.
     """
-    if spec.root is not None:
-        files, labels, digest = folders.parts(root, spec.names)[part]
-        return Source(str(root / part), labels, files, identity=f"{digest} {spec.has_held_out} {'/'.join(spec.names)}")
-    layouts = LAYOUTS[spec.name]
+    layouts = LAYOUTS[dataset]
     deeper = (folder for depth in ("*/", "*/*/") for folder in sorted(root.glob(depth)))
     for folder in itertools.chain((root / name for name in layouts), [root], deeper):
         for name, (marks, read) in layouts.items():
             if marks == PARQUET and folder != root and folder.name != name:
                 continue  # other data sets have parquet files too
             if all(any(path.is_file() for path in folder.glob(mark.format(part=part))) for mark in marks):
-                return read(folder, spec.name, part)
+                return read(folder, dataset, part)
     return None
 
 
