@@ -19,7 +19,7 @@ from cctlib.data import images as data
 from cctlib.errors import UserError
 from cctlib.snp import measure
 from cctlib.stages import PACKAGE, replacing
-from cctlib.study import Missing, Study, open_layers, open_study, resolve_device
+from cctlib.study import Study, open_layers, open_study, resolve_device
 from cctlib.training import recipes
 
 DESCRIPTION = "Measure what single nodes of a Compact Convolutional Transformer know about every label."
@@ -106,11 +106,7 @@ def heads_command(study: StudyOptions = DEFAULTS) -> None:
     _show(sites, title="Concentration of labels on heads, against dealt nodes (test images)")
     sets = owned.sets.pivot(index="encoder", columns="head", values="designated").add_prefix("head ").reset_index()
     _show(sets, title="Labels that each head owns (held-out images)")
-    try:
-        tables = heads_tables(opened)
-    except Missing as missing:
-        print(f"\n{missing}")
-        return
+    tables = heads_tables(opened)
     columns = "encoder own others gap gap_low gap_high dealt_mean dealt_95 p"
     title = "Accuracy of a head alone, on own labels and on the others' (test images)"
     _show(tables["expert_sites"], columns, title)
