@@ -11,32 +11,24 @@ import json
 import os
 import shutil
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import platformdirs
-from filelock import AcquireReturnProxy
 from jaxtyping import Int64, UInt8
 from tqdm import tqdm
 from tqdm.contrib.concurrent import thread_map
 
-from cctlib import stages
 from cctlib.data import order
 from cctlib.data.datasets import Dataset
 from cctlib.data.folders import warn_once
 from cctlib.data.sources import BadData, Source
-from cctlib.errors import UserError
 
 FORMAT = 1  # raised when images are decoded, resized or ordered otherwise: older entries are made again
 BLOCK = 64  # images that a thread decodes at a time
 
 
-class Arrays(NamedTuple):
-    """One split as it is kept: pixels `[image, height, width, 3]`, labels `[image]`, their fingerprint."""
-
-    pixels: UInt8[np.ndarray, "image height width 3"]
-    labels: Int64[np.ndarray, "image"]
-    fingerprint: str
+# One split as it is kept: pixels, labels, their fingerprint.
+Arrays = tuple[UInt8[np.ndarray, "image height width 3"], Int64[np.ndarray, "image"], str]
 
 
 def cache_folder() -> Path:
@@ -59,7 +51,7 @@ def read(entry: Path, split: str, identity: str | None, expected: str | None) ->
         content = _fingerprint(*files, *(file.stat().st_mtime_ns for file in files))
         if content == recorded == (expected or content):
             # Mode "c": what is written to the array stays in this process. (torch has no read-only tensors.)
-            return Arrays(np.load(files[0], mmap_mode="c"), np.load(files[1]), content)
+            return np.load(files[0], mmap_mode="c"), np.load(files[1]), content
         damage = f"its fingerprint is {content}"
     except FileNotFoundError:
         return None
@@ -75,19 +67,11 @@ def _fingerprint(pixels: Path, labels: Path, *changed: int) -> str:
     return order.fingerprint(np.load(pixels, mmap_mode="r"), np.load(labels))
 
 
-def locked(entry: Path) -> AcquireReturnProxy:
-    """The lock of an entry (`stages.locked`). Raises `UserError` where the cache cannot be written."""
-    try:
-        return stages.locked(entry)
-    except OSError as error:
-        raise UserError(f"the cache {entry.parent} cannot be written: {error.strerror}; set CCTLIB_CACHE") from None
-
-
 def write(entry: Path, source: Source, part: str, spec: Dataset, size: int) -> None:
     """Decode the images of a part of a data set into an entry; from `train`, held-out rows are taken if need be.
 
-    Raises `BadData` when the images are not what they should be, `UserError` when the disk is full. The entry is then
-    as before.
+    Raises `BadData` when the images are not what they should be, `OSError` when the disk is full. The entry is then as
+    before.
     """
     work = entry.with_name(entry.name + ".partial")
     shutil.rmtree(work, ignore_errors=True)  # of a run that was killed
@@ -116,9 +100,6 @@ def write(entry: Path, source: Source, part: str, spec: Dataset, size: int) -> N
         (work / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
         shutil.rmtree(entry, ignore_errors=True)
         os.replace(work, entry)
-    except OSError as error:
-        reason = f"{error.strerror or error}; free some space, or set CCTLIB_CACHE to a folder on another disk"
-        raise UserError(f"cannot write the cache {entry}: {reason}") from None
     finally:
         shutil.rmtree(work, ignore_errors=True)
 

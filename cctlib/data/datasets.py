@@ -30,7 +30,7 @@ class Dataset:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     rows: Mapping[str, int] = field(default_factory=dict)  # images of "train" (held-out included) and "test"
-    fingerprints: Mapping[str, str] = field(default_factory=dict)  # of each split, where images have one size and lossless pixels
+    fingerprints: Mapping[str, str] = field(default_factory=dict)  # of splits of one size, without loss
     groups: tuple[int, ...] | None = None
     group_names: tuple[str, ...] | None = None
     root: Path | None = None  # of an image folder

@@ -25,6 +25,7 @@ import torch
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
+from cctlib import stages
 from cctlib.data import cache as entries
 from cctlib.data import demo, download, folders, order, sources
 from cctlib.data.cache import Arrays
@@ -98,12 +99,12 @@ def load(dataset: str, split: str, *, image_size: int | None = None, download: b
     if size != spec.image_size and (spec.fingerprints or size < 1):
         allowed = f"{spec.image_size}, the size that its images have" if spec.fingerprints else "a positive number"
         raise UserError(f"image size {size} is not possible for {spec.name}: expected {allowed}")
-    arrays = _demo(split) if spec.name == "demo" else _cached(spec, split, size, download)
+    pixels, labels, fingerprint = _demo(split) if spec.name == "demo" else _cached(spec, split, size, download)
     return Images(
-        pixels=torch.from_numpy(arrays.pixels).permute(0, 3, 1, 2),
-        labels=torch.from_numpy(arrays.labels),
+        pixels=torch.from_numpy(pixels).permute(0, 3, 1, 2),
+        labels=torch.from_numpy(labels),
         names=spec.names,
-        fingerprint=arrays.fingerprint,
+        fingerprint=fingerprint,
         dataset=spec.name,
         split=split,
         groups=spec.groups,
@@ -137,7 +138,7 @@ def _demo(split: str) -> Arrays:
     rows = order.canonical_order(labels, [order.pixel_key(image) for image in pixels])
     if split != "test":
         rows = rows[order.divide(labels[rows])[split]]
-    return Arrays(pixels[rows], labels[rows], order.fingerprint(pixels[rows], labels[rows]))
+    return pixels[rows], labels[rows], order.fingerprint(pixels[rows], labels[rows])
 
 
 def _cached(spec: Dataset, split: str, size: int, online: bool) -> Arrays:
@@ -154,16 +155,20 @@ def _cached(spec: Dataset, split: str, size: int, online: bool) -> Arrays:
     identity = source.identity if source else None
     if arrays := entries.read(entry, split, identity, expected):
         return arrays
-    with entries.locked(entry):  # of two processes that miss it, one makes it and the other reads it
-        if arrays := entries.read(entry, split, identity, expected):
-            return arrays
-        if source:
-            entries.write(entry, source, part, spec, size)
-        else:
-            _download(entry, spec, part, size, home / "downloads", online)
-        written = entries.read(entry, split, None, None)
-    assert written is not None
-    return written
+    try:
+        with stages.locked(entry):  # of two processes that miss it, one makes it and the other reads it
+            if arrays := entries.read(entry, split, identity, expected):
+                return arrays
+            if source:
+                entries.write(entry, source, part, spec, size)
+            else:
+                _download(entry, spec, part, size, home / "downloads", online)
+            arrays = entries.read(entry, split, None, None)
+    except OSError as error:
+        reason = f"{error.strerror or error}; free some space, or set CCTLIB_CACHE to a folder on another disk"
+        raise UserError(f"cannot write the cache {entry}: {reason}") from None
+    assert arrays is not None
+    return arrays
 
 
 def _data_folder() -> Path | None:
@@ -182,7 +187,7 @@ def _download(entry: Path, spec: Dataset, part: str, size: int, downloads: Path,
     layouts, reasons = list(sources.LAYOUTS[spec.name]), []
     for layout in layouts:
         try:
-            with entries.locked(downloads):
+            with stages.locked(downloads):
                 source = sources.find(spec.name, download.fetch(layout, downloads, online), part)
             assert source is not None
             return entries.write(entry, source, part, spec, size)

@@ -34,7 +34,8 @@ from tiny_data import (
     write_python,
 )
 
-from cctlib.data import cache, datasets, demo, order, sources
+from cctlib import stages
+from cctlib.data import datasets, demo, order, sources
 from cctlib.data import images as data
 from cctlib.errors import UserError
 
@@ -398,21 +399,21 @@ def test_arrays_are_hashed_once_in_a_process(tiny, home, monkeypatch, caplog):
 def test_a_process_that_fails_leaves_the_lock_to_those_that_wait(home, capsys):
     """Were its file removed on failure, a third process would lock a new file of that name, beside the second."""
     entered = []
-    with cache.locked(home / "entry"):
+    with stages.locked(home / "entry"):
         waiting = threading.Thread(target=lambda: _enter(home / "entry", entered))
         waiting.start()
         waiting.join(0.5)
         assert waiting.is_alive() and "waiting for entry, which another process makes" in capsys.readouterr().err
         before = (home / "entry.lock").stat().st_ino
     waiting.join()
-    with pytest.raises(ValueError), cache.locked(home / "entry"):
+    with pytest.raises(ValueError), stages.locked(home / "entry"):
         raise ValueError
-    with cache.locked(home / "entry"):
+    with stages.locked(home / "entry"):
         assert entered == [True] and (home / "entry.lock").stat().st_ino == before
 
 
 def _enter(entry: Path, entered: list[bool]) -> None:
-    with cache.locked(entry):
+    with stages.locked(entry):
         entered.append(True)
 
 
@@ -504,7 +505,7 @@ def test_a_disk_that_fills_up_is_refused(tiny, monkeypatch):
 
 def test_a_cache_that_cannot_be_written_is_refused(tiny, home):
     (home / "file").write_text("")
-    with pytest.raises(UserError, match=r"cannot be written.*set CCTLIB_CACHE"):
+    with pytest.raises(UserError, match=r"cannot write the cache .*set CCTLIB_CACHE"):
         load_into(home / "file", "cifar100", "train")
 
 
