@@ -10,6 +10,7 @@ shown.
 
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -51,7 +52,7 @@ def resolve_device(name: str = "auto") -> torch.device:
 
 
 class Missing(UserError):
-    """Tables that do not ship and cannot be made here."""
+    """A measurement or tables that do not ship and cannot be made here."""
 
 
 @dataclass
@@ -162,24 +163,22 @@ def open_study(
         return shipped_study(dataset, model, where)
     try:
         return measured_study(dataset, model, chosen, runs, where)
-    except data.DataUnavailable as missing:
-        if chosen.name == "scratch" or shipped_model(dataset, model) is None:
+    except data.DataUnavailable as unavailable:
+        if chosen.name == "scratch":
             raise
-        print(f"{missing}\nGoing on from the measurement that ships with the model.", file=sys.stderr, flush=True)
-        return shipped_study(dataset, model, where)
-
-
-def shipped_model(dataset: str, model: str) -> Model | None:
-    """The model, if a measurement comes with it. Raises `UserError` for a network that is no CCT."""
-    found = manifest.find(dataset, model)
-    return found if found is not None and found.cct and (found.folder / measure.FILE).is_file() else None
+        try:
+            study = shipped_study(dataset, model, where)
+        except Missing:
+            raise unavailable from None
+        print(f"{unavailable}\nGoing on from the measurement that ships with the model.", file=sys.stderr, flush=True)
+        return study
 
 
 def shipped_study(dataset: str, model: str, device: torch.device) -> Study:
-    """The study that comes with a model. Raises `UserError` when none does."""
-    found = shipped_model(dataset, model)
-    if found is None:
-        raise UserError(
+    """The study that comes with a model. Raises `Missing` when none does, `UserError` for a network that is no CCT."""
+    found = manifest.find(dataset, model)
+    if found is None or not found.cct or not (found.folder / measure.FILE).is_file():
+        raise Missing(
             f"no measurement ships with model {model!r} of {dataset}; it has to be measured, which needs the images"
         )
     return Study(dataset, found, measure.load(found.folder), tables.load(found.folder), "shipped", device, folders={})
@@ -235,10 +234,8 @@ def beside(study: Study) -> dict[str, Study]:
     """The study, and those that ship with default models of other data sets, by title in the order of `DATASETS`."""
     found = {}
     for dataset in dict.fromkeys([*data.DATASETS, study.dataset]):
-        if dataset == study.dataset:
-            found[study.provenance["dataset"]] = study
-        elif shipped_model(dataset, "default") is not None:
-            other = shipped_study(dataset, "default", study.device)
+        with suppress(Missing):
+            other = study if dataset == study.dataset else shipped_study(dataset, "default", study.device)
             found[other.provenance["dataset"]] = other
     return found
 
@@ -269,9 +266,8 @@ def measured_study(dataset: str, model: str, profile: Profile, runs: Path, devic
         network, probes, held_out, test, profile.probe, profile.null_draws, about, home, device
     )
     tabled = stage.tables_stage(measured, profile.thetas, profile.label_orders, profile.rotations, heads, home, device)
-    folders = {"probe": probes, "measure": measured, "tables": tabled}
-    if known is None:
-        folders = {"train": network.folder, **folders}
+    folders = {} if known else {"train": network.folder}
+    folders |= {"probe": probes, "measure": measured, "tables": tabled}
     result = measure.load(measured)
     return Study(dataset, network, result, tables.load(tabled), "measured", device, folders, home, profile)
 
