@@ -83,7 +83,8 @@ ON_PROCESSOR = replace(
     pruning=PruningSettings(test=30, curve_test=10, epochs=(0.1,)),
 )
 
-PROFILES = {
+PROFILES: dict[str, Profile | None] = {
+    "shipped": None,
     "quick": Profile(
         "quick",
         train=100,
@@ -119,10 +120,8 @@ def resolve_profile(name: str, device: torch.device) -> Profile | None:
     """
     if name == "auto":
         name = "full" if device.type == "cuda" else "quick"
-    if name == "shipped":
-        return None
     if name not in PROFILES:
         raise UserError(f"profile {name!r} is not known; use quick, full, scratch, shipped or auto")
-    if name != "quick" and device.type == "cpu":
+    if name in ("full", "scratch") and device.type == "cpu":
         return replace(ON_PROCESSOR, name=name)
     return PROFILES[name]
