@@ -258,7 +258,11 @@ def _compute(
     partial = _partial(folder)
     partial.mkdir(exist_ok=True)
     shutil.rmtree(folder, ignore_errors=True)  # it is not whole
-    start, before, made_with = time.time(), _seconds_before(partial), environment(device) | inputs["arithmetic"]
+    before = 0.0  # seconds that earlier attempts took, the last of them up to the last file that it wrote
+    if (partial / CLOCK).is_file():
+        last, written = read_json(partial / CLOCK), max(path.stat().st_mtime for path in partial.rglob("*"))
+        before = last["seconds"] + max(0.0, written - last["start"])
+    start, made_with = time.time(), environment(device) | inputs["arithmetic"]
     by = f"process {os.getpid()} on {socket.gethostname()}"
     write_json(partial / CLOCK, {"by": by, "start": start, "seconds": before})
     compute(partial)
@@ -272,15 +276,6 @@ def _compute(
     outputs = {path.relative_to(partial).as_posix(): sha256_file(path) for path in files}
     write_json(partial / RECORD, {"stage": name, "inputs": inputs, "outputs": outputs})
     partial.rename(folder)
-
-
-def _seconds_before(partial: Path) -> float:
-    """Seconds that earlier attempts at a stage took, the last of them up to the last file that it wrote."""
-    if not (partial / CLOCK).is_file():
-        return 0.0
-    last = read_json(partial / CLOCK)
-    written = max(path.stat().st_mtime for path in partial.rglob("*"))
-    return last["seconds"] + max(0.0, written - last["start"])
 
 
 def is_whole(folder: Path) -> bool:
