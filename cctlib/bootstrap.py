@@ -11,11 +11,10 @@ from jaxtyping import Float, Integer
 from torch import Tensor
 
 LEVEL = 0.95
-RESAMPLES = 1000
 
 
 def resample(
-    labels: Integer[Tensor, "image"] | Integer[np.ndarray, "image"], resamples: int = RESAMPLES, seed: int = 0
+    labels: Integer[Tensor, "image"] | Integer[np.ndarray, "image"], resamples: int = 1000, seed: int = 0
 ) -> Float[Tensor, "resample image"]:
     """Weights of `resamples` bootstrap samples of the images, drawn with replacement within each label.
 
