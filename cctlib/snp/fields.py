@@ -27,7 +27,6 @@ from cctlib.errors import UserError
 from cctlib.model import sites
 
 THETA = 0.3  # Method, section 5
-BLOCK = 2**19  # entries of one block of float64 fields: 4 MiB, which stays in a CPU's cache
 CHUNK = 2**22  # entries of the arrays of one chunk of nodes
 
 
@@ -175,7 +174,7 @@ def boolean(
     (num_labels, num_nodes), dtype = mu.shape, wide(mu.device)
     peak, rows, columns = peaks(mu, W), mu.T.to(dtype), W.T.to(dtype)
     B = torch.empty(num_nodes, num_labels, num_labels, dtype=torch.bool, device=mu.device)
-    for nodes in blocks(num_nodes, num_labels**2, BLOCK):
+    for nodes in blocks(num_nodes, num_labels**2, CHUNK):
         B[nodes] = threshold(rows[nodes, :, None] * columns[nodes, None, :], peak[nodes], theta)
     return B
 
@@ -261,21 +260,18 @@ def first_fit(
     A label joins the first cluster that takes it, for whether a cluster does depends only on its members so far. So
     each label is met once, in all nodes at the same time.
     """
-    (num_nodes, longest), device = labels.shape, labels.device
+    (num_nodes, longest), nodes = labels.shape, torch.arange(len(labels), device=labels.device)
     # together[n, s, t]: the labels of steps s and t fit in one block. Padding fits all, and closes nothing.
     together = ((ones & ones.mT) | ~inside[:, :, None]).byte()
 
     # takes[n, c, t]: cluster c of node n takes the label of step t. An unopened cluster takes any label, so
     # the first to take it is the one to join or, where none of the opened does, the next to open.
-    takes = torch.ones_like(together)
-    rows, first_row = takes.view(-1, longest), longest * torch.arange(num_nodes, device=device)
-    joined = []
+    takes, joined = torch.ones_like(together), list[Tensor]()
     for step in range(longest):
         joined.append(takes[:, : step + 1, step].argmax(1))
-        row = first_row + joined[-1]
-        rows.index_copy_(0, row, rows.index_select(0, row) & together[:, step])
+        takes[nodes, joined[-1]] &= together[:, step]
     assigned = torch.stack(joined, dim=1).masked_fill(~inside, -1)
-    return torch.full((num_nodes, num_labels), -1, device=device).scatter_(1, labels, assigned)
+    return torch.full((num_nodes, num_labels), -1, device=labels.device).scatter_(1, labels, assigned)
 
 
 @dataclass(frozen=True)

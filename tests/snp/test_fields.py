@@ -226,7 +226,6 @@ def test_the_worst_case_has_as_many_clusters_as_labels():
 def test_chunks_change_nothing(site, monkeypatch):
     whole = fields.measure(*site)
     monkeypatch.setattr(fields, "CHUNK", 7 * 12**2)
-    monkeypatch.setattr(fields, "BLOCK", 3 * 12**2)
     parts = fields.measure(*site)
     for name in ("silent", "ones", "signal", "column_noise", "assignment", "snr_field"):
         assert torch.equal(getattr(whole, name), getattr(parts, name)), name
