@@ -93,14 +93,6 @@ class Measurement:
         """Number of encoders L."""
         return max(sites.parse(site)[0] for site in self.sites)
 
-    @property
-    def readout(self) -> SiteMeasurement:
-        """The network's own read-out of its last `ff` (Method, section 5). `UserError`: it was not measured."""
-        if READOUT not in self.alternatives:
-            raise UserError("the network's own read-out was not measured; measure the network again")
-        (values,) = self.alternatives[READOUT].values()
-        return values
-
     def accuracy(self, split: str = "test") -> float:
         """Share of the split's images that the network itself gets right."""
         return float((self.predictions[split] == self.labels[split]).mean())

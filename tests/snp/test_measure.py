@@ -118,7 +118,8 @@ def test_a_measurement_survives_being_stored(measured, tmp_path):
     for site, values in result.alternatives["swapped"].items():
         assert np.array_equal(again.alternatives["swapped"][site].W, values.W)
         assert again.alternatives["swapped"][site].extremes is None
-    assert np.array_equal(again.readout.mu["held-out"], result.readout.mu["held-out"])
+    readouts = (stored.alternatives["readout"]["enc2/ff"].mu["held-out"] for stored in (again, result))
+    assert np.array_equal(*readouts)
     (tmp_path / measure.FILE).write_bytes(b"PK nonsense")
     with pytest.raises(UserError, match="cannot be read"):
         measure.load(tmp_path)
@@ -194,7 +195,8 @@ def test_accuracy_per_label_weighs_every_label_alike():
 
 def test_the_own_readout_is_what_the_network_reads(network, images, measured):
     """Silence every weight of fc but one node's, and run the network itself, less its bias."""
-    test, (mu, W) = images["test"], measured[1].readout.tensors()
+    test, readout = images["test"], measured[1].alternatives["readout"]["enc2/ff"]
+    mu, W = readout.tensors()
     node, fc = 5, network.classifier.fc
     weight, bias = fc.weight.clone(), fc.bias.clone()
     try:
@@ -207,8 +209,9 @@ def test_the_own_readout_is_what_the_network_reads(network, images, measured):
         fc.bias.copy_(bias)
     literal = torch.stack([outputs[test.labels == label].mean(0) for label in range(10)])
     torch.testing.assert_close(fields.field(mu[:, node], W[:, node]), literal, atol=1e-5, rtol=2e-3)
-    predicted = measured[1].readout.predictions
-    assert all(np.array_equal(predicted[split], measured[1].predictions[split]) for split in ("held-out", "test"))
+    assert all(
+        np.array_equal(readout.predictions[split], measured[1].predictions[split]) for split in ("held-out", "test")
+    )
 
 
 def test_an_old_measurement_in_float32_is_rounded_when_it_is_read(measured, tmp_path):
@@ -242,7 +245,8 @@ def test_diagonal_sets_come_from_the_held_out_images():
     measured = drawn()
     sets = measure.diagonals(measured, theta=0.4)
     assert set(sets) == {"enc1/mha", "enc1/ff", "enc1/readout"}
-    for site, values in (measured.sites | {"enc1/readout": measured.readout}).items():
+    readout = {"enc1/readout": measured.alternatives["readout"]["enc1/ff"]}
+    for site, values in (measured.sites | readout).items():
         for node in range(6):
             M = np.outer(values.mu["held-out"][:, node].astype(float), values.W[:, node].astype(float))
             assert sets[site][node].tolist() == [M[i, i] / M.max() > 0.4 for i in range(5)]
