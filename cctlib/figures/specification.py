@@ -19,7 +19,8 @@ def specification_curve(readings: pd.DataFrame, effect: str, neutral: float, cla
     as "SNR rises". Rows of the panel are the values of every choice that varies.
     """
     table = readings.sort_values("effect", kind="stable").reset_index(drop=True)
-    rows = choice_rows(table)
+    varying = [name for name in CHOICES if name in table and table[name].nunique() > 1]
+    rows = [(name, value) for name in varying for value in sorted(table[name].dropna().unique())]
     below = 0.2 + ROW * len(rows)
     figure, [[upper], [lower]] = card(2.1 + below, 2, 1, sharex=True, height_ratios=[1.9, below])
     colors = np.where(table.agrees, SIGNAL, WARN)
@@ -53,9 +54,3 @@ def specification_curve(readings: pd.DataFrame, effect: str, neutral: float, cla
         "Blue agrees with the claim, orange does not. Marks below: the choices that the reading has.",
     )
     return figure
-
-
-def choice_rows(table: pd.DataFrame) -> list[tuple[str, object]]:
-    """The rows of the panel: every value of every choice that varies, in a stable order."""
-    varying = [name for name in CHOICES if name in table and table[name].nunique() > 1]
-    return [(name, value) for name in varying for value in sorted(table[name].dropna().unique())]

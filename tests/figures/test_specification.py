@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 
-from cctlib.figures.specification import choice_rows, specification_curve
+from cctlib.figures.specification import specification_curve
 from cctlib.figures.style import headline_of
 
 
@@ -26,5 +26,9 @@ def test_readings_are_sorted_and_marked_by_their_choices():
 
 
 def test_a_choice_that_does_not_vary_has_no_row():
-    assert choice_rows(readings()) == [("sub-block", "ff"), ("sub-block", "mha"), ("theta", 0.1), ("theta", 0.3)]
-    assert [name for name, _ in choice_rows(readings().query("theta == 0.1"))] == ["sub-block", "sub-block"]
+    def rows(table):
+        _, lower = specification_curve(table, "last over first", 1, "SNR rises").axes
+        return [text.get_text() for text in lower.get_yticklabels()]
+
+    assert rows(readings()) == ["sub-block: ff", "sub-block: mha", "theta: 0.1", "theta: 0.3"]
+    assert rows(readings().query("theta == 0.1")) == ["sub-block: ff", "sub-block: mha"]
