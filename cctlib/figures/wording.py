@@ -24,33 +24,22 @@ def percent(value: SupportsFloat, decimals: int = 1) -> str:
     return f"{100 * float(value):.{decimals}f}%" if math.isfinite(value) else "n/a"
 
 
-def change(first: float, last: float, show: Callable[[float], str] = number, tolerance: float = 0.03) -> str:
-    """How a quantity moves from `first` to `last`: "rises from a to b", "falls from a to b", "stays near b".
+def course(values: Iterable[SupportsFloat], show: Callable[[float], str] = number) -> str:
+    """How a quantity moves from the first value to the last: "rises from a to b", "falls from a to b", "stays near b".
 
-    It moves only if it changes by more than `tolerance` of its size and the two numbers still differ as written.
-    """
-    if not (math.isfinite(first) and math.isfinite(last)):
-        return "cannot be compared (a value is missing)"
-    small = abs(last - first) <= tolerance * max(abs(first), abs(last))
-    if small or show(first) == show(last):
-        return f"stays near {show(last)}"
-    return f"{'rises' if last > first else 'falls'} from {show(first)} to {show(last)}"
-
-
-def course(values: Iterable[SupportsFloat], show: Callable[[float], str] = number, tolerance: float = 0.03) -> str:
-    """How a quantity moves from the first value to the last, in the words of `change`.
-
-    "Stays near" is kept for values that are all near. Where one between goes further than three times the tolerance, it
-    "dips to" or "peaks at" that value "and returns to" the last.
+    It moves only if it changes by more than 3% of its size and the two numbers differ as written. Where it does not,
+    but a value between is 9% away, it "dips to" or "peaks at" that value "and returns to" the last.
     """
     numbers = [float(value) for value in values]
-    last, words = numbers[-1], change(numbers[0], numbers[-1], show, tolerance)
-    if not words.startswith("stays"):
-        return words
-    between = [value for value in numbers if math.isfinite(value)]
-    far = max(between, key=lambda value: abs(value - last))
-    if abs(far - last) <= 3 * tolerance * max(map(abs, between)):
-        return words
+    first, last = numbers[0], numbers[-1]
+    if not (math.isfinite(first) and math.isfinite(last)):
+        return "cannot be compared (a value is missing)"
+    if abs(last - first) > 0.03 * max(abs(first), abs(last)) and show(first) != show(last):
+        return f"{'rises' if last > first else 'falls'} from {show(first)} to {show(last)}"
+    finite = [value for value in numbers if math.isfinite(value)]
+    far = max(finite, key=lambda value: abs(value - last))
+    if abs(far - last) <= 0.09 * max(map(abs, finite)) or show(far) == show(last):
+        return f"stays near {show(last)}"
     return f"{'dips to' if far < last else 'peaks at'} {show(far)} and returns to {show(last)}"
 
 
