@@ -35,18 +35,13 @@ def styled(
     table: pd.DataFrame,
     formats: Mapping[str, str] | None = None,
     caption: str = "",
-    best: Mapping[str, str] | None = None,
     prose: Sequence[str] = (),
 ) -> Table:
-    """A table for a page: numbers formatted (`formats`: column -> format, e.g. "{:.1%}"), missing ones as a dash, in
-    the columns of `best` ("max" or "min") the best value bold, and those of `prose` set as text. It sets no colour, so
-    it fits light and dark pages.
+    """A table for a page: numbers formatted (`formats`: column -> format, e.g. "{:.1%}"), missing ones as a dash, and
+    the columns of `prose` set as text. It sets no colour, so it fits light and dark pages.
     """
     style = Table(table).format(dict(formats or {}), na_rep="–").hide(axis="index").set_table_styles(STYLES)
     style = style.set_table_attributes('class="dataframe"')  # the theme's name for a table of its own design
-    for column, end in (best or {}).items():
-        highlight = style.highlight_max if end == "max" else style.highlight_min
-        style = highlight(subset=[column], props="font-weight: 700")
     style = style.set_table_styles(dict.fromkeys(prose, WORDS), overwrite=False)
     return style.set_caption(caption) if caption else style
 
