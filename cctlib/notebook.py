@@ -36,7 +36,7 @@ def stamper(*studies: Any) -> Callable[[Any], Any]:
 
 
 def show_plotly(figure: Any, alt: str, twin: Any) -> None:
-    """Show an interactive figure. `alt` says in words what it shows; `twin` is a static figure of the same.
+    """Show an interactive figure. `alt` says in words what it shows; `twin` is a static figure of the same, with the stamp.
 
     The figure is handed out as data: JupyterLab draws it, the book draws it with its own copy of plotly.js, and whoever
     draws nothing (a viewer without scripts, paper) shows the twin. Colab gets plotly's own renderer.
@@ -44,11 +44,11 @@ def show_plotly(figure: Any, alt: str, twin: Any) -> None:
     from IPython.display import display
 
     from cctlib.figures import to_png
-    from cctlib.figures.provenance import stamp_of, under
+    from cctlib.figures.provenance import under
 
     if "google.colab" in sys.modules:
         figure.show(renderer="colab")
     else:
         still = base64.b64encode(to_png(twin, dpi=150)).decode()
         display({PLOTLY: json.loads(figure.to_json()), "text/plain": alt, "image/png": still}, raw=True)
-    display(under(twin, stamp_of(figure)), raw=True)
+    display(under(twin), raw=True)

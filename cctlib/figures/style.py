@@ -141,12 +141,12 @@ def readable(color: str) -> str:
 class Card(Figure):
     """A matplotlib Figure that shows itself in a notebook, sharp on fine screens, without pyplot and under the theme.
 
-    inner, above: inches of the panels and of the headline. body: the part that holds the panels. said: message and
-    detail of the headline. keys: entries and settings of each legend. columns: panels beside each other; there is a
-    narrow form of cards with one or two. stamp: the line that says where it came from, which is shown below it.
+    inner: height of the panels in inches. body: the part that holds the panels. said: message and detail of the
+    headline. keys: entries and settings of each legend. columns: panels beside each other; there is a narrow form of
+    cards with one or two. stamp: the line that says where it came from, which is shown below it.
     """
 
-    inner, above = 0.0, 0.0
+    inner = 0.0
     stamp = ""
     said = ("", "")
     keys: Sequence[tuple[list[Artist], dict[str, Any]]] = ()
@@ -161,15 +161,11 @@ class Card(Figure):
         with theme():
             super().savefig(*args, **settings)
 
-    def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> tuple[dict, dict]:
-        width = round(self.get_figwidth() * 100)
-        return {"image/png": to_png(self), "text/plain": headline_of(self)}, {"image/png": {"width": width}}
-
     def _ipython_display_(self) -> None:
         from IPython.display import display
 
-        picture, settings = self._repr_mimebundle_()
-        display(picture, metadata=settings, raw=True)
+        picture = {"image/png": to_png(self), "text/plain": headline_of(self)}
+        display(picture, metadata={"image/png": {"width": round(self.get_figwidth() * 100)}}, raw=True)
         display(under(self, phone=to_phone(self)), raw=True)
 
 
@@ -227,18 +223,16 @@ def _anchored(figure: Card, text: str, offset: tuple[float, float], **style: Any
 
 def _reserve(figure: Card, above: float) -> None:
     """Keep inches free above the panels; the card grows, and the panels keep their size."""
-    figure.above, below = above, 0.08
+    below = 0.08
     height = above + figure.inner + below
     figure.set_figheight(height)
     engine = cast(ConstrainedLayoutEngine, figure.get_layout_engine())
     engine.set(rect=(0.016, below / height, 0.968, figure.inner / height))
 
 
-def headline_of(figure: Figure | go.Figure) -> str:
-    """The message a figure states, on one line."""
-    if isinstance(figure, go.Figure):
-        return (figure.layout.title.text or "").replace("<br>", " ").replace("<b>", "").replace("</b>", "")
-    return next((text.get_text().replace("\n", " ") for text in figure.texts if text.get_gid() == "headline"), "")
+def headline_of(figure: Card) -> str:
+    """The message a card states."""
+    return figure.said[0]
 
 
 def to_png(figure: Figure, dpi: int = 200) -> bytes:

@@ -26,6 +26,7 @@ from cctlib.claims import rules
 from cctlib.errors import UserError
 from cctlib.figures import along, headline_of, node, provenance, stamp, style, tables, to_png, wording
 from cctlib.figures.style import Card
+from cctlib.notebook import PLOTLY, show_plotly
 from cctlib.snp.controls import BASIS
 from cctlib.snp.measure import SHUFFLED
 from cctlib.study import open_layers, open_study
@@ -173,11 +174,14 @@ def test_no_setting_of_the_user_reaches_a_figure():
         assert dict(matplotlib.rcParams) == before
 
 
-def test_a_card_leaves_pyplot_alone_and_shows_itself():
+def test_a_card_leaves_pyplot_alone_and_shows_itself(monkeypatch):
     import matplotlib.pyplot as plt
 
-    data, metadata = STATIC["progressive"]()._repr_mimebundle_()
+    shown = []
+    monkeypatch.setattr("IPython.display.display", lambda bundle, **settings: shown.append((bundle, settings)))
+    STATIC["progressive"]()._ipython_display_()
     assert plt.get_fignums() == []
+    data, metadata = shown[0][0], shown[0][1]["metadata"]
     with Image.open(io.BytesIO(data["image/png"])) as image:
         assert image.width == 2 * metadata["image/png"]["width"] == 1400
         corner = image.convert("RGBA").getpixel((20, 20))
@@ -187,9 +191,8 @@ def test_a_card_leaves_pyplot_alone_and_shows_itself():
 def test_a_stamp_says_where_a_figure_came_from_and_what_is_missing():
     figure = stamp(STATIC["progressive"](), tiny.PROVENANCE)
     for key, value in tiny.PROVENANCE.items():
-        assert (value[:12] if key == "weights" else value) in provenance.stamp_of(figure)
-    stamp(figure, {"dataset": "demo", "note": "shipped measurement"})
-    line = provenance.stamp_of(figure)
+        assert (value[:12] if key == "weights" else value) in figure.stamp
+    line = stamp(figure, {"dataset": "demo", "note": "shipped measurement"}).stamp
     assert line.startswith("demo · ") and "commit not recorded" in line and "shipped measurement" in line
 
 
@@ -465,7 +468,7 @@ def test_the_typical_node_has_the_median_noise():
 
 @given(st.floats(-1e6, 1e6), st.floats(-1e6, 1e6))
 def test_a_change_is_never_put_into_the_wrong_words(first, last):
-    words = wording.change(first, last)
+    words = wording.course([first, last])
     if words.startswith("rises"):
         assert last > first
     elif words.startswith("falls"):
@@ -494,7 +497,7 @@ def test_numbers_as_words(value, text):
 
 
 def test_a_missing_value_is_said_to_be_missing():
-    assert "missing" in wording.change(math.nan, 3.0)
+    assert "missing" in wording.course([math.nan, 3.0])
     assert wording.percent(math.nan) == "n/a"
     assert [wording.listing(list("abc")[:n]) for n in range(4)] == ["none", "a", "a and b", "a, b and c"]
     assert [wording.count(n, "cluster") for n in (0, 1, 2)] == ["no clusters", "1 cluster", "2 clusters"]
@@ -554,11 +557,11 @@ def read(table: tables.Table) -> pd.DataFrame:
     return shown
 
 
-def test_a_table_is_formatted_its_best_value_bold_and_its_heads_have_a_scope():
+def test_a_table_is_formatted_and_its_heads_have_a_scope():
     table = pd.DataFrame({"method": ["andc", "random"], "accuracy": [0.631, np.nan], "MACs": [12_000, 9_000]})
-    styled = tables.styled(table, {"accuracy": "{:.1%}", "MACs": "{:,}"}, "Pruned networks.", {"MACs": "min"})
+    styled = tables.styled(table, {"accuracy": "{:.1%}", "MACs": "{:,}"}, "Pruned networks.")
     html = styled._repr_html_()
-    for text in ("63.1%", "–", "12,000", "Pruned networks.", "font-weight: 700"):
+    for text in ("63.1%", "–", "12,000", "Pruned networks."):
         assert text in html
     assert html.count("<th ") == html.count('<th scope="col" ') == 3
     assert not re.search(r"(background|color): #", html), "a table sets no colour: it is read in both themes"
@@ -584,12 +587,14 @@ def test_verdicts_by_data_set_are_one_column_each():
 # Interactive
 
 
-def test_an_interactive_figure_carries_its_provenance_and_fits_a_phone():
+def test_an_interactive_figure_fits_a_phone_and_is_followed_by_the_line_of_its_twin(monkeypatch):
     figure = go.Figure(go.Heatmap(z=np.eye(3)))
     figure.update_xaxes(title="output").update_yaxes(title="true label")
     style.plotly_card(figure, "A finding of more than the forty characters that a phone shows on one line")
-    stamp(figure, tiny.PROVENANCE)
-    assert tiny.PROVENANCE["dataset"] in provenance.stamp_of(figure)
+    shown = []
+    monkeypatch.setattr("IPython.display.display", lambda bundle, **_: shown.append(bundle))
+    show_plotly(figure, "In words.", stamp(STATIC["progressive"](), tiny.PROVENANCE))
+    assert PLOTLY in shown[0] and tiny.PROVENANCE["dataset"] in shown[1]["text/plain"]
     lines = re.sub("</?b>", "", figure.layout.title.text).split("<br>")
     assert len(lines) > 1 and all(len(line) <= 40 for line in lines)
 
