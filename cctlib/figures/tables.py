@@ -27,9 +27,6 @@ class Table(Styler):
     def to_html(self, *args: Any, **settings: Any) -> str:
         return (super().to_html(*args, **settings) or "").replace("<th ", '<th scope="col" ')
 
-    def _repr_html_(self) -> str:
-        return self.to_html()
-
 
 def styled(
     table: pd.DataFrame,
