@@ -115,11 +115,11 @@ class Study:
     @cached_property
     def probes(self) -> Probes:
         """The trained probes. Raises `UserError` for a study from shipped measurements, which hold no probes."""
-        if "probe" not in self.folders:
+        if self.profile is None:
             raise UserError(
                 "a study opened from shipped measurements has no probes; measure one with profile quick or full"
             )
-        return stage.load_probes(self.folders["probe"], self.model, self.device)
+        return stage.load_probes(self.folders["probe"], self.model, self.profile.probe, self.device)
 
     def shipped_tables(self, names: Sequence[str], *made_by: str) -> dict[str, pd.DataFrame]:
         """Tables that ship with the model, by name. made_by: the stages that made them; the first is a command, too.
@@ -181,7 +181,8 @@ def shipped_study(dataset: str, model: str, device: torch.device) -> Study:
         raise Missing(
             f"no measurement ships with model {model!r} of {dataset}; it has to be measured, which needs the images"
         )
-    return Study(dataset, found, measure.load(found.folder), tables.load(found.folder), "shipped", device, folders={})
+    made = stages.read_tables(found.folder, tables.NAMES)
+    return Study(dataset, found, measure.load(found.folder), made, "shipped", device, folders={})
 
 
 @dataclass(frozen=True)
@@ -268,8 +269,8 @@ def measured_study(dataset: str, model: str, profile: Profile, runs: Path, devic
     tabled = stage.tables_stage(measured, profile.thetas, profile.label_orders, profile.rotations, heads, home, device)
     folders = {} if known else {"train": network.folder}
     folders |= {"probe": probes, "measure": measured, "tables": tabled}
-    result = measure.load(measured)
-    return Study(dataset, network, result, tables.load(tabled), "measured", device, folders, home, profile)
+    result, made = measure.load(measured), stages.read_tables(tabled, tables.NAMES)
+    return Study(dataset, network, result, made, "measured", device, folders, home, profile)
 
 
 def train_model(dataset: str, home: Path, device: torch.device) -> Model:

@@ -172,9 +172,9 @@ def measure(
     Raises `UserError` when a label has no image in one of the splits.
     """
     probes = own_readout(network, probes)
-    splits = {"held-out": (held_out, probes.sites + probes.of(READOUT)), "test": (test, probes.names)}
-    mu: dict[str, dict[str, np.ndarray]] = {name: {} for name in probes.names}
-    says: dict[str, dict[str, np.ndarray]] = {name: {} for name in ("", *probes.names)}  # "": the network itself
+    splits = {"held-out": (held_out, probes.sites + probes.of(READOUT)), "test": (test, tuple(probes))}
+    mu: dict[str, dict[str, np.ndarray]] = {name: {} for name in probes}
+    says: dict[str, dict[str, np.ndarray]] = {name: {} for name in ("", *probes)}  # "": the network itself
     for split, (images, names) in splits.items():
         pools: dict[str, Callable[[Tensor], Tensor]] = {name: probes[name].pool for name in names}
         if split == "test":
@@ -188,12 +188,12 @@ def measure(
     for site in probes.sites:
         mu[site][NODEWISE] = _numpy(fields.mean_by_label(pooled[f"{site}/{NODEWISE}"], labels, test.num_labels))
 
-    def measured(name: str, with_extremes: bool = False) -> SiteMeasurement:
-        ends = extremes(pooled[name]) if with_extremes else None
+    def measured(name: str) -> SiteMeasurement:
+        ends = extremes(pooled[name]) if name in probes.sites else None
         return SiteMeasurement(_numpy(probes[name].fc.weight), mu[name], says[name], ends)
 
     result = Measurement(
-        sites={site: measured(site, with_extremes=True) for site in probes.sites},
+        sites={site: measured(site) for site in probes.sites},
         labels={"held-out": _numpy(held_out.labels), "test": _numpy(test.labels)},
         predictions=says[""],
         names=test.names,
@@ -239,7 +239,7 @@ def _numpy(values: Tensor) -> np.ndarray:
 
 
 def save(result: Measurement, folder: Path) -> None:
-    """Write measurement.npz (arrays) and measurement.json (names and where it comes from), atomically."""
+    """Write measurement.npz (arrays) and measurement.json (names and where it comes from)."""
     arrays: dict[str, Any] = {}
     for split in result.labels:
         arrays |= {f"labels/{split}": result.labels[split], f"predictions/{split}": result.predictions[split]}
@@ -252,8 +252,7 @@ def save(result: Measurement, folder: Path) -> None:
             arrays[f"{where}/extremes"] = values.extremes
         for name in ("mu", "predictions"):
             arrays |= {f"{where}/{name}/{split}": array for split, array in getattr(values, name).items()}
-    with stages.replacing(folder / FILE) as temporary, temporary.open("wb") as file:
-        np.savez_compressed(file, **arrays)
+    np.savez_compressed(folder / FILE, **arrays)
     described = {name: getattr(result, name) for name in ("names", "groups", "group_names", "about")}
     stages.write_json(folder / "measurement.json", described)
 

@@ -48,14 +48,10 @@ class ProbeSettings:
     precision: Precision = "auto"  # of the frozen network; probes are fp32
 
     def __post_init__(self) -> None:
-        if (
-            not (self.penalty > 0 and self.tolerance > 0 and self.kept_gib > 0)
-            or min(self.most_passes, self.short_steps) < 1
-        ):
-            raise UserError(
-                f"probe settings need a positive penalty ({self.penalty}), tolerance ({self.tolerance}) and kept_gib "
-                f"({self.kept_gib}), and most_passes ({self.most_passes}) and short_steps ({self.short_steps}) >= 1"
-            )
+        numbers = (self.penalty, self.tolerance, self.kept_gib, self.most_passes, self.short_steps)
+        if not all(number > 0 for number in numbers):
+            names = "positive penalty, tolerance, kept_gib, most_passes and short_steps"
+            raise UserError(f"probe settings need a {names}, and not {', '.join(map(str, numbers))}")
 
 
 class Probe(nn.Module):
@@ -98,18 +94,13 @@ class Probes(nn.ModuleDict):
         return cast(Probe, super().__getitem__(name))
 
     @property
-    def names(self) -> tuple[str, ...]:
-        """Names of all probes."""
-        return tuple(self.keys())
-
-    @property
     def sites(self) -> tuple[str, ...]:
         """Names of the probed sites, in the order of the network; each names its first probe."""
         return self.of("")
 
     def of(self, variant: str) -> tuple[str, ...]:
         """Names of the probes of a variant."""
-        return tuple(name for name in self.names if variant_of(name) == variant)
+        return tuple(name for name in self if variant_of(name) == variant)
 
 
 def own_readout(network: nn.Module, probes: Probes) -> Probes:
@@ -190,9 +181,9 @@ def train_probes(
     done = torch.load(checkpoint, weights_only=True, map_location=device) if checkpoint and checkpoint.exists() else {}
     _, _, _, first = next(iter(forward(network, normalise, images, taps=probes.sites, batch=1, **how)))
     sizes = {site: 2 * nodes[0].numel() * len(images) for site, nodes in first.items()}  # bytes in bf16
-    with tqdm(total=len(probes.names), initial=len(done), desc="probes", unit="probe") as bar:
+    with tqdm(total=len(probes), initial=len(done), desc="probes", unit="probe") as bar:
         for group in groups(sizes, settings.kept_gib * 2**30):
-            todo = [name for name in probes.names if site_of(name) in group and name not in done]
+            todo = [name for name in probes if site_of(name) in group and name not in done]
             if not todo:
                 continue
             kept = kept_tokens(network, normalise, images, group, **how)
@@ -215,7 +206,7 @@ def train_probes(
         probes[name].load_state_dict(
             {"attention_pool.weight": a[None], "attention_pool.bias": a.new_zeros(1), "fc.weight": W}
         )
-    history = [(name, *done[name][2:]) for name in probes.names]
+    history = [(name, *done[name][2:]) for name in probes]
     return pd.DataFrame(history, columns=["probe", "passes", "loss", "converged"])
 
 

@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -50,11 +49,9 @@ def fresh_probes(model: Model, settings: ProbeSettings) -> Probes:
     return probe.make_probes(widths, config.num_classes, settings)
 
 
-def load_probes(folder: Path, model: Model, device: torch.device) -> Probes:
-    """The probes that a probe stage wrote, frozen."""
-    written = stages.read_json(folder / stages.RECORD)["inputs"]["settings"]
-    lists: dict[str, Any] = {name: tuple(value) for name, value in written.items() if isinstance(value, list)}
-    probes = fresh_probes(model, ProbeSettings(**(written | lists)))
+def load_probes(folder: Path, model: Model, settings: ProbeSettings, device: torch.device) -> Probes:
+    """The probes that a probe stage wrote with these settings, frozen."""
+    probes = fresh_probes(model, settings)
     probes.load_state_dict(load_file(folder / "probes.safetensors"))
     return probes.to(device).eval().requires_grad_(False)
 
@@ -79,7 +76,7 @@ def measure_stage(
         result, shuffled, pooled = measure.measure(
             model.network(device),
             model.normalise,
-            load_probes(probes, model, device),
+            load_probes(probes, model, settings, device),
             held_out,
             test,
             null_draws=null_draws,
@@ -88,8 +85,7 @@ def measure_stage(
             about=dict(about),
         )
         measure.save(result, work)
-        with stages.replacing(work / measure.POOLED) as temporary, temporary.open("wb") as file:
-            np.savez(file, **pooled)  # type: ignore[arg-type]
+        np.savez(work / measure.POOLED, **pooled)  # type: ignore[arg-type]
         stages.write_tables({"shuffled": shuffled}, work)
 
     return stages.stage(

@@ -55,29 +55,26 @@ def compute(
     """
     if fields.THETA not in thetas:
         raise UserError(f"thresholds {thetas} lack {fields.THETA}, at which claims are judged; add it")
-    by_theta, nodes = [], []
+    drawn = fields.shuffled(torch.arange(len(result.names)), label_orders, torch.Generator().manual_seed(0)).to(device)
+    by_theta, nodes, orders = [], [], []
     for site in result.sites:
         mu, W = (array.to(device) for array in result[site].tensors())
         for theta in thetas:
             statistics = fields.measure(mu, W, theta)
             by_theta.append(site_row(site, statistics))
             nodes.append(nodes_table(site, statistics))
+        orders += [site_row(site, fields.measure(mu, W, order=order), order=at) for at, order in enumerate(drawn)]
     made = {
         "accuracy": accuracy_table(
             {site: values.predictions["test"] for site, values in result.sites.items()}, result.labels["test"]
         ),
         "nodes": pd.concat(nodes, ignore_index=True),
         "by_theta": pd.DataFrame(by_theta),
-        "orders": orders_table(result, label_orders, device),
+        "orders": pd.DataFrame(orders),
         "controls": pd.concat([shuffled, controls.table(result, rotations, heads)], ignore_index=True),
         "alternatives": alternatives_table(result, device),
     }
     stages.write_tables(made, folder)
-
-
-def load(folder: Path) -> dict[str, pd.DataFrame]:
-    """The tables by name. Raises `UserError` when one is missing."""
-    return stages.read_tables(folder, NAMES)
 
 
 def nodes_table(site: str, statistics: fields.SiteStatistics) -> pd.DataFrame:
@@ -106,18 +103,6 @@ def accuracy_table(
     where = pd.DataFrame([sites.parse(site) for site in predictions], columns=["encoder", "kind"])
     where.insert(0, "site", list(predictions))
     return where.assign(accuracy=accuracy, low=low, high=high)
-
-
-def orders_table(result: Measurement, label_orders: int, device: torch.device) -> pd.DataFrame:
-    """How far the clusters depend on the label order: rows as `by_theta`, with the number of the random `order`."""
-    orders = fields.shuffled(torch.arange(len(result.names)), label_orders, torch.Generator().manual_seed(0)).to(device)
-    rows = []
-    for site in result.sites:
-        mu, W = (array.to(device) for array in result[site].tensors())
-        rows += [
-            site_row(site, fields.measure(mu, W, order=order), order=number) for number, order in enumerate(orders)
-        ]
-    return pd.DataFrame(rows)
 
 
 def alternatives_table(result: Measurement, device: torch.device) -> pd.DataFrame:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from cctlib import stages
 from cctlib.data import images as data
 from cctlib.errors import UserError
 from cctlib.model import sites
@@ -151,7 +152,7 @@ def test_second_probes_differ_in_the_layernorm_only(network, images, measured):
 
 def test_second_probes_leave_the_first_ones_as_they_are(network, images, measured):
     plain = trained(network, images, replace(SETTINGS, swapped=(), short=()))
-    assert plain.names == measured[0].sites
+    assert tuple(plain) == measured[0].sites
     assert all(torch.equal(value, measured[0].state_dict()[name]) for name, value in plain.state_dict().items())
 
 
@@ -172,7 +173,7 @@ def test_an_unmeasured_site_is_one_line(measured):
 def test_tables_are_those_of_snp(network, measured, tmp_path):
     _, result, shuffled, _ = measured
     tables.compute(result, shuffled, (0.2, 0.3), 2, 2, network.config.heads, tmp_path, torch.device("cpu"))
-    made = tables.load(tmp_path)
+    made = stages.read_tables(tmp_path, tables.NAMES)
     mu, W = result["enc2/ff"].tensors()
     found = fields.measure(mu, W, 0.3)
     nodes = made["nodes"].query("site == 'enc2/ff' and theta == 0.3")
