@@ -16,7 +16,6 @@ ones of a product of two vectors are counted by bisection in one of them, sorted
 node's own labels alone.
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -116,21 +115,6 @@ def check_inputs(mu: Tensor, W: Tensor, theta: float) -> None:
 def field(mu: Float[Tensor, "true_label"], W: Float[Tensor, "output"]) -> Float[Tensor, "true_label output"]:
     """``M_n`` of one node, from its columns ``mu[:, n]`` and ``W[:, n]`` (Method, section 5)."""
     return torch.outer(mu, W)
-
-
-def head_fields(
-    mu: Float[Tensor, "true_label node"], W: Float[Tensor, "output node"], heads: int
-) -> Float[Tensor, "head true_label output"]:
-    """``M_h = mu[:, h] @ W[:, h].T``, the summed fields of head h's nodes (Method, section 5, SHP).
-
-    Heads own nodes in equal runs: of 256 nodes and 4 heads, head 0 has 0 .. 63. Raises UserError when that
-    is uneven.
-    """
-    if heads < 1 or mu.shape[1] % heads:
-        raise UserError(f"{mu.shape[1]} nodes do not divide into {heads} heads: give the number of heads of the site")
-    split = (heads, mu.shape[1] // heads)
-    dtype = wide(mu.device)
-    return torch.einsum("ihd,jhd->hij", mu.to(dtype).unflatten(1, split), W.to(dtype).unflatten(1, split))
 
 
 def peaks(mu: Float[Tensor, "true_label node"], W: Float[Tensor, "output node"]) -> Float[Tensor, "node"]:
@@ -405,17 +389,18 @@ def measure(
         product_statistics(rows[nodes], columns[nodes], D[nodes], theta, order)
         for nodes in blocks(num_nodes, max(num_labels, longest**2), CHUNK)
     ]
-    counts = {name: torch.cat([chunk[name] for chunk in chunks]) for name in chunks[0]}
-    ratio = field_ratio(mu.to(dtype) / divisor(peaks(mu, W)), W.to(dtype))
-    return SiteStatistics(theta=theta, snr_field=ratio, **counts)
+    return joined(chunks, theta, field_ratio(mu.to(dtype) / divisor(peaks(mu, W)), W.to(dtype)))
 
 
-def measure_heads(
-    mu: Float[Tensor, "label node"], W: Float[Tensor, "label node"], heads: int, theta: float = THETA
-) -> SiteStatistics:
-    """Whole-head performance (Method, section 5, SHP): the same statistics, of each head's summed fields."""
-    check_inputs(mu, W, theta)
-    return measure_fields([head_fields(mu, W, heads)], theta)
+def measure_heads(mu: Float[Tensor, "label node"], W: Float[Tensor, "label node"], heads: int) -> SiteStatistics:
+    """Whole-head performance (Method, section 5, SHP): the same statistics, of each head's summed fields.
+
+    Heads own nodes in equal runs: of 256 nodes and 4 heads, head 0 has 0 .. 63. So a head is measured as a filter is,
+    with a position for each of its nodes. Raises UserError when the runs are uneven, and as `measure`.
+    """
+    if heads < 1 or mu.shape[1] % heads:
+        raise UserError(f"{mu.shape[1]} nodes do not divide into {heads} heads: give the number of heads of the site")
+    return measure_maps(*(array.unflatten(1, (heads, -1)).mT for array in (mu, W)))
 
 
 def measure_maps(mu: Tensor, W: Tensor, theta: float = THETA) -> SiteStatistics:
@@ -427,22 +412,22 @@ def measure_maps(mu: Tensor, W: Tensor, theta: float = THETA) -> SiteStatistics:
     if mu.ndim != 3 or mu.shape != W.shape:
         raise UserError(f"mu {tuple(mu.shape)} and W {tuple(W.shape)}: maps are both [label, position, node]")
     check_inputs(mu.flatten(1), W.flatten(1), theta)
-    by_node = [array.permute(2, 0, 1).to(wide(mu.device)) for array in (mu, W)]
-    chunks = blocks(mu.shape[2], mu.shape[0] * max(mu.shape[0], mu.shape[1]), CHUNK)
-    return measure_fields((by_node[0][nodes] @ by_node[1][nodes].mT for nodes in chunks), theta)
-
-
-def measure_fields(chunks: Iterable[Float[Tensor, "unit true_label output"]], theta: float) -> SiteStatistics:
-    """The statistics of units whose fields are given, a chunk of units at a time."""
-    counts, total = [], torch.zeros(())
-    for M in chunks:
+    rows, columns = (array.permute(2, 0, 1).to(wide(mu.device)) for array in (mu, W))
+    num_labels, positions, num_nodes = mu.shape
+    chunks, total = [], rows.new_zeros(num_labels, num_labels)
+    for nodes in blocks(num_nodes, num_labels * max(num_labels, positions), CHUNK):
+        M = rows[nodes] @ columns[nodes].mT
         peak = M.amax(dim=(1, 2))
-        counts.append(node_statistics(threshold(M, peak, theta)))
-        total = total.to(M) + (M / divisor(peak)[:, None, None]).sum(0)
-    diagonal, num_labels = total.trace(), len(total)
+        chunks.append(node_statistics(threshold(M, peak, theta)))
+        total += (M / divisor(peak)[:, None, None]).sum(0)
     off_diagonal = total.abs().sum() - total.diagonal().abs().sum()
-    joined = {name: torch.cat([chunk[name] for chunk in counts]) for name in counts[0]}
-    return SiteStatistics(theta=theta, snr_field=(num_labels - 1) * diagonal / off_diagonal, **joined)
+    return joined(chunks, theta, (num_labels - 1) * total.trace() / off_diagonal)
+
+
+def joined(chunks: list[dict[str, Tensor]], theta: float, ratio: Float[Tensor, ""]) -> SiteStatistics:
+    """The statistics of a site from the counts of each chunk of its nodes and its ratio of fields."""
+    counts = {name: torch.cat([chunk[name] for chunk in chunks]) for name in chunks[0]}
+    return SiteStatistics(theta=theta, snr_field=ratio, **counts)
 
 
 def site_row(site: str, statistics: SiteStatistics, **also: object) -> dict[str, object]:
