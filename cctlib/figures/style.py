@@ -55,10 +55,10 @@ METHODS = {"andc": "#882255", "shuffled": "#117733", "random": "#8B9097", "magni
 SERIES = ("#1F2430", "#C2428A", "#2F8FCB", "#A19026", "#7F26D9")  # data sets, trials, alternatives: as they are given
 DASHED = (0, (4, 3))
 DASHES = ("-", (0, (5, 2)), (0, (1.2, 1.6)), (0, (5, 1.5, 1.2, 1.5)), (0, (3, 1, 1, 1, 1, 1)))
-LOOKS: tuple[dict[str, Any], ...] = tuple(
+LOOKS = [
     {"color": color, "marker": marker, "linestyle": dash}
     for color, marker, dash in zip(SERIES, "oD^sv", DASHES, strict=True)
-)
+]
 BROWN_TO_BLUE = ["#7A3B06", "#C9701B", "#F0C48E", GROUND, "#9FC3E0", "#2F79B5", "#0B3C68"]
 DIVERGING = LinearSegmentedColormap.from_list("field", BROWN_TO_BLUE)
 COUNTS = LinearSegmentedColormap.from_list("counts", ["#EDF1F4", "#9DBBD6", "#2F79B5", "#0B2A4A"])  # few: light
@@ -87,8 +87,6 @@ THEME: dict[Any, Any] = DEFAULTS | {
     "legend.frameon": False,
     "legend.columnspacing": 1.4,
     "legend.handletextpad": 0.5,
-    "figure.facecolor": GROUND,
-    "savefig.facecolor": GROUND,
     "axes.facecolor": GROUND,
     "axes.edgecolor": MUTED,
     "axes.spines.top": False,
@@ -238,8 +236,7 @@ def headline_of(figure: Card) -> str:
 def to_png(figure: Figure, dpi: int = 200) -> bytes:
     """The figure as the bytes of a PNG; 200 dots an inch is twice what a 750 px column shows."""
     stream = io.BytesIO()
-    colors: dict[str, Any] = {"facecolor": figure.get_facecolor(), "edgecolor": RULE}
-    figure.savefig(stream, format="png", dpi=dpi, metadata={"Software": None}, **colors)
+    figure.savefig(stream, format="png", dpi=dpi, metadata={"Software": None})
     return stream.getvalue()
 
 
@@ -301,9 +298,9 @@ def key(label: str, **settings: Any) -> Line2D:
     return Line2D([], [], label=label, **settings)
 
 
-def swatch(label: str, color: str = FOREIGN, alpha: float = 0.35) -> Patch:
-    """An entry of a legend: a coloured area."""
-    return Patch(facecolor=color, alpha=alpha, linewidth=0, label=label)
+def swatch(label: str) -> Patch:
+    """An entry of a legend: a band as `band` draws it."""
+    return Patch(facecolor=FOREIGN, alpha=0.35, linewidth=0, label=label)
 
 
 def legend(figure: Card, source: Axes | Sequence[Artist], where: str = "lower left", **settings: Any) -> None:
@@ -339,13 +336,13 @@ def colorbar(image: ScalarMappable, label: str, axes: Axes | Sequence[Axes], **s
     return bar
 
 
-def encoder_axis(axes: Axes, encoders: Iterable[int], label: bool = True, ticks: int = 5) -> None:
-    """The axes of most figures: encoders 1 to L, each one named, and lines for about `ticks` values."""
+def encoder_axis(axes: Axes, encoders: Iterable[int], label: bool = True) -> None:
+    """The axes of most figures: encoders 1 to L, each one named, and lines for about five values."""
     numbers = sorted({int(encoder) for encoder in encoders})
     axes.set_xticks(numbers, [str(number) for number in numbers])
     axes.set_xlim(numbers[0] - 0.45, numbers[-1] + 0.45)
     axes.grid(axis="y")
-    axes.locator_params(axis="y", nbins=ticks)
+    axes.locator_params(axis="y", nbins=5)
     if label:
         axes.set_xlabel("encoder")
 
