@@ -89,8 +89,8 @@ def ownership(study: Study, deals: int = 1000, rotations: int = 20) -> Ownership
 
 def mha_diagonals(study: Study, split: str) -> dict[str, Bool[Tensor, "node label"]]:
     """Diagonal sets of the nodes of every `mha` site, at theta 0.3."""
-    sets = measure.diagonals(study.measurement, fields.THETA, split)
-    return {site: of_site for site, of_site in sets.items() if site.endswith("/mha")}
+    sites = study.measurement.sites.items()
+    return {site: fields.diagonals(*values.tensors(split)) for site, values in sites if site.endswith("/mha")}
 
 
 def heads_tables(study: Study) -> dict[str, pd.DataFrame]:

@@ -108,18 +108,14 @@ def per_label(predictions: np.ndarray, labels: np.ndarray) -> float:
     return float(pd.Series(predictions == labels).groupby(labels).mean().mean())
 
 
-def diagonals(
-    measurement: Measurement, theta: float = fields.THETA, split: str = "held-out"
-) -> dict[str, Bool[Tensor, "_ _"]]:
+def diagonals(measurement: Measurement, theta: float = fields.THETA) -> dict[str, Bool[Tensor, "_ _"]]:
     """D_n of every node, as [node, label], by site; those of the network's own read-out as `enc{L}/readout`.
 
-    Held-out images decide and test images judge; `split="test"` exists to measure what that choice is worth.
-    Raises `UserError` when the split was not measured.
+    From held-out images, which decide; test images judge. Raises `UserError` when they were not measured.
     """
-    sets = {site: fields.diagonals(*values.tensors(split), theta) for site, values in measurement.sites.items()}
-    for site, values in measurement.alternatives.get(READOUT, {}).items():
-        sets[f"enc{sites.parse(site)[0]}/{READOUT}"] = fields.diagonals(*values.tensors(split), theta)
-    return sets
+    readout = measurement.alternatives.get(READOUT, {}).items()
+    measured = measurement.sites | {f"enc{sites.parse(site)[0]}/{READOUT}": values for site, values in readout}
+    return {site: fields.diagonals(*values.tensors("held-out"), theta) for site, values in measured.items()}
 
 
 def nodewise_pool(probe: Probe, tokens: Float[Tensor, "image token node"]) -> Float[Tensor, "image node"]:

@@ -251,6 +251,6 @@ def test_diagonal_sets_come_from_the_held_out_images():
         for node in range(6):
             M = np.outer(values.mu["held-out"][:, node].astype(float), values.W[:, node].astype(float))
             assert sets[site][node].tolist() == [M[i, i] / M.max() > 0.4 for i in range(5)]
-    assert not torch.equal(measure.diagonals(measured, 0.4, "test")["enc1/ff"], sets["enc1/ff"])
+    assert not torch.equal(fields.diagonals(*measured["enc1/ff"].tensors("test"), 0.4), sets["enc1/ff"])
     with pytest.raises(UserError, match="no field averages for split 'held-out'"):
         measure.diagonals(drawn("other"))
