@@ -1,17 +1,15 @@
 """Experts: is a head better at the labels it owns (Method, section 6)?
 
-Two measurements of the same question. *Alone*: in the probe, silence the fields of all other heads, and
-compare the head's accuracy on images of its own labels with its accuracy on images of the other heads'
-labels. *Ablation*: in the real network, silence the head, and compare the loss of accuracy on its own labels
-with the loss on the others'. Own labels are designated on held-out images (`heads.designate`), accuracy is
-measured on test images.
+Two measurements of the same question. *Alone*: in the probe, silence the fields of all other heads, and compare the
+head's accuracy on images of its own labels with its accuracy on images of the other heads' labels. *Ablation*: in the
+real network, silence the head, and compare the loss of accuracy on its own labels with the loss on the others'. Own
+labels are designated on held-out images (`heads.designate`), accuracy is measured on test images.
 
-Both differences have a null that is not zero: labels are given to the group of nodes that holds most of them,
-so a random group of nodes is an "expert" too. Hence the comparison with dealt nodes, and with 64 silenced
-random nodes.
+Both differences have a null that is not zero: labels are given to the group of nodes that holds most of them, so a
+random group of nodes is an "expert" too. Hence the comparison with dealt nodes, and with 64 silenced random nodes.
 
-Every number is a sum over images, bootstrapped with the weights of `bootstrap.resample`; images of labels
-that no head owns take no part.
+Every number is a sum over images, bootstrapped with the weights of `bootstrap.resample`; images of labels that no head
+owns take no part.
 """
 
 from collections.abc import Mapping
@@ -30,8 +28,7 @@ from cctlib.model.sites import parse
 def alone(
     pooled: Float[Tensor, "image node"], W: Float[Tensor, "label node"], owner: Int64[Tensor, "node"], heads: int
 ) -> Int64[Tensor, "head image"]:
-    """Predictions of each head alone: the label with the largest field when all nodes of other owners are
-    silenced."""
+    """Predictions of each head alone: the label with the largest field when all nodes of other owners are silenced."""
     by_node = pooled.T  # whole rows are taken, which is quick where the nodes lie together in memory
     nodes_of = owner.argsort(stable=True).view(heads, -1)  # heads own equally many; a sort does not wait for a GPU
     return torch.stack([(W[:, nodes] @ by_node[nodes]).argmax(dim=0) for nodes in nodes_of])
@@ -73,9 +70,8 @@ def dealt_gaps(
 ) -> Float[Tensor, "deal"]:
     """The expert gap (mean over heads of own - others) when the nodes are dealt at random into heads.
 
-    `diagonal` is of the held-out images, `pooled` (p of the probe) and `labels` of the test images, as for
-    the real heads. Each deal designates the labels anew; NaN for one in which every label is tied. Costs as
-    much as the predictions of `deals` probes.
+    `diagonal` is of the held-out images, `pooled` (p of the probe) and `labels` of the test images, as for the real
+    heads. Each deal designates the labels anew; NaN for one in which every label is tied.
     """
     pooled = pooled.T.contiguous().T
     dealt = deal(len(diagonal), heads, deals, generator).to(pooled.device)
@@ -97,11 +93,11 @@ def ablation(
     designation: Int64[Tensor, "label"],
     weights: Float[Tensor, "resample image"],
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Accuracy that the network loses when a head is silenced in it, as shares of 1, with 95% bootstrap
-    intervals (*_low, *_high).
+    """Accuracy that the network loses when a head is silenced in it, as shares of 1, with 95% bootstrap intervals
+    (*_low, *_high).
 
-    Predictions of the network as it is, with each head silenced, and with as many random nodes of the site
-    silenced (one row a draw).
+    baseline, silenced, random: predictions of the network as it is, with each head silenced, and with as many random
+    nodes of the site silenced.
     heads, one row a head: site, encoder, head, labels, images (of its own labels), drop_own (accuracy lost on
     these), drop_others (lost on the other heads' labels), difference (drop_own - drop_others), random_own,
     random_others, random_difference (the same for the random nodes, mean over draws), excess (difference -
@@ -154,8 +150,7 @@ def _tables(
     own: Float[Tensor, "image head"],
     weights: Float[Tensor, "resample image"],
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Per-head estimates of the parts (each a sum over images), and the estimates of their means over heads
-    that own labels."""
+    """Estimates of the parts (each a sum over images) of every head, and of their means over heads that own labels."""
     heads = own.shape[1]
     owns = own.sum(dim=0).isfinite()
     if not owns.any():

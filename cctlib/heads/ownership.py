@@ -1,8 +1,7 @@
 """Heads: which head owns which label, and whether that could be chance (Method, section 6).
 
-Everything starts from the diagonal sets of the nodes of an `mha` site, as a Boolean array [node, label]:
-entry (n, i) says that label i is on the diagonal of node n's Boolean matrix. Head h owns a contiguous block
-of nodes. Counting is all there is:
+Everything starts from the diagonal sets of the nodes of an `mha` site, as a Boolean array [node, label]: entry (n, i)
+says that label i is on the diagonal of node n's Boolean matrix. Counting is all there is:
 
     diagonal [node, label] -> counts d_h(i) [head, label] -> designation [label], concentration [label]
 
@@ -35,8 +34,7 @@ SAME = 1e-9  # two means of the same counts may differ by rounding; the null mus
 
 
 def owners(nodes: int, heads: int) -> Int64[Tensor, "node"]:
-    """The head of each node: head h owns nodes h*N/H .. (h+1)*N/H - 1. Raises `UserError` when N is no
-    multiple of H."""
+    """The head of each node: head h owns nodes h*N/H .. (h+1)*N/H - 1. `UserError` when N is no multiple of H."""
     if heads < 1 or nodes % heads:
         raise UserError(f"{nodes} nodes cannot be shared equally by {heads} heads; give the network's number of heads")
     return torch.arange(heads).repeat_interleave(nodes // heads)
@@ -66,18 +64,15 @@ def own_labels(designation: Int64[Tensor, "*deal label"], heads: int) -> Int64[T
 
 
 def concentration(counts: Int64[Tensor, "*deal head label"]) -> Float[Tensor, "*deal label"]:
-    """c_i = max_h d_h(i) / sum_h d_h(i), from 1/H (evenly spread) to 1 (one head only); NaN for a label that
-    no node has.
+    """c_i = max_h d_h(i) / sum_h d_h(i), from 1/H (evenly spread) to 1 (one head only); NaN where no node has label i.
 
-    Misleading alone: a label on few diagonals is concentrated by chance (one node gives 1). Compare with
-    dealt nodes.
+    Misleading alone: a label on few diagonals is concentrated by chance (one node gives 1). Compare with dealt nodes.
     """
     return counts.amax(dim=-2) / counts.sum(dim=-2, dtype=torch.float64)
 
 
 def deal(nodes: int, heads: int, deals: int, generator: torch.Generator) -> Int64[Tensor, "deal node"]:
-    """Heads of the nodes when these are dealt at random into groups of N/H; one row a deal, on the
-    generator's device."""
+    """Heads of the nodes, dealt at random into groups of N/H; one row a deal, on the generator's device."""
     order = torch.rand(deals, nodes, generator=generator, device=generator.device).argsort(dim=1)
     return owners(nodes, heads).to(order.device)[order]
 
@@ -102,8 +97,7 @@ def null_counts(
 def p_value(
     observed: Tensor, null: Float[Tensor, "deal *value"] | Int64[Tensor, "deal *value"]
 ) -> Float[Tensor, "*value"]:
-    """Share of the null that is at least as large as what was observed, the observation itself counted in:
-    never 0.
+    """Share of the null that is at least as large as what was observed, the observation itself counted in: never 0.
 
     Where either is not a number there is no evidence, and it counts as reached.
     """
@@ -238,14 +232,12 @@ def semantics(
     generator: torch.Generator,
     shuffles: int = 10_000,
 ) -> pd.DataFrame:
-    """Is a head's expertise semantic: do labels of a group (CIFAR-100: a superclass) go to the same head? One
-    row a site.
+    """Is a head's expertise semantic: do labels of a group (CIFAR-100: a superclass) go to the same head?
 
-    The statistic is the share of pairs of labels of one group, both designated, that are designated to the
-    same head. It is compared with the designations shuffled over the labels (is there any meaning in them?),
-    and with dealt nodes (is there more than the nodes have by themselves? A single node already holds labels
-    that look alike, whichever head it is in).
-    site, encoder, pairs, same, shuffled_mean, shuffled_95, p, p_holm, dealt_mean, dealt_95, p_dealt,
+    The statistic is the share of pairs of labels of one group, both designated, that are designated to the same head.
+    It is compared with the designations shuffled over the labels (is there any meaning in them?), and with dealt nodes
+    (is there more than the nodes have by themselves? A single node already holds labels that look alike).
+    One row a site: site, encoder, pairs, same, shuffled_mean, shuffled_95, p, p_holm, dealt_mean, dealt_95, p_dealt,
     p_dealt_holm (Holm over the sites).
     """
     tables = []
@@ -275,8 +267,7 @@ def semantics(
 def _same_head(
     designation: Int64[Tensor, "deal label"], member: Float[Tensor, "label group"], heads: int
 ) -> tuple[Float[Tensor, "deal"], Float[Tensor, "deal"]]:
-    """Share of the pairs within groups that go to the same head, and the number of pairs; pairs with NOBODY
-    do not count."""
+    """Share of the pairs within groups that go to the same head, and the number of pairs; none is with NOBODY."""
     together = own_labels(designation, heads).float().mT @ member  # [deal, head, group]
     sizes = together.sum(dim=1)
     pairs = (sizes * (sizes - 1)).sum(dim=1) / 2
@@ -286,8 +277,7 @@ def _same_head(
 def enrichment(
     counts: Mapping[str, Int64[Tensor, "head label"]], groups: Sequence[int], group_names: Sequence[str]
 ) -> pd.DataFrame:
-    """Which groups of labels (CIFAR-100: superclasses) does a head's designated set hold more of than chance
-    gives?
+    """Which groups of labels (CIFAR-100: superclasses) does a head's designated set hold more of than chance gives?
 
     One-sided hypergeometric test among the designated labels of a site. One row a site, head and group: site,
     encoder, head, group_name, group_labels (designated ones), shared, expected, p, p_holm (Holm over the heads and

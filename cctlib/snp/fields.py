@@ -1,19 +1,16 @@
 """Single-nodal performance (SNP): what one node, alone, says about every label.
 
-Everything here is a pure function of two arrays of a site with K labels and N nodes, on the device where
-they are:
+Everything here is a pure function of two arrays of a site with K labels and N nodes, on the device where they are:
 
 - ``W[j, n]``, the probe's weight from node n to output j, and
 - ``mu[i, n]``, the probe's pooled value of node n, averaged over the images of label i.
 
-Silence every weight of the probe but node n's, and what is left of output j, averaged over the images of
-label i, is ``M_n[i, j] = mu[i, n] * W[j, n]`` (row = true label, column = output). The field matrix of a
-node is an outer product, and a whole site is measured without another forward pass (Method, section 5).
+Silence every weight of the probe but node n's, and what is left of output j, averaged over the images of label i, is
+``M_n[i, j] = mu[i, n] * W[j, n]`` (row = true label, column = output). The field matrix of a node is an outer product,
+and a whole site is measured without another forward pass (Method, section 5).
 
 In the order of reading: `mean_by_label` makes ``mu``, `boolean` thresholds the fields, `clusters` finds the groups of
-labels that a node recognises, `measure` turns them into numbers. For a whole site it writes out no K x K matrix: the
-ones of a product of two vectors are counted by bisection in one of them, sorted, and clusters need the block of the
-node's own labels alone.
+labels that a node recognises, `measure` turns them into numbers, without writing out a K x K matrix.
 """
 
 from dataclasses import dataclass
@@ -120,8 +117,7 @@ def field(mu: Float[Tensor, "true_label"], W: Float[Tensor, "output"]) -> Float[
 def peaks(mu: Float[Tensor, "true_label node"], W: Float[Tensor, "output node"]) -> Float[Tensor, "node"]:
     """The largest entry of every node's field, in `wide`; a node is silent where it is not positive.
 
-    The largest entry of an outer product is a product of extremes, so that no field needs to be written
-    out.
+    The largest entry of an outer product is a product of extremes, so that no field needs to be written out.
     """
     ends_mu, ends_W = (torch.stack(array.to(wide(mu.device)).aminmax(dim=0)) for array in (mu, W))
     return (ends_mu[:, None] * ends_W[None, :]).amax(dim=(0, 1))
@@ -205,9 +201,8 @@ def clusters(
 ) -> Int[Tensor, "node label"]:
     """Index of each label's cluster in each node, in order of opening; -1 for a label off the diagonal.
 
-    The definition (Method, section 5) walks ``D_n`` in label order: the first unassigned label opens a
-    cluster, every later unassigned label joins if the block stays all ones in both directions; close;
-    repeat.
+    The definition (Method, section 5) walks ``D_n`` in label order: the first unassigned label opens a cluster, every
+    later unassigned label joins if the block stays all ones in both directions; close; repeat.
 
     `order`, a permutation of the labels, is the order of the walk: clusters depend on it, ``D_n`` does not.
     Raises UserError when it is no permutation.
@@ -262,8 +257,7 @@ def first_fit(
 class SiteStatistics:
     """The SNP of a site: counts of every node, and by `summary` the numbers of the site (Method, section 5).
 
-    A node is silent (empty) when its field's largest entry is not positive. From `measure_heads`, nodes are
-    heads.
+    A node is silent (empty) when its field's largest entry is not positive. From `measure_heads`, nodes are heads.
     """
 
     theta: float
@@ -282,20 +276,16 @@ class SiteStatistics:
         """The site's numbers, scalars on its device.
 
         - ``nodes``, ``silent``: how many there are.
-        - ``clusters``, ``labels``, ``noise``, ``column_noise``, ``foreign_noise``: means over the non-empty
-          nodes, and with ``_all`` over all nodes. ``cluster_size``: mean over all clusters of the site,
-          pooled.
+        - ``clusters``, ``labels``, ``noise``, ``column_noise``, ``foreign_noise``: means over the non-empty nodes, and
+          with ``_all`` over all nodes. ``cluster_size``: mean over all clusters of the site, pooled.
         - ``snr``: mean(diag A) / mean(off-diag A) of A, the sum of all B_n.
-        - ``snr_blocks`` (S/E): the same, counting of the off-diagonal ones only those outside every block
-          of their node, over the same K(K-1) places; equal to ``snr`` where all clusters hold one label,
-          larger otherwise.
-        - ``snr_node``: mean of signal / noise over the non-empty nodes. A node without noise counts as if
-          it had one wrong entry, the least that can be seen: the best nodes stay in, and the mean stays
-          finite.
+        - ``snr_blocks`` (S/E): the same, counting of the off-diagonal ones only those outside every block of their
+          node, over the same K(K-1) places; equal to ``snr`` where all clusters hold one label, larger otherwise.
+        - ``snr_node``: mean of signal / noise over the non-empty nodes. A node without noise counts as if it had one
+          wrong entry, the least that can be seen: the best nodes stay in, and the mean stays finite.
         - ``snr_field``: that of the summed normalised fields.
 
-        A ratio is infinite where only its denominator is 0, and NaN where both are: of nothing, nothing is
-        said.
+        A ratio is infinite where only its denominator is 0, and NaN where both are: of nothing, nothing is said.
         """
         dtype, num_labels = wide(self.ones.device), self.assignment.shape[1]
         nodes, filled = torch.ones_like(self.ones).sum(dtype=dtype), (~self.silent).sum(dtype=dtype)
