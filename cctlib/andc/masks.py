@@ -238,7 +238,7 @@ def input_norms(
 
     def add_up(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            nodes = inputs[0].flatten(0, -2).to(fields.wide(inputs[0].device))
+            nodes = inputs[0].flatten(0, -2).double()
             squares[name] = squares.get(name, 0) + nodes.square().sum(0)
 
         return hook

@@ -43,7 +43,7 @@ def trunk_moments(
     products: dict[str, Tensor] = {}
     for *_, nodes in forward(network, normalise, images, device=device, precision=precision, taps=list(names)):
         for site, values in nodes.items():
-            flat = values.flatten(0, -2).to(fields.wide(values.device))
+            flat = values.flatten(0, -2).double()
             sums[site] = sums.get(site, 0) + flat.sum(0)
             products[site] = products.get(site, 0) + flat.T @ flat
     count, moments = len(images) * network.config.tokens, {}

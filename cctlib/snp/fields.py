@@ -10,7 +10,8 @@ Silence every weight of the probe but node n's, and what is left of output j, av
 and a whole site is measured without another forward pass (Method, section 5).
 
 In the order of reading: `mean_by_label` makes ``mu``, `boolean` thresholds the fields, `clusters` finds the groups of
-labels that a node recognises, `measure` turns them into numbers, without writing out a K x K matrix.
+labels that a node recognises, `measure` turns them into numbers, without writing out a K x K matrix. All is computed in
+float64, in which a product of two float32 is exact and sums do not drift.
 """
 
 from dataclasses import dataclass
@@ -26,18 +27,13 @@ THETA = 0.3  # Method, section 5
 CHUNK = 2**22  # entries of the arrays of one chunk of nodes
 
 
-def wide(device: torch.device) -> torch.dtype:
-    """float64, in which a product of two float32 is exact and sums do not drift; float32 on MPS."""
-    return torch.float32 if device.type == "mps" else torch.float64
-
-
 # mu: the mean pooled value of every node for every label ---------------------------------------------------
 
 
 def mean_by_label(
     pooled: Float[Tensor, "image node"], labels: Int[Tensor, "image"], num_labels: int
 ) -> Float[Tensor, "label node"]:
-    """``mu``, in float32, from sums in `wide`; `rounded` makes of it what is stored and measured.
+    """``mu``, in float32, from sums in float64; `rounded` makes of it what is stored and measured.
 
     CUDA adds in no fixed order, which moves the last bit of the sums; the float32 mean hides it but for rare roundings
     (``torch.use_deterministic_algorithms(True)`` fixes the order).
@@ -52,9 +48,8 @@ def mean_by_label(
             f"no image of label {', '.join(map(str, empty[:5]))}{', ...' if len(empty) > 5 else ''}: "
             f"a field needs images of each of the {num_labels} labels; measure more images"
         )
-    dtype = wide(pooled.device)
-    sums = torch.zeros(num_labels, pooled.shape[1], dtype=dtype, device=pooled.device)
-    mu = (sums.index_add_(0, labels, pooled.to(dtype)) / counts[:, None]).float()
+    sums = torch.zeros(num_labels, pooled.shape[1], dtype=torch.float64, device=pooled.device)
+    mu = (sums.index_add_(0, labels, pooled.double()) / counts[:, None]).float()
     if not is_finite(mu):
         raise UserError("pooled values hold NaN or infinity: check the weights, or measure in float32")
     return mu
@@ -115,11 +110,11 @@ def field(mu: Float[Tensor, "true_label"], W: Float[Tensor, "output"]) -> Float[
 
 
 def peaks(mu: Float[Tensor, "true_label node"], W: Float[Tensor, "output node"]) -> Float[Tensor, "node"]:
-    """The largest entry of every node's field, in `wide`; a node is silent where it is not positive.
+    """The largest entry of every node's field, in float64; a node is silent where it is not positive.
 
     The largest entry of an outer product is a product of extremes, so that no field needs to be written out.
     """
-    ends_mu, ends_W = (torch.stack(array.to(wide(mu.device)).aminmax(dim=0)) for array in (mu, W))
+    ends_mu, ends_W = (torch.stack(array.double().aminmax(dim=0)) for array in (mu, W))
     return (ends_mu[:, None] * ends_W[None, :]).amax(dim=(0, 1))
 
 
@@ -147,12 +142,12 @@ def boolean(
 ) -> Bool[Tensor, "node true_label output"]:
     """``B_n`` of all nodes of a site: where the normalised field exceeds theta, strictly (Method, section 5).
 
-    Computed in `wide`, so that CPU and GPU agree. A silent node is all False. Raises UserError as
-    `check_inputs`. The result takes N x K x K bytes; `measure` does without it.
+    A silent node is all False. Raises UserError as `check_inputs`. The result takes N x K x K bytes; `measure` does
+    without it.
     """
     check_inputs(mu, W, theta)
-    (num_labels, num_nodes), dtype = mu.shape, wide(mu.device)
-    peak, rows, columns = peaks(mu, W), mu.T.to(dtype), W.T.to(dtype)
+    num_labels, num_nodes = mu.shape
+    peak, rows, columns = peaks(mu, W), mu.T.double(), W.T.double()
     B = torch.empty(num_nodes, num_labels, num_labels, dtype=torch.bool, device=mu.device)
     for nodes in blocks(num_nodes, num_labels**2, CHUNK):
         B[nodes] = threshold(rows[nodes, :, None] * columns[nodes, None, :], peak[nodes], theta)
@@ -164,8 +159,7 @@ def diagonals(
 ) -> Bool[Tensor, "node label"]:
     """``D_n`` of all nodes: the diagonals of `boolean`, without the matrices. Raises UserError as `check_inputs`."""
     check_inputs(mu, W, theta)
-    dtype = wide(mu.device)
-    return (mu.to(dtype) * W.to(dtype) / divisor(peaks(mu, W)) > theta).T.contiguous()
+    return (mu.double() * W.double() / divisor(peaks(mu, W)) > theta).T.contiguous()
 
 
 def ones_of_rows(
@@ -287,18 +281,18 @@ class SiteStatistics:
 
         A ratio is infinite where only its denominator is 0, and NaN where both are: of nothing, nothing is said.
         """
-        dtype, num_labels = wide(self.ones.device), self.assignment.shape[1]
-        nodes, filled = torch.ones_like(self.ones).sum(dtype=dtype), (~self.silent).sum(dtype=dtype)
+        num_labels = self.assignment.shape[1]
+        nodes, filled = torch.ones_like(self.ones).sum().double(), (~self.silent).sum().double()
         result = {"nodes": nodes, "silent": nodes - filled}
         for name in ("clusters", "labels", "noise", "column_noise", "foreign_noise"):
-            result[name] = getattr(self, name).sum(dtype=dtype) / filled
-            result[f"{name}_all"] = getattr(self, name).sum(dtype=dtype) / nodes
+            total = getattr(self, name).sum()
+            result[name], result[f"{name}_all"] = total / filled, total / nodes
         # The K diagonal places of A hold sum |D_n| ones, the K(K-1) others the rest of sum |B_n|.
-        diagonal = self.labels.sum(dtype=dtype)
+        diagonal = self.labels.sum().double()
         result["cluster_size"] = diagonal / self.clusters.sum()
         result["snr"] = (num_labels - 1) * diagonal / (self.ones - self.labels).sum()
         result["snr_blocks"] = (num_labels - 1) * diagonal / self.noise.sum()
-        result["snr_node"] = (self.signal / self.noise.clamp(min=1)).sum(dtype=dtype) / filled
+        result["snr_node"] = (self.signal / self.noise.clamp(min=1)).sum(dtype=torch.float64) / filled
         return result | {"snr_field": self.snr_field}
 
 
@@ -316,7 +310,7 @@ def product_statistics(
     theta: float,
     order: Int[Tensor, "label"] | None,
 ) -> dict[str, Tensor]:
-    """The same counts of nodes whose fields are products, without their matrices; rows and columns in `wide`."""
+    """The same counts of nodes whose fields are products, without their matrices; rows and columns in float64."""
     peak = peaks(rows.T, columns.T)
     labels, inside = walk(D, order)
     own_rows, own_columns = rows.gather(1, labels), columns.gather(1, labels)
@@ -372,14 +366,14 @@ def measure(
     Raises UserError for shapes, values or a theta that make no sense (`check_inputs`).
     """
     D = diagonals(mu, W, theta)
-    (num_labels, num_nodes), dtype = mu.shape, wide(mu.device)
-    rows, columns = mu.T.to(dtype).contiguous(), W.T.to(dtype).contiguous()
+    num_labels, num_nodes = mu.shape
+    rows, columns = mu.T.double().contiguous(), W.T.double().contiguous()
     longest = most(D.sum(1))
     chunks = [
         product_statistics(rows[nodes], columns[nodes], D[nodes], theta, order)
         for nodes in blocks(num_nodes, max(num_labels, longest**2), CHUNK)
     ]
-    return joined(chunks, theta, field_ratio(mu.to(dtype) / divisor(peaks(mu, W)), W.to(dtype)))
+    return joined(chunks, theta, field_ratio(mu.double() / divisor(peaks(mu, W)), W.double()))
 
 
 def measure_heads(mu: Float[Tensor, "label node"], W: Float[Tensor, "label node"], heads: int) -> SiteStatistics:
@@ -402,7 +396,7 @@ def measure_maps(mu: Tensor, W: Tensor, theta: float = THETA) -> SiteStatistics:
     if mu.ndim != 3 or mu.shape != W.shape:
         raise UserError(f"mu {tuple(mu.shape)} and W {tuple(W.shape)}: maps are both [label, position, node]")
     check_inputs(mu.flatten(1), W.flatten(1), theta)
-    rows, columns = (array.permute(2, 0, 1).to(wide(mu.device)) for array in (mu, W))
+    rows, columns = (array.permute(2, 0, 1).double() for array in (mu, W))
     num_labels, positions, num_nodes = mu.shape
     chunks, total = [], rows.new_zeros(num_labels, num_labels)
     for nodes in blocks(num_nodes, num_labels * max(num_labels, positions), CHUNK):

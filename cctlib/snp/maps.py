@@ -95,7 +95,7 @@ def mean_maps(maps: Maps, labelings: Sequence[Int[Tensor, "image"]], num_labels:
     """``mu``, rounded, for each labeling of the images: the mean map of each label (`fields.mean_by_label`)."""
     parts: list[list[Tensor]] = [[] for _ in labelings]
     for positions in fields.blocks(maps.shape[1], maps.shape[0] * maps.shape[2], 2**24):
-        pooled = maps[:, positions].flatten(1).to(fields.wide(maps.device))
+        pooled = maps[:, positions].flatten(1).double()
         for labels, means in zip(labelings, parts, strict=True):
             means.append(fields.mean_by_label(pooled, labels, num_labels))
     return [fields.rounded(torch.cat(means, dim=1)).unflatten(1, maps.shape[1:]) for means in parts]

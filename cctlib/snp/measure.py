@@ -221,7 +221,7 @@ def shuffled_rows(
     labels: Sequence[Tensor] = list(fields.shuffled(images.labels, draws, draw)) if draws else []
     rows = []
     for site, values in pooled.items():
-        W, values = fields.rounded(probes[site].fc.weight), values.to(fields.wide(values.device))  # once for all draws
+        W, values = fields.rounded(probes[site].fc.weight), values.double()  # once for all draws
         for number, row in enumerate(labels):
             mu = fields.rounded(fields.mean_by_label(values, row.to(values.device), images.num_labels))
             rows.append(fields.site_row(site, fields.measure(mu, W), control=SHUFFLED, draw=number))
