@@ -188,18 +188,20 @@ def headline(figure: Card, message: str, detail: str = "") -> None:
     """Write the message above the panels, in bold, and below it how to read them; both are wrapped to the card."""
     figure.said = message, detail
     width = 0.97 * (figure.get_figwidth() - 2 * MARGIN)  # text on pixels is a little wider than its outlines
-    message, detail = wrap(message, HEADLINE, width, bold=True), wrap(detail, BODY + 0.5, width)
-    first, second = _lines_height(message, HEADLINE), _lines_height(detail, BODY + 0.5)
-    _anchored(figure, message, (MARGIN, -MARGIN), size=HEADLINE, weight="bold", va="top", gid="headline")
-    below = {"size": BODY + 0.5, "color": MUTED, "va": "top", "gid": "detail"}
-    if detail:
-        _anchored(figure, detail, (MARGIN, -MARGIN - first - 0.05), **below)
-    _reserve(figure, MARGIN + first + second + (0.05 if detail else 0) + 0.02)
+    used = MARGIN  # inches from the upper edge
+    for text, size, weight, color in ((message, HEADLINE, "bold", INK), (detail, BODY + 0.5, "normal", MUTED)):
+        if text:
+            text = wrap(text, size, width, weight)
+            look = {"size": size, "weight": weight, "color": color, "va": "top", "linespacing": 1.25}
+            corner = figure.transFigure + ScaledTranslation(MARGIN, -used, figure.dpi_scale_trans)  # of the grown card
+            figure.text(0, 1, text, transform=corner, **look).set_in_layout(False)
+            used += (text.count("\n") + 1) * size * 1.28 / 72 + 0.05
+    _reserve(figure, used - 0.03)
 
 
-def wrap(text: str, size: float, width: float, bold: bool = False) -> str:
+def wrap(text: str, size: float, width: float, weight: str = "normal") -> str:
     """Break text into lines of at most `width` inches at `size` points, measured in the font used."""
-    font = FontProperties(family="DejaVu Sans", weight="bold" if bold else "normal", size=size)
+    font = FontProperties(family="DejaVu Sans", weight=weight, size=size)
     measure = TextToPath()
     lines: list[str] = []
     for word in text.split():
@@ -207,16 +209,6 @@ def wrap(text: str, size: float, width: float, bold: bool = False) -> str:
         fits = measure.get_text_width_height_descent(longer, font, ismath=False)[0] / 72 <= width
         lines = [*lines[:-1], longer] if lines and fits else [*lines, word]
     return "\n".join(lines)
-
-
-def _lines_height(text: str, size: float) -> float:
-    return (text.count("\n") + 1) * size * 1.28 / 72 if text else 0.0
-
-
-def _anchored(figure: Card, text: str, offset: tuple[float, float], **style: Any) -> None:
-    """Text at the upper left corner of the card plus an offset in inches, which stays there when the card grows."""
-    place = figure.transFigure + ScaledTranslation(*offset, figure.dpi_scale_trans)
-    figure.text(0, 1, text, transform=place, linespacing=1.25, **style).set_in_layout(False)
 
 
 def _reserve(figure: Card, above: float) -> None:
@@ -252,7 +244,7 @@ def to_phone(figure: Card) -> bytes | None:
     room = (NARROW - 1.4) / card.columns  # inches
     for axes in panels:
         for place in ("left", "center", "right"):
-            axes.set_title(wrap(axes.get_title(loc=place), LABEL, room, bold=True), loc=place)
+            axes.set_title(wrap(axes.get_title(loc=place), LABEL, room, "bold"), loc=place)
         axes.set_xlabel(wrap(axes.get_xlabel(), LABEL, min(room, 2.0)))
         fixed = isinstance(axes.xaxis.get_major_locator(), FixedLocator)  # other ticks become fewer by themselves
         if fixed and sum(len(label.get_text()) + 1 for label in axes.get_xticklabels()) * 0.08 > room:
