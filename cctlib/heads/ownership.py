@@ -132,7 +132,7 @@ def symmetry(
     mean concentration) and within_draws.
     A site none of whose nodes has a label has NaN and no evidence, p = 1.
     """
-    tables = []
+    rows = {}
     for site, of_site in counts.items():
         value, dealt = concentration(of_site), concentration(null[site])
         limit, some = dealt.quantile(0.95, dim=0), of_site.sum(dim=0) > 0
@@ -154,8 +154,8 @@ def symmetry(
             turned = concentration(of_kind[site]).nanmean(dim=1)
             numbers = {"mean": turned.mean(), "low": turned.min(), "high": turned.max(), "draws": len(turned)}
             row |= {f"{name}_{key}": number for key, number in numbers.items()}
-        tables.append(_frame(site, row))
-    return with_holm(pd.concat(tables, ignore_index=True), "p")
+        rows[site] = row
+    return with_holm(_table(rows), "p")
 
 
 def with_holm(table: pd.DataFrame, name: str) -> pd.DataFrame:
@@ -167,8 +167,7 @@ def with_holm(table: pd.DataFrame, name: str) -> pd.DataFrame:
 def head_sets(counts: Mapping[str, Int64[Tensor, "head label"]]) -> pd.DataFrame:
     """How many labels are designated to each head: site, encoder, head, designated."""
     numbers = {site: own_labels(designate(of_site), len(of_site)).sum(dim=0) for site, of_site in counts.items()}
-    tables = [_frame(site, {"head": range(len(own)), "designated": own}) for site, own in numbers.items()]
-    return pd.concat(tables, ignore_index=True)
+    return _table({site: {"head": range(len(own)), "designated": own} for site, own in numbers.items()})
 
 
 def overlap(
@@ -181,14 +180,14 @@ def overlap(
     one), weighted_dealt (its mean in the null), p (share of the null with as little in common, or less).
     Designated sets are disjoint and so have no overlap to report.
     """
-    tables = []
+    columns = {}
     for site, of_site in counts.items():
         first, second = torch.triu_indices(len(of_site), len(of_site), offset=1, device=of_site.device)
         shared = ((of_site[first] > 0) & (of_site[second] > 0)).sum(dim=1)
         either = ((of_site[first] > 0) | (of_site[second] > 0)).sum(dim=1)
         weighted = _weighted_jaccard(of_site, first, second)
         dealt = _weighted_jaccard(null[site], first, second)
-        columns = {
+        columns[site] = {
             "head_a": first,
             "head_b": second,
             "shared": shared,
@@ -197,8 +196,7 @@ def overlap(
             "weighted_dealt": dealt.nanmean(dim=0),
             "p": p_value(-weighted, -dealt),
         }
-        tables.append(_frame(site, columns))
-    return pd.concat(tables, ignore_index=True)
+    return _table(columns)
 
 
 def _weighted_jaccard(
@@ -240,7 +238,7 @@ def semantics(
     One row a site: site, encoder, pairs, same, shuffled_mean, shuffled_95, p, p_holm, dealt_mean, dealt_95, p_dealt,
     p_dealt_holm (Holm over the sites).
     """
-    tables = []
+    rows = {}
     for site, of_site in counts.items():
         head, heads = designate(of_site), len(of_site)
         member = one_hot(torch.as_tensor(groups, device=head.device)).float()
@@ -250,7 +248,7 @@ def semantics(
         same, pairs = _same_head(head[None], member, heads)
         shuffled, _ = _same_head(head[some][order], member[some], heads)
         dealt, _ = _same_head(designate(null[site]), member, heads)
-        row = {
+        rows[site] = {
             "pairs": pairs[0],
             "same": same[0],
             "shuffled_mean": shuffled.nanmean(),
@@ -260,8 +258,7 @@ def semantics(
             "dealt_95": dealt.nanquantile(0.95),
             "p_dealt": p_value(same[0], dealt),
         }
-        tables.append(_frame(site, row))
-    return with_holm(with_holm(pd.concat(tables, ignore_index=True), "p"), "p_dealt")
+    return with_holm(with_holm(_table(rows), "p"), "p_dealt")
 
 
 def _same_head(
@@ -298,13 +295,14 @@ def enrichment(
             "expected": (labels * sizes / max(some, 1)).ravel(),
             "p": hypergeom.sf(shared - 1, some, sizes, labels).ravel(),
         }
-        tables.append(with_holm(_frame(site, columns), "p"))
+        tables.append(with_holm(_table({site: columns}), "p"))
     return pd.concat(tables, ignore_index=True)
 
 
-def _frame(site: str, columns: Mapping[str, object]) -> pd.DataFrame:
-    """A table of one site, or a row of numbers; tensors go to the host here, at the end of the work."""
-    plain = {
-        name: np.atleast_1d(value.tolist()) if isinstance(value, Tensor) else value for name, value in columns.items()
-    }
-    return pd.DataFrame({"site": site, "encoder": parse(site)[0], **plain})
+def _table(by_site: Mapping[str, Mapping[str, object]]) -> pd.DataFrame:
+    """A table from the columns, or the row of numbers, of each site; tensors go to the host here, after the work."""
+    tables = []
+    for site, columns in by_site.items():
+        plain = {name: np.atleast_1d(v.tolist()) if isinstance(v, Tensor) else v for name, v in columns.items()}
+        tables.append(pd.DataFrame({"site": site, "encoder": parse(site)[0], **plain}))
+    return pd.concat(tables, ignore_index=True)
