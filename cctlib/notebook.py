@@ -36,7 +36,7 @@ def stamper(*studies: Any) -> Callable[[Any], Any]:
 
 
 def show_plotly(figure: Any, alt: str, twin: Any) -> None:
-    """Show an interactive figure. `alt` says in words what it shows; `twin` is a static figure of the same, with the stamp.
+    """Show an interactive figure. `alt` says in words what it shows; `twin` is a stamped static figure of the same.
 
     The figure is handed out as data: JupyterLab draws it, the book draws it with its own copy of plotly.js, and whoever
     draws nothing (a viewer without scripts, paper) shows the twin. Colab gets plotly's own renderer.

@@ -80,18 +80,19 @@ def _points(axes: Any) -> Iterator[tuple[str, Any, Any, Any]]:
 
 def _coordinates(artist: Any) -> Iterator[tuple[Any, ...]]:
     """(x, y) of the points of a line or an area; (x, y, value) of cells; middle, end and width of a bar."""
-    if isinstance(artist, Line2D):
+    kind = type(artist)
+    if issubclass(kind, Line2D):
         yield from zip(artist.get_xdata(), artist.get_ydata(), strict=True)
-    elif isinstance(artist, PathCollection):
+    elif issubclass(kind, PathCollection):
         yield from artist.get_offsets()
-    elif isinstance(artist, LineCollection):
+    elif issubclass(kind, LineCollection):
         yield from chain.from_iterable(artist.get_segments())
-    elif isinstance(artist, PolyCollection):
+    elif issubclass(kind, PolyCollection):
         yield from chain.from_iterable(path.vertices for path in artist.get_paths())
-    elif isinstance(artist, QuadMesh | AxesImage):
+    elif issubclass(kind, QuadMesh | AxesImage):
         values = np.ma.asarray(artist.get_array())
         if values.ndim == 2:  # a matrix, and not a photograph
             for row, column in np.argwhere(~np.ma.getmaskarray(values)):
                 yield column, row, values[row, column]
-    elif isinstance(artist, Rectangle):
+    elif issubclass(kind, Rectangle):
         yield artist.get_x() + artist.get_width() / 2, artist.get_y() + artist.get_height(), artist.get_width()

@@ -192,7 +192,7 @@ def headline(figure: Card, message: str, detail: str = "") -> None:
     for text, size, weight, color in ((message, HEADLINE, "bold", INK), (detail, BODY + 0.5, "normal", MUTED)):
         if text:
             text = wrap(text, size, width, weight)
-            look = {"size": size, "weight": weight, "color": color, "va": "top", "linespacing": 1.25}
+            look: dict[str, Any] = {"size": size, "weight": weight, "color": color, "va": "top", "linespacing": 1.25}
             corner = figure.transFigure + ScaledTranslation(MARGIN, -used, figure.dpi_scale_trans)  # of the grown card
             figure.text(0, 1, text, transform=corner, **look).set_in_layout(False)
             used += (text.count("\n") + 1) * size * 1.28 / 72 + 0.05

@@ -29,10 +29,7 @@ class Table(Styler):
 
 
 def styled(
-    table: pd.DataFrame,
-    formats: Mapping[str, str] | None = None,
-    caption: str = "",
-    prose: Sequence[str] = (),
+    table: pd.DataFrame, formats: Mapping[str, str] | None = None, caption: str = "", prose: Sequence[str] = ()
 ) -> Table:
     """A table for a page: numbers formatted (`formats`: column -> format, e.g. "{:.1%}"), missing ones as a dash, and
     the columns of `prose` set as text. It sets no colour, so it fits light and dark pages.
