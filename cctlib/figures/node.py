@@ -10,7 +10,6 @@ from jaxtyping import Bool, Float, Int
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.patches import Patch, Rectangle
-from torch import Tensor
 
 from cctlib.errors import UserError
 from cctlib.figures.along import at_theta
@@ -79,9 +78,7 @@ class Node:
         return f"{who} recognises {count(labels, 'label')} in {groups}, and has {noisy}"
 
 
-def look_at(
-    mu: Float[Tensor, "label node"], W: Float[Tensor, "label node"], site: str, index: int, theta: float = fields.THETA
-) -> Node:
+def look_at(mu: fields.Nodes, W: fields.Nodes, site: str, index: int, theta: float = fields.THETA) -> Node:
     """The node `index` of a site, from the site's `mu` and `W` (Method, section 5).
 
     Raises `UserError` for a node that the site does not have, and as `fields.boolean`.

@@ -29,6 +29,8 @@ from cctlib.errors import UserError
 from cctlib.model.sites import parse
 from cctlib.snp import controls, fields
 
+Counts = Mapping[str, Int64[Tensor, "head label"]]  # d_h(i), by site
+Dealt = Mapping[str, Int64[Tensor, "deal head label"]]  # the same of dealt nodes
 NOBODY = -1  # the designation of a label that no node has, or that several heads share
 SAME = 1e-9  # two means of the same counts may differ by rounding; the null must not lose a tie to that
 
@@ -105,8 +107,8 @@ def p_value(
 
 
 def rotated_counts(
-    mu: Float[Tensor, "label node"],
-    W: Float[Tensor, "label node"],
+    mu: fields.Nodes,
+    W: fields.Nodes,
     groups: Int64[Tensor, "group member"],
     heads: int,
     draws: int,
@@ -117,11 +119,7 @@ def rotated_counts(
     return torch.stack([count(fields.diagonals(*arrays), heads) for arrays in rotated])
 
 
-def symmetry(
-    counts: Mapping[str, Int64[Tensor, "head label"]],
-    null: Mapping[str, Int64[Tensor, "deal head label"]],
-    **rotated: Mapping[str, Int64[Tensor, "draw head label"]],
-) -> pd.DataFrame:
+def symmetry(counts: Counts, null: Dealt, **rotated: Mapping[str, Int64[Tensor, "draw head label"]]) -> pd.DataFrame:
     """Is the symmetry between heads broken? One row a site.
 
     site, encoder, heads, labels (on some diagonal), undesignated (labels that go to NOBODY), concentration (mean over
@@ -164,15 +162,13 @@ def with_holm(table: pd.DataFrame, name: str) -> pd.DataFrame:
     return table
 
 
-def head_sets(counts: Mapping[str, Int64[Tensor, "head label"]]) -> pd.DataFrame:
+def head_sets(counts: Counts) -> pd.DataFrame:
     """How many labels are designated to each head: site, encoder, head, designated."""
     numbers = {site: own_labels(designate(of_site), len(of_site)).sum(dim=0) for site, of_site in counts.items()}
     return _table({site: {"head": range(len(own)), "designated": own} for site, own in numbers.items()})
 
 
-def overlap(
-    counts: Mapping[str, Int64[Tensor, "head label"]], null: Mapping[str, Int64[Tensor, "deal head label"]]
-) -> pd.DataFrame:
+def overlap(counts: Counts, null: Dealt) -> pd.DataFrame:
     """How much two heads have in common; one row a pair of heads of a site.
 
     site, encoder, head_a, head_b, shared (labels that both have on some diagonal), jaccard (shared over
@@ -224,11 +220,7 @@ def agreement(site: str, designations: Mapping[str, Int64[Tensor, "label"]]) -> 
 
 
 def semantics(
-    counts: Mapping[str, Int64[Tensor, "head label"]],
-    null: Mapping[str, Int64[Tensor, "deal head label"]],
-    groups: Sequence[int],
-    generator: torch.Generator,
-    shuffles: int = 10_000,
+    counts: Counts, null: Dealt, groups: Sequence[int], generator: torch.Generator, shuffles: int = 10_000
 ) -> pd.DataFrame:
     """Is a head's expertise semantic: do labels of a group (CIFAR-100: a superclass) go to the same head?
 
@@ -271,9 +263,7 @@ def _same_head(
     return (together * (together - 1)).sum(dim=(1, 2)) / 2 / pairs, pairs
 
 
-def enrichment(
-    counts: Mapping[str, Int64[Tensor, "head label"]], groups: Sequence[int], group_names: Sequence[str]
-) -> pd.DataFrame:
+def enrichment(counts: Counts, groups: Sequence[int], group_names: Sequence[str]) -> pd.DataFrame:
     """Which groups of labels (CIFAR-100: superclasses) does a head's designated set hold more of than chance gives?
 
     One-sided hypergeometric test among the designated labels of a site. One row a site, head and group: site,

@@ -26,13 +26,13 @@ from cctlib.model import sites
 THETA = 0.3  # Method, section 5
 CHUNK = 2**22  # entries of the arrays of one chunk of nodes
 
+Nodes = Float[Tensor, "label node"]  # mu or W of a site, a column for each of its nodes
+
 
 # mu: the mean pooled value of every node for every label ---------------------------------------------------
 
 
-def mean_by_label(
-    pooled: Float[Tensor, "image node"], labels: Int[Tensor, "image"], num_labels: int
-) -> Float[Tensor, "label node"]:
+def mean_by_label(pooled: Float[Tensor, "image node"], labels: Int[Tensor, "image"], num_labels: int) -> Nodes:
     """``mu``, in float32, from sums in float64; `rounded` makes of it what is stored and measured.
 
     CUDA adds in no fixed order, which moves the last bit of the sums; the float32 mean hides it but for rare roundings
@@ -109,7 +109,7 @@ def field(mu: Float[Tensor, "true_label"], W: Float[Tensor, "output"]) -> Float[
     return torch.outer(mu, W)
 
 
-def peaks(mu: Float[Tensor, "true_label node"], W: Float[Tensor, "output node"]) -> Float[Tensor, "node"]:
+def peaks(mu: Nodes, W: Nodes) -> Float[Tensor, "node"]:
     """The largest entry of every node's field, in float64; a node is silent where it is not positive.
 
     The largest entry of an outer product is a product of extremes, so that no field needs to be written out.
@@ -137,9 +137,7 @@ def blocks(num_nodes: int, size: int, entries: int) -> list[slice]:
     return [slice(start, min(start + step, num_nodes)) for start in range(0, num_nodes, step)]
 
 
-def boolean(
-    mu: Float[Tensor, "true_label node"], W: Float[Tensor, "output node"], theta: float = THETA
-) -> Bool[Tensor, "node true_label output"]:
+def boolean(mu: Nodes, W: Nodes, theta: float = THETA) -> Bool[Tensor, "node true_label output"]:
     """``B_n`` of all nodes of a site: where the normalised field exceeds theta, strictly (Method, section 5).
 
     A silent node is all False. Raises UserError as `check_inputs`. The result takes N x K x K bytes; `measure` does
@@ -154,9 +152,7 @@ def boolean(
     return B
 
 
-def diagonals(
-    mu: Float[Tensor, "label node"], W: Float[Tensor, "label node"], theta: float = THETA
-) -> Bool[Tensor, "node label"]:
+def diagonals(mu: Nodes, W: Nodes, theta: float = THETA) -> Bool[Tensor, "node label"]:
     """``D_n`` of all nodes: the diagonals of `boolean`, without the matrices. Raises UserError as `check_inputs`."""
     check_inputs(mu, W, theta)
     return (mu.double() * W.double() / divisor(peaks(mu, W)) > theta).T.contiguous()
@@ -341,7 +337,7 @@ def counts_of(
     }
 
 
-def field_ratio(rows: Float[Tensor, "label node"], columns: Float[Tensor, "label node"]) -> Float[Tensor, ""]:
+def field_ratio(rows: Nodes, columns: Nodes) -> Float[Tensor, ""]:
     """Mean diagonal over mean absolute off-diagonal of the summed fields ``rows @ columns.T``, a block at a time.
 
     Infinite or NaN where the latter is 0.
@@ -354,12 +350,7 @@ def field_ratio(rows: Float[Tensor, "label node"], columns: Float[Tensor, "label
     return (len(rows) - 1) * (rows * columns).sum() / off_diagonal
 
 
-def measure(
-    mu: Float[Tensor, "label node"],
-    W: Float[Tensor, "label node"],
-    theta: float = THETA,
-    order: Int[Tensor, "label"] | None = None,
-) -> SiteStatistics:
+def measure(mu: Nodes, W: Nodes, theta: float = THETA, order: Int[Tensor, "label"] | None = None) -> SiteStatistics:
     """SNP of a site (Method, section 5), on the device of mu and W; `order` as in `clusters`. For units with positions
     see `measure_maps`.
 
@@ -376,7 +367,7 @@ def measure(
     return joined(chunks, theta, field_ratio(mu.double() / divisor(peaks(mu, W)), W.double()))
 
 
-def measure_heads(mu: Float[Tensor, "label node"], W: Float[Tensor, "label node"], heads: int) -> SiteStatistics:
+def measure_heads(mu: Nodes, W: Nodes, heads: int) -> SiteStatistics:
     """Whole-head performance (Method, section 5, SHP): the same statistics, of each head's summed fields.
 
     Heads own nodes in equal runs: of 256 nodes and 4 heads, head 0 has 0 .. 63. So a head is measured as a filter is,

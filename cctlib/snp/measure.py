@@ -52,7 +52,7 @@ class SiteMeasurement:
         self.W = _half(self.W)
         self.mu = {split: _half(values) for split, values in self.mu.items()}
 
-    def tensors(self, split: str = "test") -> tuple[Float[Tensor, "label node"], Float[Tensor, "label node"]]:
+    def tensors(self, split: str = "test") -> tuple[fields.Nodes, fields.Nodes]:
         """(mu, W) of a split, float32, as `fields` wants them. Raises `UserError` for a split that was not measured."""
         if split not in self.mu:
             raise UserError(f"no field averages for split {split!r}; measured are: {', '.join(self.mu)}")
