@@ -55,15 +55,14 @@ def mean_by_label(pooled: Float[Tensor, "image node"], labels: Int[Tensor, "imag
     return mu
 
 
-def shuffled(values: Int[Tensor, "item"], repeats: int, generator: torch.Generator) -> Int[Tensor, "repeat item"]:
-    """R random permutations of `values`, one a row, on the device of `values`.
+def shuffled(values: Int[Tensor, "item"], repeats: int, generator: torch.Generator) -> list[Int[Tensor, "item"]]:
+    """So many random permutations of `values`, on the device of `values`.
 
     Of the images' labels, this is the null of claim C2 (Method, section 8), in which every label keeps its number of
     images. Of ``torch.arange(K)``, it is random label orders for `clusters`.
     """
-    device = generator.device
-    rows = [torch.randperm(len(values), generator=generator, device=device) for _ in range(repeats)]
-    return values[torch.stack(rows).to(values.device)]
+    orders = (torch.randperm(len(values), generator=generator, device=generator.device) for _ in range(repeats))
+    return [values[order.to(values.device)] for order in orders]
 
 
 # From mu and W to fields and Boolean matrices --------------------------------------------------------------

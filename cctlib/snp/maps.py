@@ -111,8 +111,7 @@ def site_tables(
 ) -> dict[str, pd.DataFrame]:
     """Rows of nodes, by_theta and controls of one site, from its probe and the maps of the test images."""
     generator, every, W = torch.Generator().manual_seed(0), torch.arange(W.shape[2])[None], fields.rounded(W)
-    shuffled = fields.shuffled(labels.cpu(), settings.draws, generator).to(maps.device)
-    mu, *by_chance = mean_maps(maps, [labels, *shuffled], len(W))
+    mu, *by_chance = mean_maps(maps, [labels, *fields.shuffled(labels, settings.draws, generator)], len(W))
     by_theta = [fields.measure_maps(mu, W, theta) for theta in settings.thetas]
     rows = [
         fields.site_row(site, fields.measure_maps(chance, W), control=SHUFFLED, draw=draw)

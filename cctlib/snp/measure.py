@@ -7,7 +7,7 @@ across images. A measurement is what ships with the book: figures are drawn from
 """
 
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -217,9 +217,7 @@ def shuffled_rows(
     pooled: Mapping[str, Float[Tensor, "image node"]], probes: Probes, images: Images, draws: int
 ) -> pd.DataFrame:
     """Columns of `fields.site_row` with `control` and `draw`, one row a site and shuffling of the images' labels."""
-    draw = torch.Generator().manual_seed(0)
-    labels: Sequence[Tensor] = list(fields.shuffled(images.labels, draws, draw)) if draws else []
-    rows = []
+    labels, rows = fields.shuffled(images.labels, draws, torch.Generator().manual_seed(0)), []
     for site, values in pooled.items():
         W, values = fields.rounded(probes[site].fc.weight), values.double()  # once for all draws
         for number, row in enumerate(labels):

@@ -55,7 +55,8 @@ def compute(
     """
     if fields.THETA not in thetas:
         raise UserError(f"thresholds {thetas} lack {fields.THETA}, at which claims are judged; add it")
-    drawn = fields.shuffled(torch.arange(len(result.names)), label_orders, torch.Generator().manual_seed(0)).to(device)
+    in_order, draw = torch.arange(len(result.names), device=device), torch.Generator().manual_seed(0)
+    drawn = fields.shuffled(in_order, label_orders, draw)
     by_theta, nodes, orders = [], [], []
     for site in result.sites:
         mu, W = (array.to(device) for array in result[site].tensors())
