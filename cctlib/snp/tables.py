@@ -19,7 +19,6 @@ import torch
 from jaxtyping import Integer
 
 from cctlib import bootstrap, stages
-from cctlib.errors import UserError
 from cctlib.model import sites
 from cctlib.snp import controls, fields, measure, probe
 from cctlib.snp.fields import site_row
@@ -49,12 +48,7 @@ def compute(
     folder: Path,
     device: torch.device,
 ) -> None:
-    """Write the tables into `folder`, as Parquet. shuffled: the rows of `controls` that `measure` made.
-
-    Raises `UserError` when the thresholds lack 0.3.
-    """
-    if fields.THETA not in thetas:
-        raise UserError(f"thresholds {thetas} lack {fields.THETA}, at which claims are judged; add it")
+    """Write the tables into `folder`, as Parquet. shuffled: the rows of `controls` that `measure` made."""
     in_order, draw = torch.arange(len(result.names), device=device), torch.Generator().manual_seed(0)
     drawn = fields.shuffled(in_order, label_orders, draw)
     by_theta, nodes, orders = [], [], []
