@@ -1,6 +1,7 @@
 """The real network with nodes silenced in it, and where its heads look (Method, section 6)."""
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -10,9 +11,8 @@ from cctlib.data.images import Images
 from cctlib.errors import UserError
 from cctlib.heads.ownership import owners
 from cctlib.model.cct import CCT
-from cctlib.model.forward import forward
-from cctlib.model.precision import Precision
 from cctlib.model.sites import parse
+from cctlib.snp.measure import gathered
 
 
 def head_and_random_sets(nodes: int, heads: int, draws: int, generator: torch.Generator) -> Bool[Tensor, "row node"]:
@@ -28,59 +28,41 @@ def predict(
     normalise: Callable[[Tensor], Tensor],
     images: Images,
     silenced: Mapping[str, Bool[Tensor, "row node"]],
-    *,
-    device: torch.device | str,
-    batch: int = 128,
-    precision: Precision = "auto",
+    **how: Any,
 ) -> tuple[Int64[Tensor, "image"], dict[str, Int64[Tensor, "row image"]]]:
     """The network's predictions as it is, and by site with each set of that site's nodes silenced; on the CPU.
 
-    The encoders before a site are run once for all its sets. Raises `UserError` without images.
+    how: device and precision, as in `forward`. Raises `UserError` without images.
     """
     if len(images) == 0:
         raise UserError(f"no {images.split} images of {images.dataset} to silence nodes on; check that split")
-    gains = {site: (~sets).float().to(device) for site, sets in silenced.items()}
-    whole: list[Tensor] = []
-    changed: dict[str, list[Tensor]] = {site: [] for site in silenced}
-    for _, _, labels, by_site in forward(
-        _Silenced(network, gains),
-        normalise,
-        images,
-        device=device,
-        taps=tuple(silenced),
-        batch=batch,
-        precision=precision,
-        progress="silence heads",
-    ):
-        whole.append(labels)
-        for site, rows in by_site.items():
-            changed[site].append(rows)
-    return torch.cat(whole).cpu(), {site: torch.cat(parts, dim=1).cpu() for site, parts in changed.items()}
+    gains = {site: (~sets).float().to(how["device"]) for site, sets in silenced.items()}
+    reads = dict.fromkeys(silenced, lambda logits: logits.argmax(2))
+    whole, rows = gathered(_Silenced(network, gains), normalise, reads, images, progress="silence heads", **how)
+    return whole.cpu(), {site: of_site.T.cpu() for site, of_site in rows.items()}
 
 
 class _Silenced(nn.Module):
-    """The labels that a network gives to images; by site, those with each set of its nodes silenced, [row, image]."""
+    """The logits of a network; by site, those with each set of its nodes silenced, [image, row, label]."""
 
     def __init__(self, network: CCT, gains: Mapping[str, Float[Tensor, "row node"]]) -> None:
         super().__init__()
         self.network, self.gains = network, gains
-        self.before = {site: parse(site)[0] - 1 for site in gains}  # encoders that run once for all sets of a site
 
     def forward(self, x: Tensor, taps: Sequence[str]) -> tuple[Tensor, dict[str, Tensor]]:
-        ends = {m: f"enc{m}/ff" for m in self.before.values() if m}
+        before = {site: parse(site)[0] - 1 for site in taps}  # encoders that run once for all sets of a site
+        ends = {m: f"enc{m}/ff" for m in before.values() if m}
         logits, tokens = self.network(x, taps=tuple(ends.values())) if ends else (self.network(x), {})
         changed = {}
-        for site in taps:
-            m = self.before[site]
-            changed[site] = torch.stack(
-                [
-                    self.network.forward_from(m + 1, tokens[ends[m]], {site: row})
-                    if m
-                    else self.network(x, gains={site: row})
-                    for row in self.gains[site]
-                ]
-            ).argmax(2)
-        return logits.argmax(1), changed
+        for site, m in before.items():
+            rows = [
+                self.network.forward_from(m + 1, tokens[ends[m]], {site: row})
+                if m
+                else self.network(x, gains={site: row})
+                for row in self.gains[site]
+            ]
+            changed[site] = torch.stack(rows, dim=1)
+        return logits, changed
 
 
 @torch.no_grad()

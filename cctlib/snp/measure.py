@@ -125,28 +125,25 @@ def nodewise_pool(probe: Probe, tokens: Float[Tensor, "image token node"]) -> Fl
     return (weights * tokens).sum(dim=1)
 
 
-def pooled_values(
+def gathered(
     network: nn.Module,
     normalise: Callable[[Tensor], Tensor],
-    pools: Mapping[str, Callable[[Tensor], Tensor]],
+    reads: Mapping[str, Callable[[Tensor], Tensor]],
     images: Images,
-    *,
-    device: torch.device | str,
-    precision: Precision,
-) -> tuple[Int64[Tensor, "image"], dict[str, Float[Tensor, "image node"]]]:
-    """What the network says of each image, and what each of `pools` makes of the tokens, on the device.
+    **how: Any,
+) -> tuple[Int64[Tensor, "image"], dict[str, Float[Tensor, "image _"] | Int64[Tensor, "image _"]]]:
+    """The label that the network gives each image, and what each of `reads` makes of its tokens, on the device.
 
-    pools: functions from tokens [image, token, node] to [image, node]; their names begin with the site.
+    reads: functions of tokens [image, token, node], whose names begin with the site. how: as in `forward`.
     """
     predictions: list[Tensor] = []
-    parts: dict[str, list[Tensor]] = {name: [] for name in pools}
-    how: dict[str, Any] = {"device": device, "precision": precision, "progress": f"measure {images.split}"}
-    taps = tuple(dict.fromkeys(site_of(name) for name in pools))
+    parts: dict[str, list[Tensor]] = {name: [] for name in reads}
+    taps = tuple(dict.fromkeys(map(site_of, reads)))
     for _, _, logits, nodes in forward(network, normalise, images, taps=taps, **how):
         predictions.append(logits.argmax(1))
-        for name, pool in pools.items():
-            parts[name].append(pool(nodes[site_of(name)]))
-    return torch.cat(predictions), {name: torch.cat(parts.pop(name)) for name in pools}
+        for name, read in reads.items():
+            parts[name].append(read(nodes[site_of(name)]))
+    return torch.cat(predictions), {name: torch.cat(parts.pop(name)) for name in reads}
 
 
 @torch.no_grad()
@@ -175,7 +172,8 @@ def measure(
         pools: dict[str, Callable[[Tensor], Tensor]] = {name: probes[name].pool for name in names}
         if split == "test":
             pools |= {f"{site}/{NODEWISE}": partial(nodewise_pool, probes[site]) for site in probes.sites}
-        predictions, pooled = pooled_values(network, normalise, pools, images, device=device, precision=precision)
+        how: dict[str, Any] = {"device": device, "precision": precision, "progress": f"measure {split}"}
+        predictions, pooled = gathered(network, normalise, pools, images, **how)
         labels = images.labels.to(device)
         says[""][split] = _numpy(predictions)
         for name in names:
