@@ -46,20 +46,16 @@ class Tokens:
     shift: Float[Tensor, "image token 1"] | None = None  # LayerNorm without weights is (x - shift) * scale
     scale: Float[Tensor, "image token 1"] | None = None
 
-    @property
-    def chunk(self) -> int:
-        """Images at a time: on a CPU their tokens stay in the cache, on a GPU they keep it busy."""
-        return 50 if self.values.device.type == "cpu" else 4096
-
     def __getitem__(self, rows: slice | Tensor) -> Float[Tensor, "image token node"]:
         """What the probe reads of these images, in fp32."""
         x = self.values[rows].float()
         return x if self.shift is None or self.scale is None else x.sub_(self.shift[rows]).mul_(self.scale[rows])
 
     def chunks(self) -> Iterator[tuple[slice, Float[Tensor, "image token node"]]]:
-        """Slices of images and what the probe reads there."""
-        for start in range(0, len(self.labels), self.chunk):
-            rows = slice(start, start + self.chunk)
+        """Slices of images and what the probe reads there; on a CPU it stays in the cache, a GPU is kept busy."""
+        size = 50 if self.values.device.type == "cpu" else 4096
+        for start in range(0, len(self.labels), size):
+            rows = slice(start, start + size)
             yield rows, self[rows]
 
     def behind(self, norm: nn.Module) -> "Tokens":
