@@ -19,7 +19,7 @@ from tiny_study import PROFILE, write_model
 from cctlib import stages, study
 from cctlib.data import images as data
 from cctlib.model import precision
-from cctlib.snp import measure, tables
+from cctlib.snp import measure
 from tools import reproduce
 
 EVERY = {"probe", "measure", "tables", "heads", "andc", "latency", "notebook"}
@@ -37,7 +37,7 @@ def chain(tmp_path, monkeypatch):
     monkeypatch.setattr(stages, "_compute", record)
     empty = measure.Measurement({}, {}, {}, (), None, None, about={})
     monkeypatch.setattr(measure, "load", lambda folder: empty)
-    monkeypatch.setattr(tables, "load", lambda folder: {})
+    monkeypatch.setattr(stages, "read_tables", lambda folder, names: {})
     shipped, source = tmp_path / "artifacts", tmp_path / "01_model.ipynb"
     shipped.mkdir()
     (shipped / "table.parquet").write_text("numbers", encoding="utf-8")
