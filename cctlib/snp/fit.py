@@ -122,9 +122,8 @@ def converge(tokens: Tokens, num_labels: int, penalty: float, tolerance: float, 
         nonlocal W
         a = torch.from_numpy(vector).float().to(device)
         pool(a)
-        W, loss = read_out(
-            pooled, tokens.labels, W, penalty, tolerance / 1000, 10 if losses else 100
-        )  # later: near its end
+        steps = 5 if losses else 100  # later, it begins near its end
+        W, loss = read_out(pooled, tokens.labels, W, penalty, tolerance / 1000, steps)
         by_pooled, gradient = error(pooled @ W.T, tokens.labels) @ W, penalty * a
         for rows, x in tokens.chunks():
             along = torch.bmm(by_pooled[rows, None], x.mT)[:, 0]  # what the loss gains from more weight on each token
