@@ -146,6 +146,7 @@ def resampled(nodes: pd.DataFrame) -> dict[str, Float[np.ndarray, "sample encode
             "snr": labels / wrong,
             "snr_blocks": labels / noise,
             "snr_node": ratio / full,
+            "clusters": clusters / full,
             "cluster_size": labels / clusters,
             "share": having / np.array([len(site) for _, site in nodes.groupby("site", sort=False)]),
         }

@@ -12,9 +12,8 @@ import pandas as pd
 from jaxtyping import Float
 
 from cctlib.andc.masks import TARGETS
-from cctlib.claims import rules
+from cctlib.claims import rules, specifications
 from cctlib.claims.rules import FAILS, HOLDS, IN_PART, NOT_TESTED, State, Verdict
-from cctlib.claims.specifications import SNR
 
 
 def graded(all_hold: bool, some_hold: bool) -> State:
@@ -57,50 +56,35 @@ def small_clusters(
     """C2 at theta 0.3.
 
     nodes: site, encoder, kind, silent, labels, clusters, noise (one row a node). shuffled: site, draw, noise (means of
-    the site with labels shuffled across images). Raises `UserError` when a kind of site has no nodes.
+    the site with labels shuffled across images). The interval is that of the mean cluster size over the sites.
     """
     nodes, shuffled = rules.at_theta(nodes), rules.at_theta(shuffled)
-    sites = _cluster_rows(pd.concat([rules.by_encoder(nodes, kind) for kind in kinds]), shuffled, num_labels)
-    each, small, quiet = (sites.groupby("kind")[["each", "small", "quiet"]].mean() >= rules.MOST).all()
+    nodes = nodes[nodes.kind.isin(kinds)]
+    samples = specifications.resampled(nodes)
+    sites = nodes.groupby("site", sort=False)[["kind"]].first()
+    sites = sites.assign(**{name: samples[name][0] for name in ("share", "clusters", "cluster_size", "noise")})
+    chance = shuffled.noise.astype(float).groupby(shuffled.site)
+    ratio = sites.noise / chance.mean().reindex(sites.index)
+    conditions = {
+        "each": sites.share >= rules.EACH,
+        "small": sites.cluster_size <= rules.SMALL * num_labels,
+        "quiet": sites.noise < chance.min().reindex(sites.index),
+    }
+    each, small, quiet = (pd.DataFrame(conditions).groupby(sites.kind).mean() >= rules.MOST).all()
     draws = int(shuffled.groupby("site").draw.nunique().min()) if len(shuffled) else 0
     if draws < rules.DRAWS:
         state = NOT_TESTED if each or small else FAILS
     else:
         state = graded(each and small and quiet, int(each) + int(small) + int(quiet) == 2)
-    span = {name: f"{sites[name].min():.1f} to {sites[name].max():.1f}" for name in ("size", "count")}
-    noise = f"noise {sites.ratio.min():.2f} to {sites.ratio.max():.2f} times that of shuffled labels" if draws else ""
+    size, count = (f"{sites[name].min():.1f} to {sites[name].max():.1f}" for name in ("cluster_size", "clusters"))
+    noise = f"noise {ratio.min():.2f} to {ratio.max():.2f} times that of shuffled labels" if draws else ""
     text = (
-        f"clusters of {span['size']} labels of {num_labels}; {span['count']} clusters a node; "
+        f"clusters of {size} labels of {num_labels}; {count} clusters a node; "
         f"at least {sites.share.min():.0%} of the nodes have one; {noise or 'no labels were shuffled'}"
     )
     open_ = f"; {draws} draws of shuffled labels, {rules.DRAWS} decide" if state == NOT_TESTED else ""
-    return Verdict("C2", state, text + open_, _mean_size_interval(nodes, kinds))
-
-
-def _cluster_rows(nodes: pd.DataFrame, shuffled: pd.DataFrame, num_labels: int) -> pd.DataFrame:
-    """The numbers of C2 and its three conditions, one row a site."""
-    sites, chance = nodes.groupby("site", sort=False), shuffled.noise.astype(float).groupby(shuffled.site)
-    filled = nodes[~nodes.silent.astype(bool)].groupby("site")
-    rows = sites[["kind"]].first()
-    rows["share"] = (nodes.clusters > 0).groupby(nodes.site).mean()
-    rows["size"] = sites["labels"].sum() / sites.clusters.sum()
-    rows["count"] = filled.clusters.mean()
-    rows["noise"] = filled.noise.mean()
-    rows["ratio"] = rows.noise / chance.mean().reindex(rows.index)
-    rows["each"] = rows.share >= rules.EACH
-    rows["small"] = rows["size"] <= rules.SMALL * num_labels
-    rows["quiet"] = rows.noise < chance.min().reindex(rows.index)
-    return rows
-
-
-def _mean_size_interval(nodes: pd.DataFrame, kinds: Sequence[str]) -> tuple[float, float]:
-    """95% interval over nodes of the mean cluster size, averaged over the sites of these kinds."""
-    sizes = []
-    for number, (_, group) in enumerate(nodes[nodes.kind.isin(kinds)].groupby("site", sort=False)):
-        weights = rules.node_weights(len(group), number)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            sizes.append((weights @ group.labels.to_numpy(float)) / (weights @ group.clusters.to_numpy(float)))
-    return rules.percentiles(np.mean(sizes, axis=0))
+    interval = rules.percentiles(np.mean(list(samples["cluster_size"][1:].T), axis=0))
+    return Verdict("C2", state, text + open_, interval)
 
 
 # C3: sharpening --------------------------------------------------------------------------------------------
@@ -112,7 +96,7 @@ def sharpening(readings: pd.DataFrame, by_theta: pd.DataFrame, kinds: Sequence[s
     by_theta: encoder, kind, theta, noise, snr. Raises `UserError` when a kind of site has no row.
     """
     means, at = rules.at_theta(by_theta), rules.at_theta(readings)
-    stated = at[at.SNR.isna() | at.SNR.isin([SNR["snr"]])].set_index(["sub-block", "quantity"])
+    stated = at[at.SNR.isna() | at.SNR.isin([specifications.SNR["snr"]])].set_index(["sub-block", "quantity"])
     ends, trends, texts = [], [], []
     for kind in kinds:
         parts = []

@@ -128,9 +128,9 @@ def cluster_nodes(size, count, noise=100.0, empty=0, kinds=("mha", "ff"), encode
             for node in range(nodes):
                 n = 0 if node < empty else count
                 rows.append((f"enc{m}/{kind}", m, kind, node, n == 0, round(size * n), n, noise if n else 0.0))
-    return pd.DataFrame(
-        rows, columns=["site", "encoder", "kind", "node", "silent", "labels", "clusters", "noise"]
-    ).assign(theta=0.3)
+    columns = ["site", "encoder", "kind", "node", "silent", "labels", "clusters", "noise"]
+    table = pd.DataFrame(rows, columns=columns)
+    return table.assign(theta=0.3, signal=table["labels"], ones=table["labels"] + table.noise)
 
 
 def shuffled(noise, draws=20, kinds=("mha", "ff"), encoders=ENCODERS):
