@@ -20,16 +20,15 @@ from scipy.stats import kendalltau
 
 from cctlib.bootstrap import LEVEL, resample
 from cctlib.errors import UserError
+from cctlib.snp.fields import THETA
 
 State = Literal["holds", "holds in part", "does not hold", "not tested"]
 HOLDS: State = "holds"
 IN_PART: State = "holds in part"
 FAILS: State = "does not hold"
 NOT_TESTED: State = "not tested"
-STATES = (HOLDS, IN_PART, FAILS, NOT_TESTED)
 
 SUB_BLOCKS = ("mha", "ff")
-THETA = 0.3
 SIGNIFICANT = 0.05  # of each test
 MOST = 0.75  # share of the encoders that counts as most of them
 EACH = 0.9  # "each node": at least this share of the nodes has a cluster
@@ -85,30 +84,20 @@ RULES = {
 @dataclass(frozen=True)
 class Verdict:
     """A claim judged. `state` and `effect` answer as stated; `interval` is the 95% interval of the effect's first
-    number; `robust` and `nodes` answer the two other questions in a sentence."""
+    number, NaN without one; `robust` and `nodes` answer the two other questions in a sentence."""
 
     claim: str
     state: State
     effect: str
-    interval: tuple[float, float] | None = None
+    interval: tuple[float, float] = (np.nan, np.nan)
     robust: str = "not asked"
     nodes: str = "not tested"
-
-    @property
-    def statement(self) -> str:
-        """The claim in words."""
-        return STATEMENTS[self.claim]
-
-    @property
-    def rule(self) -> str:
-        """The rule that decided."""
-        return RULES[self.claim]
 
 
 def verdicts_table(verdicts: Sequence[Verdict]) -> pd.DataFrame:
     """One row a verdict: claim, statement, verdict, effect, low, high (NaN without one), robust, nodes, rule."""
     rows = [
-        (v.claim, v.statement, v.state, v.effect, *(v.interval or (np.nan, np.nan)), v.robust, v.nodes, v.rule)
+        (v.claim, STATEMENTS[v.claim], v.state, v.effect, *v.interval, v.robust, v.nodes, RULES[v.claim])
         for v in verdicts
     ]
     columns = ["claim", "statement", "verdict", "effect", "low", "high", "robust", "nodes", "rule"]

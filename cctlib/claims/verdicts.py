@@ -41,10 +41,8 @@ def progress(readings: pd.DataFrame, accuracy: pd.DataFrame, kinds: Sequence[str
     one_site = any(gain and rises for gain, rises in zip(grown, trends, strict=True))
     state = graded(all(grown) and all(trends), all(grown) or one_site)
     interval = (gains.low[kinds[0]], gains.high[kinds[0]])
-    return Verdict("C1", state, "; ".join(texts), interval, nodes=SITE_ONLY)
-
-
-SITE_ONLY = "no: a rotation of the nodes changes no probe's accuracy, so progress is a property of the site"
+    site_only = "no: a rotation of the nodes changes no probe's accuracy, so progress is a property of the site"
+    return Verdict("C1", state, "; ".join(texts), interval, nodes=site_only)
 
 
 # C2: small clusters ----------------------------------------------------------------------------------------
@@ -115,14 +113,14 @@ def sharpening(readings: pd.DataFrame, by_theta: pd.DataFrame, kinds: Sequence[s
 # C4: pruning -----------------------------------------------------------------------------------------------
 
 
-def pruning(saturated: pd.DataFrame | None, short: pd.DataFrame | None = None) -> Verdict:
+def pruning(saturated: pd.DataFrame | None, short: pd.DataFrame) -> Verdict:
     """C4 from networks that were pruned and retrained until they stopped gaining; `short` is told where there are none.
 
     saturated: target, method, theta, seed, density, accuracy, low, high, accuracy_dense; the last is that of the dense
     network trained as long, and low and high bound the accuracy by the paired bootstrap against it. None when no
     network was retrained so long. short: the same columns and epochs, after a part of an epoch.
     """
-    if saturated is None or saturated.empty:
+    if saturated is None:
         return Verdict("C4", NOT_TESTED, f"no network was retrained until it stopped gaining{_after_little(short)}")
     states, texts, intervals = {}, [], []
     decisive = saturated[saturated.saturated & (saturated.density <= rules.HALF)]
@@ -145,11 +143,9 @@ def pruning(saturated: pd.DataFrame | None, short: pd.DataFrame | None = None) -
     return Verdict("C4", state, "; ".join(texts), intervals[0])
 
 
-def _after_little(short: pd.DataFrame | None) -> str:
+def _after_little(short: pd.DataFrame) -> str:
     """What ANDC loses at each target after the longest retraining there was, which does not decide."""
-    if short is None or short.empty:
-        return ""
-    andc = rules.at_theta(short)[rules.at_theta(short).method == "andc"]
+    andc = rules.at_theta(short).query("method == 'andc'")
     longest = andc[andc.epochs == andc.groupby("target").epochs.transform("max")]
     change = 100 * (longest.accuracy - longest.accuracy_dense).groupby(longest.target, sort=False).mean()
     changes = ", ".join(f"{target} {value:+.1f}" for target, value in change.items())
@@ -169,13 +165,17 @@ def experts(symmetry: Sequence[pd.DataFrame], gaps: Sequence[pd.DataFrame], agre
         _most(of_sites.p_holm < rules.SIGNIFICANT) and _most((gap.p < rules.SIGNIFICANT) & (gap.gap_low > 0))
         for of_sites, gap in zip(symmetry, gaps, strict=True)
     ]
-    seeds, rand = len(symmetry), float(agreement.rand.mean())
-    over_seeds = seeds >= rules.SEEDS and all(specialised) and abs(rand) <= rules.UNRELATED
+    networks, rand = len(symmetry), float(agreement.rand.mean())
+    if networks >= rules.SEEDS:
+        seeds = f"heads specialise in {sum(specialised)} of {networks} networks, adjusted Rand index {rand:+.2f}"
+    else:
+        seeds = f"{networks} network{'s' if networks > 1 else ''}, so the part over networks is not tested"
+    over_seeds = networks >= rules.SEEDS and all(specialised) and abs(rand) <= rules.UNRELATED
     first, concentration = gaps[0], symmetry[0]
     text = (
         f"{100 * first.gap.mean():+.1f} points on own labels (dealt nodes {100 * first.dealt_mean.mean():+.1f}); "
         f"concentration {concentration.concentration.mean():.3f} (dealt nodes {concentration.dealt_mean.mean():.3f}); "
-        + (_over_seeds(specialised, rand) if seeds >= rules.SEEDS else _too_few(seeds))
+        f"{seeds}"
     )
     interval = (100 * float(first.gap_low.mean()), 100 * float(first.gap_high.mean()))
     return Verdict("C5", graded(specialised[0] and over_seeds, specialised[0]), text, interval)
@@ -183,14 +183,6 @@ def experts(symmetry: Sequence[pd.DataFrame], gaps: Sequence[pd.DataFrame], agre
 
 def _most(conditions: pd.Series) -> bool:
     return bool(conditions.mean() >= rules.MOST)
-
-
-def _over_seeds(specialised: Sequence[bool], rand: float) -> str:
-    return f"heads specialise in {sum(specialised)} of {len(specialised)} networks, adjusted Rand index {rand:+.2f}"
-
-
-def _too_few(seeds: int) -> str:
-    return f"{seeds} network{'s' if seeds > 1 else ''}, so the part over networks is not tested"
 
 
 # C7: convolutional networks --------------------------------------------------------------------------------
@@ -244,8 +236,6 @@ def heads_beyond_basis(sites: pd.DataFrame) -> str:
 
     sites: rows of `heads.symmetry` with the controls within and across heads. Labels are compared at most encoders.
     """
-    if "within_low" not in sites or "across_high" not in sites:
-        return "not tested"
     subspace = _most(sites.within_low > sites.across_high)
     nodes = _most(sites.concentration > sites.within_high)
     answer = "yes" if nodes else "in part" if subspace else "no"

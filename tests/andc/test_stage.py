@@ -2,6 +2,7 @@
 
 import shutil
 from dataclasses import asdict, replace
+from typing import get_args
 
 import pytest
 
@@ -9,7 +10,7 @@ from cctlib import stages
 from cctlib.andc import masks, stage
 from cctlib.andc.stage import Saturation
 from cctlib.claims import verdicts
-from cctlib.claims.rules import NOT_TESTED, STATES
+from cctlib.claims.rules import NOT_TESTED, State
 from cctlib.errors import UserError
 from cctlib.model.manifest import Training
 from cctlib.training.recipes import recipe
@@ -49,10 +50,11 @@ def test_a_campaign_makes_the_table_that_pruning_is_judged_by(tiny_study, tmp_pa
     settings = Saturation(("fc",), ("andc", "random"), seeds=(0, 1), lengths=(1, 2), train=2, test=2)
     made = stage.saturated_stage(study, settings, tmp_path / "runs")
     shutil.copy(made / "saturated.parquet", folder)
-    table = stage.pruning_tables(study)[stage.SATURATED]
+    tables = stage.pruning_tables(study)
+    table = tables[stage.SATURATED]
     assert table.method.tolist() == ["andc", "random", "random"] and table.seed.tolist() == [0, 0, 1]
     assert (table.images == 2 * len(study.measurement.names)).all() and table.density.nunique() == 1
-    assert verdicts.pruning(table).state in STATES
+    assert verdicts.pruning(table, tables["pruning"]).state in get_args(State)
 
     def written():
         return {path.name: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("checkpoint-*.npy")}
