@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 
-from cctlib import bootstrap
 from cctlib.andc.stage import pruning_tables
 from cctlib.claims import seeds, specifications, verdicts
 from cctlib.claims.rules import NOT_TESTED, SUB_BLOCKS, Verdict, verdicts_table
@@ -52,31 +51,28 @@ def layers(tables: Mapping[str, pd.DataFrame], kind: str = FILTERS) -> Depth:
 
 
 def along(depth: Depth) -> list[Verdict]:
-    """C1, C2 and C3, with all three answers; that about nodes is left open where no basis was rotated."""
-    tables, curves, kinds = depth.tables, readings(depth), depth.kinds
-    by_theta, controls = tables["by_theta"], tables["controls"]
+    """C1, C2 and C3, with all three answers."""
+    accuracy, nodes, by_theta, controls = (depth.tables[name] for name in ("accuracy", "nodes", "by_theta", "controls"))
     shuffled, rotated = (controls[controls.control == name] for name in (SHUFFLED, BASIS))
-    stated = [
-        verdicts.progress(curves["C1"], tables["accuracy"], kinds),
-        verdicts.small_clusters(tables["nodes"], shuffled, depth.num_labels, kinds),
-        verdicts.sharpening(curves["C3"], by_theta, kinds),
+    readings = [
+        specifications.progress(depth.predictions, depth.labels, depth.kinds),
+        specifications.small_clusters(nodes, depth.num_labels, depth.kinds),
+        specifications.sharpening(nodes, by_theta, depth.kinds),
     ]
-    progress, clusters, sharpening = (replace(v, robust=specifications.in_words(curves[v.claim])) for v in stated)
-    if not rotated.empty:
-        clusters = replace(clusters, nodes=verdicts.clusters_beyond_basis(by_theta, rotated, kinds))
-        sharpening = replace(sharpening, nodes=verdicts.sharpening_beyond_basis(by_theta, rotated, kinds))
-    return [progress, clusters, sharpening]
-
-
-def readings(depth: Depth) -> dict[str, pd.DataFrame]:
-    """The specification curves of C1, C2 and C3, by claim (see `specifications`)."""
-    weights = {split: bootstrap.resample(labels) for split, labels in depth.labels.items()}
-    nodes, by_theta = depth.tables["nodes"], depth.tables["by_theta"]
-    return {
-        "C1": specifications.progress(depth.predictions, depth.labels, weights, depth.kinds),
-        "C2": specifications.small_clusters(nodes, depth.num_labels, depth.kinds),
-        "C3": specifications.sharpening(nodes, by_theta, depth.kinds),
-    }
+    stated = [
+        verdicts.progress(readings[0], accuracy, depth.kinds),
+        verdicts.small_clusters(nodes, shuffled, depth.num_labels, depth.kinds),
+        verdicts.sharpening(readings[2], by_theta, depth.kinds),
+    ]
+    about_nodes = [
+        "no: a rotation of the nodes changes no probe's accuracy, so progress is a property of the site",
+        verdicts.clusters_beyond_basis(by_theta, rotated, depth.kinds),
+        verdicts.sharpening_beyond_basis(by_theta, rotated, depth.kinds),
+    ]
+    return [
+        replace(verdict, robust=specifications.in_words(curve), nodes=answer)
+        for verdict, curve, answer in zip(stated, readings, about_nodes, strict=True)
+    ]
 
 
 def shared_mechanism(study: Study) -> Verdict:

@@ -14,8 +14,8 @@ import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float, Integer
-from torch import Tensor
 
+from cctlib import bootstrap
 from cctlib.claims import rules
 from cctlib.model.sites import parse
 
@@ -31,18 +31,18 @@ SNR = {
 def progress(
     predictions: Mapping[str, Mapping[str, Integer[np.ndarray, "image"]]],
     labels: Mapping[str, Integer[np.ndarray, "image"]],
-    weights: Mapping[str, Float[Tensor, "resample image"]],
     kinds: Sequence[str] = rules.SUB_BLOCKS,
 ) -> pd.DataFrame:
-    """C1: the last encoder's accuracy less the first's, in points. All arguments by split, predictions then by site."""
+    """C1: the last encoder's accuracy less the first's, in points. Arguments are by split, predictions then by site."""
     rows = []
     for split, of_split in predictions.items():
+        weights = bootstrap.resample(labels[split])
         sites = pd.DataFrame([(site, *parse(site)) for site in of_split], columns=["site", "encoder", "kind"])
         for kind in kinds:
             names = rules.by_encoder(sites, kind).site
             first, last = (of_split[names.iloc[end]] == labels[split] for end in (0, -1))
             gain = torch.from_numpy(last.astype(np.float32) - first.astype(np.float32))  # paired over images
-            low, high = rules.percentiles(100 * (weights[split].cpu() @ gain).double().numpy() / len(gain))
+            low, high = rules.percentiles(100 * (weights @ gain).double().numpy() / len(gain))
             effect = 100 * float(last.mean() - first.mean())
             rows.append(_row("accuracy", effect, low, high, low > 0, **{"sub-block": kind, "images": split}))
     return pd.DataFrame(rows)
@@ -99,19 +99,16 @@ def in_words(readings: pd.DataFrame) -> str:
     """How robust: how many readings agree, and the choice at which most of the others are found."""
     agree, total = int(readings.agrees.sum()), len(readings)
     text = f"{agree} of {total} readings agree"
-    failing = readings[~readings.agrees.astype(bool)]
-    if failing.empty or agree == 0:
+    failing = total - agree
+    if not failing or not agree:
         return text
-    best, where = 0.0, ""
+    found = []
     for choice in ["quantity", *(name for name in CHOICES if name in readings)]:
-        for value, rows in readings.dropna(subset=[choice]).groupby(choice):
-            missed = int((~rows.agrees.astype(bool)).sum())
-            weight = missed / len(failing) * missed / len(rows)  # of the failures, and of the choice
-            if missed and weight > best:
-                best = weight
-                where = f"{choice} {value:g}" if isinstance(value, float) else f"{choice} {value}"
-                where = f"{missed} of the {len(failing)} others have {where}, which fails in {missed} of {len(rows)}"
-    return f"{text}; {where}"
+        for value, rows in readings.groupby(choice):
+            missed, name = int((~rows.agrees).sum()), f"{value:g}" if isinstance(value, float) else value
+            where = f"{missed} of the {failing} others have {choice} {name}, which fails in {missed} of {len(rows)}"
+            found.append((missed / failing * missed / len(rows), where))  # share of the failures, and of the choice
+    return f"{text}; {max(found, key=lambda entry: entry[0])[1]}"
 
 
 def _row(quantity: str, effect: float, low: float, high: float, agrees: object, **choices: object) -> dict[str, object]:

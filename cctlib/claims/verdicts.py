@@ -41,8 +41,7 @@ def progress(readings: pd.DataFrame, accuracy: pd.DataFrame, kinds: Sequence[str
     one_site = any(gain and rises for gain, rises in zip(grown, trends, strict=True))
     state = graded(all(grown) and all(trends), all(grown) or one_site)
     interval = (gains.low[kinds[0]], gains.high[kinds[0]])
-    site_only = "no: a rotation of the nodes changes no probe's accuracy, so progress is a property of the site"
-    return Verdict("C1", state, "; ".join(texts), interval, nodes=site_only)
+    return Verdict("C1", state, "; ".join(texts), interval)
 
 
 # C2: small clusters ----------------------------------------------------------------------------------------
