@@ -18,7 +18,7 @@ import pandas as pd
 from jaxtyping import Float
 from scipy.stats import kendalltau
 
-from cctlib.bootstrap import LEVEL, resample
+from cctlib.bootstrap import resample
 from cctlib.errors import UserError
 from cctlib.snp.fields import THETA
 
@@ -112,12 +112,6 @@ def trend(values: Float[np.ndarray, "encoder"], sign: int = 1) -> tuple[float, b
     alternative = "greater" if sign > 0 else "less"
     test = kendalltau(np.arange(len(values)), values, alternative=alternative)
     return float(test.statistic), bool(test.pvalue < SIGNIFICANT)
-
-
-def percentiles(samples: Float[np.ndarray, "resample"]) -> tuple[float, float]:
-    """The 95% percentile interval; NaN where samples are not finite."""
-    low, high = np.quantile(samples, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return float(low), float(high)
 
 
 @lru_cache(maxsize=32)

@@ -42,7 +42,7 @@ def progress(
             names = rules.by_encoder(sites, kind).site
             first, last = (of_split[names.iloc[end]] == labels[split] for end in (0, -1))
             gain = torch.from_numpy(last.astype(np.float32) - first.astype(np.float32))  # paired over images
-            low, high = rules.percentiles(100 * (weights @ gain).double().numpy() / len(gain))
+            low, high = bootstrap.interval(100 * (weights @ gain).double() / len(gain)).tolist()
             effect = 100 * float(last.mean() - first.mean())
             rows.append(_row("accuracy", effect, low, high, low > 0, **{"sub-block": kind, "images": split}))
     return pd.DataFrame(rows)
@@ -53,7 +53,7 @@ def small_clusters(nodes: pd.DataFrame, num_labels: int, kinds: Sequence[str] = 
     rows = []
     for kind, theta, samples in _resampled_at(nodes, kinds):
         sizes = samples["cluster_size"] / num_labels
-        low, high = rules.percentiles(sizes[1:].mean(axis=1))
+        low, high = bootstrap.interval(torch.from_numpy(sizes[1:].mean(axis=1))).tolist()
         small = (sizes[0] <= rules.SMALL) & (samples["share"][0] >= rules.EACH)
         agrees = bool(small.mean() >= rules.MOST)
         rows.append(_row("cluster size", sizes[0].mean(), low, high, agrees, **{"sub-block": kind, "theta": theta}))
@@ -70,7 +70,7 @@ def sharpening(nodes: pd.DataFrame, by_theta: pd.DataFrame, kinds: Sequence[str]
         choice = {"sub-block": kind, "theta": theta}
         for name in ("noise", "snr", "snr_blocks", "snr_node"):
             ratio = samples[name][:, -1] / samples[name][:, 0]
-            low, high = rules.percentiles(ratio[1:])
+            low, high = bootstrap.interval(torch.from_numpy(ratio[1:])).tolist()
             if name == "noise":
                 rows.append(_row("noise", ratio[0], low, high, high < 1, **choice))
             else:

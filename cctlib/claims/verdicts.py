@@ -9,8 +9,10 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
+import torch
 from jaxtyping import Float
 
+from cctlib import bootstrap
 from cctlib.andc.masks import TARGETS
 from cctlib.claims import rules, specifications
 from cctlib.claims.rules import FAILS, HOLDS, IN_PART, NOT_TESTED, State, Verdict
@@ -80,8 +82,8 @@ def small_clusters(
         f"at least {sites.share.min():.0%} of the nodes have one; {noise or 'no labels were shuffled'}"
     )
     open_ = f"; {draws} draws of shuffled labels, {rules.DRAWS} decide" if state == NOT_TESTED else ""
-    interval = rules.percentiles(np.mean(list(samples["cluster_size"][1:].T), axis=0))
-    return Verdict("C2", state, text + open_, interval)
+    low, high = bootstrap.interval(torch.from_numpy(np.mean(list(samples["cluster_size"][1:].T), axis=0))).tolist()
+    return Verdict("C2", state, text + open_, (low, high))
 
 
 # C3: sharpening --------------------------------------------------------------------------------------------
