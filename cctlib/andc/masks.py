@@ -100,27 +100,22 @@ def connected(
     return target.float() @ source.float().T > 0  # counts of shared labels, exact in float32
 
 
-def keep_largest(scores: Float[Tensor, "output input"], count: int) -> Bool[Tensor, "output input"]:
-    """The `count` entries with the largest scores; of equal scores, the first in reading order."""
-    mask = torch.zeros(scores.numel(), dtype=torch.bool)
-    mask[scores.cpu().flatten().argsort(descending=True, stable=True)[:count]] = True
-    return mask.view(scores.shape)
+def keep_largest(
+    scores: Float[Tensor, "output input"], count: int, *, each_row: bool = False
+) -> Bool[Tensor, "output input"]:
+    """The `count` entries with the largest scores; of equal scores, the first in reading order.
 
-
-def keep_largest_per_row(scores: Float[Tensor, "output input"], count: int) -> Bool[Tensor, "output input"]:
-    """`count` entries, equally many in each row: those with the row's largest scores.
-
-    What does not divide equally goes to the rows whose next entry has the largest score, one more each.
+    each_row: equally many in each row, those with the row's largest scores. What does not divide equally goes to the
+    rows whose next entry has the largest score, one more each.
     """
     scores = scores.cpu()
-    each, left = divmod(count, len(scores))
-    order = scores.argsort(dim=1, descending=True, stable=True)
-    mask = torch.zeros(scores.shape, dtype=torch.bool).scatter_(1, order[:, :each], True)
-    if left:
-        following = order[:, each : each + 1]
-        rows = keep_largest(scores.gather(1, following), left).flatten()
-        mask[rows, following[rows, 0]] = True
-    return mask
+    order = scores.flatten().argsort(descending=True, stable=True)
+    if each_row:  # the best of all rows first, then the second best of all rows, and so on
+        ranks = scores.argsort(dim=1, descending=True, stable=True).argsort(dim=1).flatten()
+        order = order[ranks[order].argsort(stable=True)]
+    mask = torch.zeros(scores.numel(), dtype=torch.bool)
+    mask[order[:count]] = True
+    return mask.view(scores.shape)
 
 
 # Masks of a target, by method -----------------------------------------------------------------------------
@@ -175,7 +170,7 @@ def mask_of(
     if method == "wanda":
         if norm is None:
             raise UserError("Wanda needs norms of the layers' inputs, from held-out images; none were given")
-        return keep_largest_per_row(weight.abs() * norm, count)
+        return keep_largest(weight.abs() * norm, count, each_row=True)
     return andc
 
 

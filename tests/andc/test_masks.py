@@ -154,7 +154,7 @@ def test_kept_are_the_largest_exactly_so_many_ties_or_not(rows, columns, data):
     mask = andc.keep_largest(scores, count)
     assert int(mask.sum()) == count
     assert sorted(scores[mask].tolist(), reverse=True) == sorted(values, reverse=True)[:count]
-    each = andc.keep_largest_per_row(scores, count)
+    each = andc.keep_largest(scores, count, each_row=True)
     assert int(each.sum()) == count
     assert int(each.sum(1).max()) - int(each.sum(1).min()) <= 1
     for row in range(rows):
