@@ -14,7 +14,9 @@ speed. Masks have the name and the shape of their weight, [output, input].
 """
 
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from jaxtyping import Bool, Float
@@ -220,7 +222,6 @@ def input_norms(
     images: Images,
     *,
     device: torch.device | str,
-    batch: int = 128,
     precision: Precision = "auto",
 ) -> dict[str, Float[Tensor, "input"]]:
     """Euclidean norm of each input of the prunable layers, over all tokens of all images, by name of the weight.
@@ -231,21 +232,14 @@ def input_norms(
         raise UserError("no held-out images: Wanda measures the layers' inputs on them; check the held-out split")
     squares: dict[str, Tensor] = {}
 
-    def add_up(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            nodes = inputs[0].flatten(0, -2).double()
-            squares[name] = squares.get(name, 0) + nodes.square().sum(0)
+    def add_up(name: str, _: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        nodes = inputs[0].flatten(0, -2).double()
+        squares[name] = squares.get(name, 0) + nodes.square().sum(0)
 
-        return hook
-
-    handles = [
-        network.get_submodule(layer.module).register_forward_pre_hook(add_up(layer.weight))
-        for layer in layers(network.config.encoders)
-    ]
-    try:
-        for _ in forward(network, normalise, images, device=device, batch=batch, precision=precision):
+    with ExitStack() as hooks:
+        for layer in layers(network.config.encoders):
+            module = network.get_submodule(layer.module)
+            hooks.enter_context(module.register_forward_pre_hook(partial(add_up, layer.weight)))
+        for _ in forward(network, normalise, images, device=device, precision=precision):
             pass
-    finally:
-        for handle in handles:
-            handle.remove()
     return {name: total.sqrt().float() for name, total in squares.items()}

@@ -164,8 +164,8 @@ def test_kept_are_the_largest_exactly_so_many_ties_or_not(rows, columns, data):
 
 def test_norms_of_inputs_are_those_of_the_taps():
     network = tiny.network()
-    images = tiny.images(23, split="held-out")
-    inputs = andc.input_norms(network, tiny.normalise, images, batch=7, precision="fp32", **CPU)
+    images = tiny.images(150, split="held-out")  # two batches
+    inputs = andc.input_norms(network, tiny.normalise, images, **FP32)
     _, taps = network(tiny.normalise(images.pixels), taps=["enc1/mha", "enc2/trunk", "enc2/ff_hidden", "enc2/ff"])
     x = network.classifier.norm(taps["enc2/ff"])
     read = {
