@@ -80,7 +80,7 @@ def repaired(network: CCT, masks: Masks, moments: Mapping[str, Moments], how: st
         if how == SPREAD:
             kept = kept * effect(weight, kept, moments[name])["factor"][:, None]
         pruned.get_parameter(name).copy_(kept)
-        pruned.get_parameter(retrain.bias_of(name)).add_((weight - kept) @ moments[name][0])
+        pruned.get_parameter(name.replace("weight", "bias")).add_((weight - kept) @ moments[name][0])
     return pruned
 
 

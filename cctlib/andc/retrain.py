@@ -40,29 +40,18 @@ LOW_RATE = 0.1  # of the recipe's largest learning rate, to retrain the whole ne
 # Masks in a network ---------------------------------------------------------------------------------------
 
 
-@torch.no_grad()
 def prune(network: CCT, masks: Masks) -> CCT:
     """A copy of the network whose masked weights are zero. Raises `UserError` as `weights_of`."""
     pruned = copy.deepcopy(network)
-    _hold(pruned, masks)()
+    apply(pruned, masks)
     return pruned
 
 
-def bias_of(weight: str) -> str:
-    """The name of the bias beside a weight."""
-    return f"{weight.removesuffix('weight')}bias"
-
-
-def _hold(network: nn.Module, masks: Masks) -> Callable[[], None]:
-    """A function that sets the masked weights to zero, as often as it is called."""
-    cut = [(weight, ~masks[name].to(weight.device)) for name, weight in weights_of(network, masks).items()]
-
-    @torch.no_grad()
-    def hold() -> None:
-        for weight, entries in cut:
-            weight.masked_fill_(entries, 0)
-
-    return hold
+@torch.no_grad()
+def apply(network: CCT, masks: Masks) -> None:
+    """Set the masked weights to zero, in place. Raises `UserError` as `weights_of`."""
+    for name, weight in weights_of(network, masks).items():
+        weight.masked_fill_(~masks[name].to(weight.device), 0)
 
 
 # Images, as far as no mask reaches ------------------------------------------------------------------------
@@ -159,22 +148,20 @@ class Retraining:
     label_smoothing: float = 0.1
     precision: Precision = "auto"
 
-    def steps(self, images: int, epochs: float) -> int:
-        """Optimiser steps in so many passes over so many images; any part of a pass is one step at least."""
-        return max(1, round(epochs * math.ceil(images / self.batch)))
-
 
 def retrain_layers(
     network: CCT, masks: Masks, train: Reduced, epochs: float, settings: Retraining, generator: torch.Generator
 ) -> None:
     """Train weights and biases of the masked layers, in place, for `epochs` passes or parts of one.
 
-    Masked weights are set to zero after each step. The network is frozen afterwards. Raises `UserError` when the loss
-    stops being finite.
+    Any part of a pass is one step at least. Masked weights are set to zero after each step. The network is frozen
+    afterwards. Raises `UserError` when the loss stops being finite.
     """
     network.requires_grad_(False)
-    trained = [network.get_parameter(name).requires_grad_() for weight in masks for name in (weight, bias_of(weight))]
-    hold, steps = _hold(network, masks), settings.steps(len(train.labels), epochs)
+    layers = [network.get_submodule(weight.removesuffix(".weight")).requires_grad_() for weight in masks]
+    trained = [parameter for layer in layers for parameter in layer.parameters()]
+    masks = {name: mask.to(train.device) for name, mask in masks.items()}
+    steps = max(1, round(epochs * math.ceil(len(train.labels) / settings.batch)))
     optimizer = torch.optim.AdamW(trained, lr=settings.learning_rate, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=steps)
     scale = scaler(train.device, settings.precision)
@@ -188,7 +175,7 @@ def retrain_layers(
         scale.scale(loss).backward()
         scale.step(optimizer)
         scale.update()
-        hold()
+        apply(network, masks)
         schedule.step()
         total += loss.detach()
     network.requires_grad_(False)
@@ -239,12 +226,12 @@ def retrain_whole(
         run = Trainer(recipe, train, held_out, folder, Place(0, 1, device))
         run.network.load_state_dict(network.state_dict())
         run.begin(resume=True)
-        hold = _hold(run.network, masks)
-        hold()
+        masks = {name: mask.to(device) for name, mask in masks.items()}
+        apply(run.network, masks)
         log = Log(folder, run.step)
         while run.step < run.steps:
             run.learn()
-            hold()
+            apply(run.network, masks)
             if run.step % run.steps_per_epoch == 0:
                 log.write(run.row() | run.evaluate())
                 run.save()
