@@ -6,7 +6,7 @@ node without retraining, by its bias and by one factor on its weights; the third
 how much of the loss is which. Means and covariances are those of the dense network on held-out images.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -15,11 +15,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from cctlib.andc import retrain
-from cctlib.andc.masks import Diagonals, Masks, Pruning, density, layers, make_masks
-from cctlib.data.images import Images
+from cctlib.andc.masks import Diagonals, Masks, density, layers
+from cctlib.andc.sweep import Campaign, plan
 from cctlib.model.cct import CCT
 from cctlib.model.forward import forward
-from cctlib.model.precision import Precision
 from cctlib.snp import fields
 
 METHODS = ("andc", "random", "magnitude")
@@ -29,19 +28,14 @@ Moments = tuple[Float[Tensor, "node"], Float[Tensor, "node node"]]  # mean and c
 
 
 @torch.no_grad()
-def trunk_moments(
-    network: CCT,
-    normalise: Callable[[Tensor], Tensor],
-    images: Images,
-    *,
-    device: torch.device | str,
-    precision: Precision,
-) -> dict[str, Moments]:
-    """Mean and covariance of the trunk's nodes over all tokens of all images, by name of linear1's weight."""
+def trunk_moments(campaign: Campaign) -> dict[str, Moments]:
+    """Mean and covariance of the trunk's nodes over all tokens of held-out images, by name of linear1's weight."""
+    network, images = campaign.network, campaign.images["held-out"]
     names = {layer.source: layer.weight for layer in layers(network.config.encoders, "linear1")}
     sums: dict[str, Tensor] = {}
     products: dict[str, Tensor] = {}
-    for *_, nodes in forward(network, normalise, images, device=device, precision=precision, taps=list(names)):
+    how: dict[str, Any] = {"device": campaign.device, "precision": campaign.how.precision}
+    for *_, nodes in forward(network, campaign.normalise, images, **how, taps=list(names)):
         for site, values in nodes.items():
             flat = values.flatten(0, -2).double()
             sums[site] = sums.get(site, 0) + flat.sum(0)
@@ -85,40 +79,30 @@ def repaired(network: CCT, masks: Masks, moments: Mapping[str, Moments], how: st
 
 
 def tables(
-    network: CCT,
-    normalise: Callable[[Tensor], Tensor],
-    diagonals: Diagonals,
-    held_out: Images,
-    test: Images,
-    seeds: Sequence[int],
-    *,
-    device: torch.device,
-    precision: Precision = "auto",
+    campaign: Campaign, diagonals: Mapping[float, Diagonals], seeds: Sequence[int]
 ) -> dict[str, pd.DataFrame]:
-    """Tables of linear1, pruned in all encoders at theta 0.3, without retraining.
+    """Tables of linear1, pruned in all encoders at the thresholds of `diagonals`, without retraining.
 
     repaired: method, seed, repair, density, accuracy, accuracy_dense, images. cut: encoder, method, seed, shift (mean
     over hidden nodes) and explained (their median), as in `effect`.
     """
-    how: dict[str, Any] = {"device": device, "precision": precision}
-    moments = trunk_moments(network, normalise, held_out, **how)
-    reduced = retrain.reduce(network, normalise, test, "tokens", **how)
+    network, moments = campaign.network, trunk_moments(campaign)
+    labels = campaign.images["test"].labels.cpu().numpy()
 
     def accuracy(of: CCT) -> float:
-        return float((retrain.predict(of, reduced, precision=precision) == test.labels.cpu()).double().mean())
+        return float((campaign.predict(of, "tokens") == labels).mean())
 
-    dense, rows, cut = accuracy(network), [], []
-    for method in METHODS:
-        for seed in seeds if method == "random" else seeds[:1]:
-            masks = make_masks(Pruning("linear1", method, fields.THETA, seed), network, diagonals)
-            of_mask = {"method": method, "seed": seed}
-            for repair in (AS_CUT, MEAN, SPREAD):
-                share = accuracy(repaired(network, masks, moments, repair))
-                rows.append(of_mask | {"repair": repair, "density": density(masks), "accuracy": share})
-            for m, (name, mask) in enumerate(masks.items(), start=1):
-                weight = network.get_parameter(name).detach().to(moments[name][0])
-                found = effect(weight, weight * mask.to(weight.device), moments[name])
-                shift, explained = found["shift"].mean().item(), found["explained"].median().item()
-                cut.append(of_mask | {"encoder": m, "shift": shift, "explained": explained})
-    about = {"accuracy_dense": dense, "images": len(test)}
+    rows, cut = [], []
+    for pruning in plan(["linear1"], METHODS, seeds, diagonals, network.config.encoders):
+        masks = campaign.masks(pruning, diagonals)
+        of_mask = {"method": pruning.method, "seed": pruning.seed}
+        for repair in (AS_CUT, MEAN, SPREAD):
+            share = accuracy(repaired(network, masks, moments, repair))
+            rows.append(of_mask | {"repair": repair, "density": density(masks), "accuracy": share})
+        for m, (name, mask) in enumerate(masks.items(), start=1):
+            weight = network.get_parameter(name).detach().to(moments[name][0])
+            found = effect(weight, weight * mask.to(weight.device), moments[name])
+            shift, explained = found["shift"].mean().item(), found["explained"].median().item()
+            cut.append(of_mask | {"encoder": m, "shift": shift, "explained": explained})
+    about = {"accuracy_dense": accuracy(network), "images": len(labels)}
     return {"repaired": pd.DataFrame(rows).assign(**about), "cut": pd.DataFrame(cut)}

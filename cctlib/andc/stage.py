@@ -10,7 +10,6 @@ judge.
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 from tqdm import tqdm
@@ -91,11 +90,8 @@ def sweep_stage(study: Study, profile: Profile) -> Path:
         amounts = settings.amounts(len(images["train"]))
         tables = [sweep.sweep(campaign, prunings, at), sweep.sweep(campaign, retrained, at, amounts)]
         curves = sweep.plan(settings.targets, COMPARED, settings.seeds[:1], thresholds, encoders)
-        how: dict[str, Any] = {"device": study.device, "precision": retraining.precision}
         made = {"pruning": pd.concat(tables, ignore_index=True), "curves": sweep.sweep(along, curves, thresholds)}
-        judged = images["held-out"], images["test"]
-        made |= repair.tables(campaign.network, campaign.normalise, at[fields.THETA], *judged, settings.seeds, **how)
-        stages.write_tables(made, work)
+        stages.write_tables(made | repair.tables(campaign, at, settings.seeds), work)
 
     study.folders["andc"] = stages.stage(
         study.home,

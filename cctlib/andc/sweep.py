@@ -87,7 +87,8 @@ class Campaign:
     images: Mapping[str, Images]
     folder: Path
     device: torch.device
-    how: Retraining | Recipe = field(default_factory=Retraining)
+    how: Retraining | Recipe
+    _prepared: dict[tuple[str, str], Reduced] = field(default_factory=dict, init=False, repr=False)
 
     @functools.cached_property
     def norms(self) -> dict[str, Float[Tensor, "input"]]:
@@ -108,46 +109,41 @@ class Campaign:
         The second number is the accuracy on held-out images that a whole network gained in the last quarter of it.
         Without masks this is the dense network, from the images as they are prepared for a target.
         """
-        start = self._start(target)
+        # Where the part of the network begins that masks or retraining can change.
+        start = "pixels" if isinstance(self.how, Recipe) else "pooled" if target == "fc" else "tokens"
         path = self.folder / f"checkpoint-{name}-{start}-{epochs:g}-{self._key(masks, epochs, seed)}.npy"
         log = path.with_suffix("")
-        predictions = kept_array(path, lambda: self._compute(start, masks, epochs, seed, log))
+        try:
+            predictions = np.load(path)
+        except (OSError, ValueError, EOFError):  # there is none, or a damaged one
+            predictions = self._compute(start, masks, epochs, seed, log)
+            with stages.replacing(path) as temporary, temporary.open("wb") as file:
+                np.save(file, predictions)
         (log / CHECKPOINT).unlink(missing_ok=True)  # three times the weights, and of no more use
         return predictions, retrain.gain_of_last_quarter(log) if log.is_dir() else np.nan
 
-    def _start(self, target: str) -> str:
-        """Where the part of the network begins that masks or retraining can change."""
-        if isinstance(self.how, Recipe):
-            return "pixels"
-        return "pooled" if target == "fc" else "tokens"
-
     def _compute(self, start: str, masks: Masks, epochs: float, seed: int, log: Path) -> Predictions:
         network = retrain.prune(self.network, masks)
-        if epochs > 0 and isinstance(self.how, Recipe):
-            recipe = retrain.retraining_recipe(self.how, int(epochs), seed)
-            retrain.retrain_whole(
-                network, masks, self.images["train"], self.images["held-out"], recipe, log, device=self.device
-            )
-        elif epochs > 0:
-            assert isinstance(self.how, Retraining)
-            generator = torch.Generator().manual_seed(seed)
-            retrain.retrain_layers(network, masks, self._reduced("train", start), epochs, self.how, generator)
-        return retrain.predict(network, self._reduced("test", start), precision=self.how.precision).numpy()
+        if epochs > 0:
+            if isinstance(self.how, Recipe):
+                train, held_out = self.images["train"], self.images["held-out"]
+                recipe = retrain.retraining_recipe(self.how, int(epochs), seed)
+                retrain.retrain_whole(network, masks, train, held_out, recipe, log, device=self.device)
+            else:
+                generator = torch.Generator().manual_seed(seed)
+                retrain.retrain_layers(network, masks, self._reduced("train", start), epochs, self.how, generator)
+        return self.predict(network, start)
 
-    @functools.cached_property
-    def _prepared(self) -> dict[tuple[str, str], Reduced]:
-        return {}
+    def predict(self, network: CCT, start: str) -> Predictions:
+        """Labels of the test images by a network that is the campaign's own up to `start` (see `retrain.reduce`)."""
+        return retrain.predict(network, self._reduced("test", start), precision=self.how.precision).numpy()
 
     def _reduced(self, split: str, start: str) -> Reduced:
         """Images as far as nothing changes; computed when a row first needs them."""
         if (split, start) not in self._prepared:
+            images, precision = self.images[split], self.how.precision
             self._prepared[split, start] = retrain.reduce(
-                self.network,
-                self.normalise,
-                self.images[split],
-                start,
-                device=self.device,
-                precision=self.how.precision,
+                self.network, self.normalise, images, start, device=self.device, precision=precision
             )
         return self._prepared[split, start]
 
@@ -167,17 +163,6 @@ class Campaign:
     @functools.cached_property
     def _weights(self) -> str:
         return tensors_hash(tensor for _, tensor in sorted(self.network.state_dict().items()))
-
-
-def kept_array(path: Path, compute: Callable[[], np.ndarray]) -> np.ndarray:
-    """The array in a file; computed and written there, atomically, where there is none or a damaged one."""
-    try:
-        return np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError):
-        result = compute()
-        with stages.replacing(path) as temporary, temporary.open("wb") as file:
-            np.save(file, result)
-        return result
 
 
 def tensors_hash(tensors: Iterable[Tensor]) -> str:

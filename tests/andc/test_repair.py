@@ -6,6 +6,8 @@ from tiny_study import untrained
 
 from cctlib.andc import repair
 from cctlib.andc.masks import Pruning, make_masks
+from cctlib.andc.retrain import Retraining
+from cctlib.andc.sweep import Campaign
 from cctlib.snp import measure
 
 FIRST = "classifier.blocks.0.linear1"  # what it reads is the same before and after: nothing in front of it is cut
@@ -14,10 +16,11 @@ FIRST = "classifier.blocks.0.linear1"  # what it reads is the same before and af
 @pytest.fixture(scope="module")
 def pruned(tmp_path_factory):
     study = untrained("demo", tmp_path_factory.mktemp("repair") / "model")
-    network, images = study.network(), study.images("held-out")
-    how = {"device": "cpu", "precision": "fp32"}
+    network, images = study.network(), {split: study.images(split) for split in ("held-out", "test")}
     masks = make_masks(Pruning("linear1", "random", 0.3, 0), network, measure.diagonals(study.measurement))
-    return study, network, images, masks, repair.trunk_moments(network, study.model.normalise, images, **how)
+    how = study.device, Retraining(precision="fp32")
+    campaign = Campaign(network, study.model.normalise, images, tmp_path_factory.mktemp("rows"), *how)
+    return study, campaign, masks, repair.trunk_moments(campaign)
 
 
 def hidden(network, study, images):
@@ -29,7 +32,8 @@ def hidden(network, study, images):
 
 
 def test_a_repair_gives_back_mean_and_spread(pruned):
-    study, network, images, masks, moments = pruned
+    study, campaign, masks, moments = pruned
+    network, images = campaign.network, campaign.images["held-out"]
     dense = hidden(network, study, images)
     cut, mean, both = (
         hidden(repair.repaired(network, masks, moments, how), study, images)
@@ -44,7 +48,8 @@ def test_a_repair_gives_back_mean_and_spread(pruned):
 
 
 def test_the_effect_of_a_cut_is_what_correlation_says(pruned):
-    study, network, images, masks, moments = pruned
+    study, campaign, masks, moments = pruned
+    network, images = campaign.network, campaign.images["held-out"]
     name = f"{FIRST}.weight"
     weight = network.get_parameter(name).double()
     found = repair.effect(weight, weight * masks[name], moments[name])
@@ -59,17 +64,8 @@ def test_the_effect_of_a_cut_is_what_correlation_says(pruned):
 
 
 def test_the_tables_hold_every_mask_and_repair(pruned):
-    study, network, images, _, _ = pruned
-    made = repair.tables(
-        network,
-        study.model.normalise,
-        measure.diagonals(study.measurement),
-        images,
-        study.images("test"),
-        (0, 1),
-        device=torch.device("cpu"),
-        precision="fp32",
-    )
+    study, campaign, *_ = pruned
+    made = repair.tables(campaign, {0.3: measure.diagonals(study.measurement)}, (0, 1))
     assert len(made["repaired"]) == 3 * (1 + 2 + 1) and made["repaired"].density.nunique() == 1
-    assert len(made["cut"]) == network.config.encoders * (1 + 2 + 1)
+    assert len(made["cut"]) == campaign.network.config.encoders * (1 + 2 + 1)
     assert made["cut"].explained.between(0, 1).all()
