@@ -32,8 +32,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from cctlib.andc.masks import Masks, layers
 from cctlib.model.cct import CCT, CCTConfig, Encoder
 
-FORMS = ("dense", "bags")
-TURNS = 3  # each form is timed so often at least
+TURNS = 3  # each form, and each network, is timed so often at least
 WORTH = 0.95  # bags must take less than this share of the dense layer's time
 REPEATED = 32  # images whose tokens one call of `Bags` takes; its indices are repeated for so many
 
@@ -146,23 +145,6 @@ class Bags(nn.Module):
         return torch.embedding_bag(rows, self.columns[:entries], starts, False, 0, False, self.values[:entries])[0]
 
 
-def make_form(form: str, name: str, module: nn.Linear, batch: int) -> nn.Module:
-    """`module` in one of FORMS, with the same outputs; name: of the layer, for it is fc alone that has no tokens."""
-    if form == "dense" or not module.weight.count_nonzero():
-        return module
-    images = 1 if name == "classifier.fc" else batch  # fc's input is one vector an image, so that a batch is one table
-    return Bags(module.weight, module.bias, min(images, REPEATED))
-
-
-def forms_here(device: torch.device) -> tuple[str, ...]:
-    """The FORMS whose kernels torch has on this device."""
-    try:
-        Bags(torch.ones(1, 1, device=device), torch.ones(1, device=device))(torch.ones(1, 1, device=device))
-    except (RuntimeError, NotImplementedError):
-        return FORMS[:1]
-    return FORMS
-
-
 # The choice -----------------------------------------------------------------------------------------------
 
 
@@ -180,11 +162,17 @@ def compact(network: CCT, batch: int, form: str | None = None, *, seconds: float
     network = copy.deepcopy(network).eval().requires_grad_(False)
     remove_silent(network)
     sparse = sparse_layers(network)
+    # A batch of fc's inputs is one table, for each is one vector an image.
+    images = {name: 1 if name == "classifier.fc" else min(batch, REPEATED) for name in sparse}
+    bags = {name: Bags(layer.weight, layer.bias, images[name]) for name, layer in sparse.items()}
     if form is not None:
         forms = dict.fromkeys(sparse, form)
     else:
-        forms = {name: fastest(times) for name, times in time_forms(network, sparse, batch, seconds).items()}
-    _install(network, {name: make_form(forms[name], name, module, batch) for name, module in sparse.items()})
+        times = time_forms(network, {"dense": sparse, "bags": bags}, batch, seconds)
+        faster = {name: times["bags"][name] < WORTH * times["dense"][name] for name in sparse}
+        forms = {name: "bags" if faster[name] else "dense" for name in sparse}
+    for name in sparse:
+        network.set_submodule(name, bags[name] if forms[name] == "bags" else sparse[name])
     return network, forms
 
 
@@ -204,30 +192,24 @@ def sparse_layers(network: CCT) -> dict[str, nn.Linear]:
 
 
 def time_forms(
-    network: CCT, sparse: Mapping[str, nn.Linear], batch: int, seconds: float
+    network: CCT, forms: Mapping[str, Mapping[str, nn.Module]], batch: int, seconds: float
 ) -> dict[str, dict[str, float]]:
-    """Seconds of the fastest call of each sparse layer in each form, by layer and form.
+    """Seconds of the fastest call of each sparse layer in each form, by form and layer. forms: the layers, likewise.
 
-    Layers are timed in passes of the whole network: alone, a layer's weights would wait in the cache, which
-    flatters the dense form. Forms take turns, so that other load falls on all.
-    A form that does not run here is left out.
+    Layers are timed in passes of the whole network, which they stay in: alone, a layer's weights would wait in the
+    cache, which flatters the dense form. Forms take turns, so that other load falls on all.
     """
-    if not sparse:
-        return {}
-    size, some = network.config.image_size, next(iter(sparse.values())).weight
-    images = torch.zeros(batch, 3, size, size, dtype=some.dtype, device=some.device)
-    timed = {
-        form: {name: _Timed(make_form(form, name, module, batch)) for name, module in sparse.items()}
-        for form in forms_here(some.device)
-    }
+    weight, size = network.classifier.fc.weight, network.config.image_size
+    images = torch.zeros(batch, 3, size, size, dtype=weight.dtype, device=weight.device)
+    timed = {form: {name: _Timed(module) for name, module in modules.items()} for form, modules in forms.items()}
     end, turns = time.perf_counter() + seconds, 0
     while turns < TURNS or time.perf_counter() < end:
-        for layers_in_form in timed.values():
-            _install(network, layers_in_form)
+        for modules in timed.values():
+            for name, module in modules.items():
+                network.set_submodule(name, module)
             network(images)
         turns += 1
-    _install(network, sparse)
-    return {name: {form: timed[form][name].seconds for form in timed} for name in sparse}
+    return {form: {name: module.seconds for name, module in modules.items()} for form, modules in timed.items()}
 
 
 class _Timed(nn.Module):
@@ -251,15 +233,3 @@ def timed_call(module: nn.Module, x: Tensor) -> tuple[Tensor, float]:
     result = module(x)
     wait(x.device)
     return result, time.perf_counter() - start
-
-
-def _install(network: nn.Module, modules: Mapping[str, nn.Module]) -> None:
-    for name, module in modules.items():
-        parent, _, child = name.rpartition(".")
-        setattr(network.get_submodule(parent), child, module)
-
-
-def fastest(times: Mapping[str, float]) -> str:
-    """The form with the least time; but the dense one, if no other is clearly faster."""
-    best = min(times, key=lambda form: times[form])
-    return best if times[best] < WORTH * times["dense"] else "dense"

@@ -8,11 +8,9 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from cctlib.andc.compact import compact, forms_here, masks_of, timed_call
+from cctlib.andc.compact import TURNS, compact, masks_of, timed_call
 from cctlib.andc.masks import density
 from cctlib.model.cct import CCT
-
-TURNS = 3  # each row is timed so often at least
 
 
 def variants(network: CCT, batch: int, seconds: float = 5.0) -> tuple[dict[str, CCT], dict[str, str]]:
@@ -22,8 +20,8 @@ def variants(network: CCT, batch: int, seconds: float = 5.0) -> tuple[dict[str, 
     Returns the networks by these names, and the form that was chosen for each layer.
     """
     networks = {"dense": network}
-    for form in forms_here(next(network.parameters()).device):
-        networks["no silent nodes" if form == "dense" else form], _ = compact(network, batch, form)
+    networks["no silent nodes"], _ = compact(network, batch, "dense")
+    networks["bags"], _ = compact(network, batch, "bags")
     networks["chosen"], chosen = compact(network, batch, seconds=seconds)
     return networks, chosen
 

@@ -78,9 +78,7 @@ def repaired(network: CCT, masks: Masks, moments: Mapping[str, Moments], how: st
     return pruned
 
 
-def tables(
-    campaign: Campaign, diagonals: Mapping[float, Diagonals], seeds: Sequence[int]
-) -> dict[str, pd.DataFrame]:
+def tables(campaign: Campaign, diagonals: Mapping[float, Diagonals], seeds: Sequence[int]) -> dict[str, pd.DataFrame]:
     """Tables of linear1, pruned in all encoders at the thresholds of `diagonals`, without retraining.
 
     repaired: method, seed, repair, density, accuracy, accuracy_dense, images. cut: encoder, method, seed, shift (mean
