@@ -25,8 +25,7 @@ from cctlib.study import Study, load_images
 from cctlib.training.recipes import from_dict
 
 TIMING = ("latency_thetas", "seconds")  # settings that the sweep does not read
-PRUNING = ("pruning", "curves", "latency")
-REPAIRED, SATURATED = ("repaired", "cut"), "saturated"
+PRUNING, SATURATED = ("pruning", "curves", "repaired", "cut", "latency"), "saturated"
 BATCHES = (1, 128)  # images at a time, for latency
 COMPARED = ("andc", "random", "magnitude", "wanda")  # retrained, and drawn along the thresholds
 
@@ -48,20 +47,17 @@ def pruning_tables(study: Study) -> dict[str, pd.DataFrame]:
     """Pruned networks, by the names in `PRUNING`.
 
     pruning: `sweep.sweep` at theta 0.3, all methods, retrained as the profile says. curves: the same along the
-    thresholds, without retraining. latency: `latency.measure` of ANDC's masks for all layers, with theta.
-    Where they are: repaired and cut, from `repair.tables`; saturated, `sweep.saturate`, which a campaign makes and no
-    profile.
+    thresholds, without retraining. repaired, cut: `repair.tables`. latency: `latency.measure` of ANDC's masks for all
+    layers, with theta. And, where it ships, saturated: `sweep.saturate`, which a campaign makes and no profile.
     Raises `Missing` for a shipped study that came without them.
     """
-    if study.profile is None:
-        tables = study.shipped_tables(PRUNING, "andc", "latency")
+    if study.profile is None:  # repairs may have been made later than the others, and then have a record of their own
+        tables = study.shipped_tables(PRUNING, "andc", "latency", "repaired")
     else:
         swept, timed = sweep_stage(study, study.profile), latency_stage(study, study.profile.pruning)
-        tables = stages.read_tables(swept, [*PRUNING[:2], *REPAIRED]) | stages.read_tables(timed, PRUNING[2:])
-    for name in (*REPAIRED, SATURATED):
-        if name not in tables and (study.model.folder / f"{name}.parquet").is_file():
-            tables |= stages.read_tables(study.model.folder, [name])
-            study.shipped_stages[name] = None  # these may have been made later than the others, and say so then
+        tables = stages.read_tables(swept, PRUNING[:4]) | stages.read_tables(timed, PRUNING[4:])
+    if (study.model.folder / f"{SATURATED}.parquet").is_file():
+        tables |= study.shipped_tables([SATURATED], SATURATED)
     return tables
 
 
