@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -100,10 +101,10 @@ def heads(study: Study, owned: Ownership | None = None) -> Verdict:
     return replace(verdicts.experts(symmetry, gaps, seeds.agreement(networks)), robust=robust, nodes=nodes)
 
 
-def all_claims(study: Study) -> list[Verdict]:
-    """C1 to C5 and C7; what was not measured is not tested, and says so."""
+def all_claims(study: Study, owned: Ownership | None = None) -> list[Verdict]:
+    """C1 to C5 and C7; what was not measured is not tested, and says so. owned: as in `heads`."""
     judged = along(encoders(study))
-    for claim, judge in (("C4", pruning), ("C5", heads)):
+    for claim, judge in (("C4", pruning), ("C5", partial(heads, owned=owned))):
         try:
             judged.append(judge(study))
         except Missing:

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Float
 
 from cctlib import bootstrap
 from cctlib.andc.masks import TARGETS
@@ -220,16 +219,12 @@ def sharpening_beyond_basis(nodes: pd.DataFrame, rotated: pd.DataFrame, kinds: S
     """C3: at which sub-blocks SNR gains more from the first to the last encoder than in every random basis."""
     nodes, beyond, texts = rules.at_theta(nodes), [], []
     for kind in kinds:
-        gain = _gain(rules.by_encoder(nodes, kind).snr.to_numpy(float))
-        draws = [_gain(rows.snr.to_numpy(float)) for _, rows in rules.by_encoder(rotated, kind).groupby("draw")]
-        beyond.append(gain > max(draws))
-        texts.append(f"SNR x{gain:.2f} at {kind} (random bases x{min(draws):.2f} to x{max(draws):.2f})")
+        snr, drawn = rules.by_encoder(nodes, kind).snr, rules.by_encoder(rotated, kind).groupby("draw").snr
+        gain, gains = snr.iloc[-1] / snr.iloc[0], drawn.last() / drawn.first()
+        beyond.append(gain > gains.max())
+        texts.append(f"SNR x{gain:.2f} at {kind} (random bases x{gains.min():.2f} to x{gains.max():.2f})")
     answer = "yes" if all(beyond) else "in part" if any(beyond) else "no"
     return f"{answer}: {'; '.join(texts)}"
-
-
-def _gain(values: Float[np.ndarray, "encoder"]) -> float:
-    return float(values[-1] / values[0])
 
 
 def heads_beyond_basis(sites: pd.DataFrame) -> str:
