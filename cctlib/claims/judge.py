@@ -1,10 +1,9 @@
 """The claims judged on a study: which of its tables go into which claim, and with which random numbers."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 
-import numpy as np
 import pandas as pd
 
 from cctlib.andc.stage import pruning_tables
@@ -17,58 +16,42 @@ from cctlib.snp.measure import SHUFFLED
 from cctlib.study import Missing, Study, convolutional
 
 
-@dataclass(frozen=True)
-class Depth:
-    """What C1 to C3 are judged from: sites in the order of a network's depth, of a transformer or a convolutional one.
+def encoders(study: Study) -> dict[str, pd.DataFrame]:
+    """What C1 to C3 are judged from: the tables of a study, and the predictions of its probes.
 
-    tables: accuracy, nodes, by_theta and controls (see `snp.tables`). predictions: of the probes, by split and site;
-    labels: by split, [image]. kinds: of site that the claims speak of.
+    predictions: split, label, and a column for each site; one row an image. So `snp.maps` has them for layers.
     """
-
-    tables: Mapping[str, pd.DataFrame]
-    predictions: Mapping[str, Mapping[str, np.ndarray]]
-    labels: Mapping[str, np.ndarray]
-    num_labels: int
-    kinds: tuple[str, ...] = SUB_BLOCKS
-
-
-def encoders(study: Study) -> Depth:
-    """The encoders of a study."""
     result = study.measurement
-    predictions = {
-        split: {site: values.predictions[split] for site, values in result.sites.items()} for split in result.labels
-    }
-    return Depth(study.tables, predictions, result.labels, len(result.names))
+    by_split = []
+    for split, labels in result.labels.items():
+        of_sites = {site: values.predictions[split] for site, values in result.sites.items()}
+        by_split.append(pd.DataFrame({"split": split, "label": labels, **of_sites}))
+    return {**study.tables, "predictions": pd.concat(by_split)}
 
 
-def layers(tables: Mapping[str, pd.DataFrame], kind: str = FILTERS) -> Depth:
-    """The layers of a convolutional network, from the tables of `snp.maps`."""
-    by_split = dict(list(tables["predictions"].groupby("split")))
-    predictions = {
-        split: {site: rows[site].to_numpy() for site in tables["accuracy"].site} for split, rows in by_split.items()
-    }
-    labels = {split: rows.label.to_numpy() for split, rows in by_split.items()}
-    return Depth(tables, predictions, labels, int(tables["predictions"].label.max()) + 1, (kind,))
+def along(tables: Mapping[str, pd.DataFrame], kinds: Sequence[str] = SUB_BLOCKS) -> list[Verdict]:
+    """C1, C2 and C3, with all three answers.
 
-
-def along(depth: Depth) -> list[Verdict]:
-    """C1, C2 and C3, with all three answers."""
-    accuracy, nodes, by_theta, controls = (depth.tables[name] for name in ("accuracy", "nodes", "by_theta", "controls"))
+    tables: accuracy, nodes, by_theta, controls (see `snp.tables`) and predictions, of the `encoders` of a transformer
+    or of the layers of a convolutional network. kinds: of site that the claims speak of.
+    """
+    nodes, by_theta, controls = tables["nodes"], tables["by_theta"], tables["controls"]
+    num_labels = int(tables["predictions"].label.max()) + 1
     shuffled, rotated = (controls[controls.control == name] for name in (SHUFFLED, BASIS))
     readings = [
-        specifications.progress(depth.predictions, depth.labels, depth.kinds),
-        specifications.small_clusters(nodes, depth.num_labels, depth.kinds),
-        specifications.sharpening(nodes, by_theta, depth.kinds),
+        specifications.progress(tables["predictions"], kinds),
+        specifications.small_clusters(nodes, num_labels, kinds),
+        specifications.sharpening(nodes, by_theta, kinds),
     ]
     stated = [
-        verdicts.progress(readings[0], accuracy, depth.kinds),
-        verdicts.small_clusters(nodes, shuffled, depth.num_labels, depth.kinds),
-        verdicts.sharpening(readings[2], by_theta, depth.kinds),
+        verdicts.progress(readings[0], tables["accuracy"], kinds),
+        verdicts.small_clusters(nodes, shuffled, num_labels, kinds),
+        verdicts.sharpening(readings[2], by_theta, kinds),
     ]
     about_nodes = [
         "no: a rotation of the nodes changes no probe's accuracy, so progress is a property of the site",
-        verdicts.clusters_beyond_basis(by_theta, rotated, depth.kinds),
-        verdicts.sharpening_beyond_basis(by_theta, rotated, depth.kinds),
+        verdicts.clusters_beyond_basis(by_theta, rotated, kinds),
+        verdicts.sharpening_beyond_basis(by_theta, rotated, kinds),
     ]
     return [
         replace(verdict, robust=specifications.in_words(curve), nodes=answer)
@@ -79,7 +62,7 @@ def along(depth: Depth) -> list[Verdict]:
 def shared_mechanism(study: Study) -> Verdict:
     """C7, from the layers of the convolutional network that ships for the study's data set, if there is one."""
     found = convolutional(study.dataset)
-    return verdicts.shared_mechanism(None if found is None else along(layers(found.tables)))
+    return verdicts.shared_mechanism(None if found is None else along(found.tables, [FILTERS]))
 
 
 def pruning(study: Study) -> Verdict:

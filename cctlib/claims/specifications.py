@@ -8,12 +8,12 @@ Each function returns a table with one row a reading: quantity, effect, low, hig
 agrees (whether the reading supports the claim), and one column for each choice of `CHOICES` that it varies.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Float, Integer
+from jaxtyping import Float
 
 from cctlib import bootstrap
 from cctlib.claims import rules
@@ -28,19 +28,21 @@ SNR = {
 }
 
 
-def progress(
-    predictions: Mapping[str, Mapping[str, Integer[np.ndarray, "image"]]],
-    labels: Mapping[str, Integer[np.ndarray, "image"]],
-    kinds: Sequence[str] = rules.SUB_BLOCKS,
-) -> pd.DataFrame:
-    """C1: the last encoder's accuracy less the first's, in points. Arguments are by split, predictions then by site."""
+def progress(predictions: pd.DataFrame, kinds: Sequence[str] = rules.SUB_BLOCKS) -> pd.DataFrame:
+    """C1: the last encoder's accuracy less the first's, in points.
+
+    predictions: split, label, and the predicted label at each site; one row an image.
+    """
+    sites = pd.DataFrame(
+        [(site, *parse(site)) for site in predictions.columns[2:]], columns=["site", "encoder", "kind"]
+    )
     rows = []
-    for split, of_split in predictions.items():
-        weights = bootstrap.resample(labels[split])
-        sites = pd.DataFrame([(site, *parse(site)) for site in of_split], columns=["site", "encoder", "kind"])
+    for split, of_split in predictions.groupby("split", sort=False):
+        labels = of_split.label.to_numpy()
+        weights = bootstrap.resample(labels)
         for kind in kinds:
             names = rules.by_encoder(sites, kind).site
-            first, last = (of_split[names.iloc[end]] == labels[split] for end in (0, -1))
+            first, last = (of_split[names.iloc[end]].to_numpy() == labels for end in (0, -1))
             gain = torch.from_numpy(last.astype(np.float32) - first.astype(np.float32))  # paired over images
             low, high = bootstrap.interval(100 * (weights @ gain).double() / len(gain)).tolist()
             effect = 100 * float(last.mean() - first.mean())

@@ -14,7 +14,7 @@ from cctlib.andc.masks import TARGETS
 from cctlib.claims import judge, rules, specifications, verdicts
 from cctlib.claims.rules import FAILS, HOLDS, IN_PART, NOT_TESTED, RULES, STATEMENTS
 from cctlib.errors import UserError
-from cctlib.model.sites import parse
+from cctlib.model.sites import FILTERS, parse
 from cctlib.snp import fields, tables
 from cctlib.study import open_layers, open_study
 
@@ -79,8 +79,9 @@ def predictions_of(curves, images=3000):
 def progress_of(predictions, labels):
     """The verdict, where held-out images would say the opposite."""
     others = {site: np.where(values == labels, (labels + 1) % 10, labels) for site, values in predictions.items()}
-    splits = {"held-out": others, "test": predictions}
-    readings = specifications.progress(splits, dict.fromkeys(splits, labels))
+    splits = {"held-out": others, "test": predictions}.items()
+    tables = [pd.DataFrame({"split": split, "label": labels, **of_split}) for split, of_split in splits]
+    readings = specifications.progress(pd.concat(tables))
     rows = [(site, *parse(site), (values == labels).mean()) for site, values in predictions.items()]
     return verdicts.progress(readings, pd.DataFrame(rows, columns=["site", "encoder", "kind", "accuracy"]))
 
@@ -425,7 +426,7 @@ def test_every_claim_of_a_study_is_judged(shipped):
 
 def test_the_layers_of_a_convolutional_network_are_judged_by_the_same_rules(shipped):
     tables = open_layers("cifar100", profile="shipped", device="cpu").tables
-    judged = judge.along(judge.layers(tables))
+    judged = judge.along(tables, [FILTERS])
     assert [verdict.claim for verdict in judged] == ["C1", "C2", "C3"]
     accuracy = tables["accuracy"].set_index("site").accuracy
     first, last = accuracy["layer1/filters"], accuracy["layer10/filters"]
