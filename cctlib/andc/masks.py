@@ -217,12 +217,7 @@ def make_masks(
 
 
 def input_norms(
-    network: CCT,
-    normalise: Callable[[Tensor], Tensor],
-    images: Images,
-    *,
-    device: torch.device | str,
-    precision: Precision = "auto",
+    network: CCT, normalise: Callable[[Tensor], Tensor], images: Images, precision: Precision = "auto"
 ) -> dict[str, Float[Tensor, "input"]]:
     """Euclidean norm of each input of the prunable layers, over all tokens of all images, by name of the weight.
 
@@ -240,6 +235,6 @@ def input_norms(
         for layer in layers(network.config.encoders):
             module = network.get_submodule(layer.module)
             hooks.enter_context(module.register_forward_pre_hook(partial(add_up, layer.weight)))
-        for _ in forward(network, normalise, images, device=device, precision=precision):
+        for _ in forward(network, normalise, images, device=network.classifier.fc.weight.device, precision=precision):
             pass
     return {name: total.sqrt().float() for name, total in squares.items()}

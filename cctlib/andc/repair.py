@@ -34,7 +34,7 @@ def trunk_moments(campaign: Campaign) -> dict[str, Moments]:
     names = {layer.source: layer.weight for layer in layers(network.config.encoders, "linear1")}
     sums: dict[str, Tensor] = {}
     products: dict[str, Tensor] = {}
-    how: dict[str, Any] = {"device": campaign.device, "precision": campaign.how.precision}
+    how: dict[str, Any] = {"device": network.classifier.fc.weight.device, "precision": campaign.how.precision}
     for *_, nodes in forward(network, campaign.normalise, images, **how, taps=list(names)):
         for site, values in nodes.items():
             flat = values.flatten(0, -2).double()

@@ -33,7 +33,7 @@ from cctlib.training.processes import Place
 from cctlib.training.recipes import Recipe
 from cctlib.training.trainer import Trainer
 
-TOKENS_HELD = 2 * 2**30  # bytes of tokens kept on a processor, to save the tokenizer's share of each pass
+TOKENS_HELD = 2 * 2**30  # bytes of tokens kept on a processor; half of what is free on a GPU
 LOW_RATE = 0.1  # of the recipe's largest learning rate, to retrain the whole network with
 
 
@@ -48,7 +48,7 @@ def prune(network: CCT, masks: Masks) -> CCT:
 
 
 @torch.no_grad()
-def apply(network: CCT, masks: Masks) -> None:
+def apply(network: nn.Module, masks: Masks) -> None:
     """Set the masked weights to zero, in place. Raises `UserError` as `weights_of`."""
     for name, weight in weights_of(network, masks).items():
         weight.masked_fill_(~masks[name].to(weight.device), 0)
@@ -79,20 +79,15 @@ class Reduced:
 
 
 def reduce(
-    network: CCT,
-    normalise: Callable[[Tensor], Tensor],
-    images: Images,
-    start: str,
-    *,
-    device: torch.device | str,
-    precision: Precision = "auto",
+    network: CCT, normalise: Callable[[Tensor], Tensor], images: Images, start: str, precision: Precision = "auto"
 ) -> Reduced:
     """`images` as the rest of the network takes them from its `start` on: "pooled" nodes, "tokens" or "pixels".
 
-    Tokens that would take too much memory are computed again from pixels at each pass. Values are kept in the precision
-    that they are computed in. `network` is in eval mode. Raises `UserError` when there are no images.
+    Tokens are kept to save the tokenizer's share of each pass; where they would take too much memory, the pixels are.
+    Values are kept in the precision that they are computed in. `network` is in eval mode. Raises `UserError` when there
+    are no images.
     """
-    device = torch.device(device)
+    device = network.classifier.fc.weight.device
     if len(images) == 0:
         raise UserError(f"no {images.split} images to evaluate or retrain a pruned network on; check that split")
 
@@ -106,14 +101,10 @@ def reduce(
         headless.classifier.fc = nn.Identity()  # type: ignore[assignment]
         return Reduced(outputs(headless), labels, lambda net, nodes: net.classifier.fc(nodes), device)
     wide = 4 if resolve(device, precision) == "fp32" else 2  # bytes
-    if start == "tokens" and wide * len(images) * network.config.tokens * network.config.width <= _memory(device):
+    memory = torch.cuda.mem_get_info(device)[0] // 2 if device.type == "cuda" else TOKENS_HELD
+    if start == "tokens" and wide * len(images) * network.config.tokens * network.config.width <= memory:
         return Reduced(outputs(network.tokenizer), labels, _from_tokens, device)
     return Reduced(on_device(images, device).pixels, labels, lambda net, pixels: net(normalise(pixels)), device)
-
-
-def _memory(device: torch.device) -> int:
-    """Bytes of tokens that may be kept: half of what is free on a GPU."""
-    return torch.cuda.mem_get_info(device)[0] // 2 if device.type == "cuda" else TOKENS_HELD
 
 
 def _from_tokens(network: CCT, tokens: Tensor) -> Tensor:
@@ -121,12 +112,10 @@ def _from_tokens(network: CCT, tokens: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def predict(
-    network: CCT, reduced: Reduced, *, batch: int = 128, precision: Precision = "auto"
-) -> Int64[Tensor, "image"]:
+def predict(network: CCT, reduced: Reduced, precision: Precision = "auto") -> Int64[Tensor, "image"]:
     """The label that a network gives to each image; on the CPU."""
     labels = []
-    for values, _ in reduced.batches(batch):
+    for values, _ in reduced.batches(128):
         with autocast(reduced.device, precision):
             labels.append(reduced.rest(network, values).argmax(1))
     return torch.cat(labels).cpu()
@@ -203,16 +192,7 @@ def retraining_recipe(recipe: Recipe, epochs: int, seed: int = 0) -> Recipe:
     )
 
 
-def retrain_whole(
-    network: CCT,
-    masks: Masks,
-    train: Images,
-    held_out: Images,
-    recipe: Recipe,
-    folder: Path,
-    *,
-    device: torch.device | str,
-) -> None:
+def retrain_whole(network: CCT, masks: Masks, train: Images, held_out: Images, recipe: Recipe, folder: Path) -> None:
     """Train all weights of the network, in place, by a recipe, with the masked ones at zero after every step.
 
     Without masks this is the dense network, trained as long. Each step is the trainer's own, on augmented images.
@@ -220,7 +200,7 @@ def retrain_whole(
     places, from which a retraining that was killed goes on.
     Raises `UserError` as the trainer does, and as `weights_of`.
     """
-    device = torch.device(device)
+    device = network.classifier.fc.weight.device
     gpus = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=gpus):  # the trainer seeds the global generators
         run = Trainer(recipe, train, held_out, folder, Place(0, 1, device))

@@ -78,7 +78,7 @@ def sweep_stage(study: Study, profile: Profile) -> Path:
     retraining = Retraining(precision=profile.probe.precision)
 
     def compute(work: Path) -> None:
-        campaign = sweep.Campaign(study.network(), study.model.normalise, images, work, study.device, retraining)
+        campaign = sweep.Campaign(study.network(), study.model.normalise, images, work, retraining)
         along = replace(campaign, images=images | {"test": images["curve"]})
         at, thresholds = _diagonals(study, [fields.THETA]), _diagonals(study, settings.thetas)
         prunings = sweep.plan(masks.TARGETS, masks.METHODS, settings.seeds, at, encoders)
@@ -151,9 +151,7 @@ def saturated_stage(study: Study, settings: Saturation, runs: Path) -> Path:
     recipe, diagonals = from_dict(training.recipe), _diagonals(study, settings.thetas)
 
     def compute(work: Path) -> None:
-        campaign = sweep.Campaign(
-            study.network(), study.model.normalise, images, runs / "retrained", study.device, recipe
-        )
+        campaign = sweep.Campaign(study.network(), study.model.normalise, images, runs / "retrained", recipe)
         encoders = study.model.cct.encoders
         prunings = sweep.plan(settings.targets, settings.methods, settings.seeds, diagonals, encoders)
         stages.write_tables({SATURATED: sweep.saturate(campaign, prunings, diagonals, settings.lengths)}, work)

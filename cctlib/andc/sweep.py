@@ -86,15 +86,13 @@ class Campaign:
     normalise: Callable[[Tensor], Tensor]
     images: Mapping[str, Images]
     folder: Path
-    device: torch.device
     how: Retraining | Recipe
     _prepared: dict[tuple[str, str], Reduced] = field(default_factory=dict, init=False, repr=False)
 
     @functools.cached_property
     def norms(self) -> dict[str, Float[Tensor, "input"]]:
         """Of what the layers read, on held-out images."""
-        held_out = self.images["held-out"]
-        return input_norms(self.network, self.normalise, held_out, device=self.device, precision=self.how.precision)
+        return input_norms(self.network, self.normalise, self.images["held-out"], self.how.precision)
 
     def masks(self, pruning: Pruning, diagonals: Mapping[float, Diagonals]) -> dict[str, Tensor]:
         """Raises `UserError` as `make_masks`."""
@@ -128,7 +126,7 @@ class Campaign:
             if isinstance(self.how, Recipe):
                 train, held_out = self.images["train"], self.images["held-out"]
                 recipe = retrain.retraining_recipe(self.how, int(epochs), seed)
-                retrain.retrain_whole(network, masks, train, held_out, recipe, log, device=self.device)
+                retrain.retrain_whole(network, masks, train, held_out, recipe, log)
             else:
                 generator = torch.Generator().manual_seed(seed)
                 retrain.retrain_layers(network, masks, self._reduced("train", start), epochs, self.how, generator)
@@ -136,15 +134,13 @@ class Campaign:
 
     def predict(self, network: CCT, start: str) -> Predictions:
         """Labels of the test images by a network that is the campaign's own up to `start` (see `retrain.reduce`)."""
-        return retrain.predict(network, self._reduced("test", start), precision=self.how.precision).numpy()
+        return retrain.predict(network, self._reduced("test", start), self.how.precision).numpy()
 
     def _reduced(self, split: str, start: str) -> Reduced:
         """Images as far as nothing changes; computed when a row first needs them."""
         if (split, start) not in self._prepared:
             images, precision = self.images[split], self.how.precision
-            self._prepared[split, start] = retrain.reduce(
-                self.network, self.normalise, images, start, device=self.device, precision=precision
-            )
+            self._prepared[split, start] = retrain.reduce(self.network, self.normalise, images, start, precision)
         return self._prepared[split, start]
 
     def _key(self, masks: Masks, epochs: float, seed: int) -> str:

@@ -21,8 +21,7 @@ from cctlib.errors import UserError
 from cctlib.model.precision import autocast
 
 ENCODERS = tiny.CONFIG.encoders
-CPU = {"device": "cpu"}
-FP32 = CPU | {"precision": "fp32"}
+FP32 = {"precision": "fp32"}
 
 
 def label_sets(sets: torch.Tensor) -> list[set[int]]:
@@ -179,7 +178,7 @@ def test_norms_of_inputs_are_those_of_the_taps():
         torch.testing.assert_close(inputs[f"{name}.weight"].double(), nodes.norm(dim=0), rtol=1e-4, atol=0)
     assert not any(module._forward_pre_hooks for module in network.modules())
     with pytest.raises(UserError, match="no held-out images"):
-        andc.input_norms(network, tiny.normalise, tiny.images(0, split="held-out"), **CPU)
+        andc.input_norms(network, tiny.normalise, tiny.images(0, split="held-out"))
     with pytest.raises(UserError, match="Wanda needs norms"):
         andc.make_masks(Pruning("fc", "wanda"), network, tiny.diagonals())
 
@@ -232,7 +231,7 @@ def test_retraining_moves_kept_weights_only(monkeypatch, target, held):
 
     handle = register_optimizer_step_pre_hook(check)
     try:
-        train = reduce(network, tiny.normalise, tiny.images(40, split="train"), STARTS[target], **CPU)
+        train = reduce(network, tiny.normalise, tiny.images(40, split="train"), STARTS[target])
         retrain_layers(network, masks, train, 2.4, Retraining(batch=8), torch.Generator().manual_seed(0))
     finally:
         handle.remove()
@@ -252,7 +251,7 @@ def test_retraining_learns_and_repeats():
     results = []
     for _ in range(2):
         network = prune(tiny.network(), masks)
-        train = reduce(network, tiny.normalise, images, "tokens", **CPU)
+        train = reduce(network, tiny.normalise, images, "tokens")
         first = float(F.cross_entropy(network(tiny.normalise(images.pixels)), images.labels))
         settings = Retraining(batch=10, learning_rate=1e-2)
         retrain_layers(network, masks, train, 30.0, settings, torch.Generator().manual_seed(1))
@@ -265,7 +264,7 @@ def test_retraining_learns_and_repeats():
 def test_so_many_steps_of_retraining(epochs, steps):
     masks, taken = andc.andc_masks(tiny.diagonals(), ENCODERS, "fc"), []
     network = prune(tiny.network(), masks)
-    train = reduce(network, tiny.normalise, tiny.images(95), "pooled", **CPU)
+    train = reduce(network, tiny.normalise, tiny.images(95), "pooled")
     handle = register_optimizer_step_pre_hook(lambda *_: taken.append(1))
     try:
         retrain_layers(network, masks, train, epochs, Retraining(batch=10), torch.Generator())
@@ -277,7 +276,7 @@ def test_so_many_steps_of_retraining(epochs, steps):
 def test_a_retraining_that_diverges_is_refused():
     masks = andc.andc_masks(tiny.diagonals(), ENCODERS, "fc")
     network = prune(tiny.network(), masks)
-    train = reduce(network, tiny.normalise, tiny.images(20), "pooled", **CPU)
+    train = reduce(network, tiny.normalise, tiny.images(20), "pooled")
     broken = replace(train, values=train.values * torch.inf)
     with pytest.raises(UserError, match=r"diverged \(loss nan\)"):
         retrain_layers(network, masks, broken, 2.0, Retraining(), torch.Generator())
@@ -286,14 +285,14 @@ def test_a_retraining_that_diverges_is_refused():
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("target", ["fc", "proj"])
 def test_predictions_do_not_depend_on_where_the_masks_begin(monkeypatch, target, precision):
-    network, images = tiny.network(), tiny.images(33)
+    network, images = tiny.network(), tiny.images(150)  # two batches
     pruned = prune(network, andc.andc_masks(tiny.diagonals(), ENCODERS, target))
     with autocast("cpu", precision):
         expected = pruned(tiny.normalise(images.pixels)).argmax(1)
     for held in (0, 2**30):
         monkeypatch.setattr("cctlib.andc.retrain.TOKENS_HELD", held)
-        reduced = reduce(network, tiny.normalise, images, STARTS[target], precision=precision, **CPU)
-        assert torch.equal(predict(pruned, reduced, batch=8, precision=precision), expected)
+        reduced = reduce(network, tiny.normalise, images, STARTS[target], precision=precision)
+        assert torch.equal(predict(pruned, reduced, precision), expected)
     kept = torch.bfloat16 if precision == "bf16" else torch.float32
     assert reduced.values.dtype == kept, "what was computed in two bytes is kept in two"
 
@@ -309,7 +308,7 @@ def test_wrong_masks_and_missing_images_are_refused():
         with pytest.raises(UserError, match=message):
             prune(network, masks)
     with pytest.raises(UserError, match="no test images"):
-        reduce(network, tiny.normalise, tiny.images(0), "pooled", **CPU)
+        reduce(network, tiny.normalise, tiny.images(0), "pooled")
 
 
 # Sweeps
@@ -324,7 +323,7 @@ SETTINGS = Retraining(batch=8, precision="fp32")
 
 
 def run(folder, network=None, epochs=(0.0, 0.5)):
-    campaign = sweep.Campaign(network or tiny.network(), tiny.normalise, IMAGES, folder, torch.device("cpu"), SETTINGS)
+    campaign = sweep.Campaign(network or tiny.network(), tiny.normalise, IMAGES, folder, SETTINGS)
     prunings = plan(["fc", "linear1"], andc.METHODS, (0, 1), DIAGONALS, ENCODERS)
     return sweep.sweep(campaign, prunings, DIAGONALS, epochs)
 

@@ -18,8 +18,8 @@ def pruned(tmp_path_factory):
     study = untrained("demo", tmp_path_factory.mktemp("repair") / "model")
     network, images = study.network(), {split: study.images(split) for split in ("held-out", "test")}
     masks = make_masks(Pruning("linear1", "random", 0.3, 0), network, measure.diagonals(study.measurement))
-    how = study.device, Retraining(precision="fp32")
-    campaign = Campaign(network, study.model.normalise, images, tmp_path_factory.mktemp("rows"), *how)
+    rows, how = tmp_path_factory.mktemp("rows"), Retraining(precision="fp32")
+    campaign = Campaign(network, study.model.normalise, images, rows, how)
     return study, campaign, masks, repair.trunk_moments(campaign)
 
 

@@ -21,13 +21,12 @@ IMAGES = {
     split: tiny.images(count, seed, split, side=CONFIG.image_size)
     for seed, (split, count) in enumerate({"train": 20, "held-out": 15, "test": 25}.items())
 }
-CPU = torch.device("cpu")
 
 
 def retrained(folder, masks, epochs=2, network=None):
     network = network or tiny.network(config=CONFIG)
     how = retraining_recipe(RECIPE, epochs)
-    retrain_whole(network, masks, IMAGES["train"], IMAGES["held-out"], how, folder, device=CPU)
+    retrain_whole(network, masks, IMAGES["train"], IMAGES["held-out"], how, folder)
     return network.state_dict()
 
 
@@ -104,7 +103,7 @@ def test_the_gain_of_the_last_quarter_is_that_of_its_epochs(tmp_path, accuracies
 
 
 def campaign(folder, network=None):
-    return sweep.Campaign(network or tiny.network(config=CONFIG), tiny.normalise, IMAGES, folder, CPU, RECIPE)
+    return sweep.Campaign(network or tiny.network(config=CONFIG), tiny.normalise, IMAGES, folder, RECIPE)
 
 
 PRUNINGS = [andc.Pruning("fc", "andc"), andc.Pruning("fc", "random", seed=1), andc.Pruning("linear1", "wanda")]
