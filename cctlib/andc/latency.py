@@ -76,5 +76,6 @@ def measure(network: CCT, batches: Sequence[int], seconds: float) -> pd.DataFram
     for batch in batches:
         networks, _ = variants(network, batch, seconds)
         images = torch.randn(batch, 3, side, side, generator=torch.Generator().manual_seed(0)).to(device)
-        tables.append(ratios(turns(networks, images, seconds)).assign(batch=batch, sparsity=sparsity))
-    return pd.concat(tables, ignore_index=True)[["batch", "sparsity", *tables[0].columns[:-2]]]
+        table = ratios(turns(networks, images, seconds))
+        tables.append(pd.DataFrame({"batch": batch, "sparsity": sparsity, **table}))
+    return pd.concat(tables, ignore_index=True)

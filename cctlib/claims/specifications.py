@@ -147,5 +147,5 @@ def resampled(nodes: pd.DataFrame) -> dict[str, Float[np.ndarray, "sample encode
             "snr_node": ratio / full,
             "clusters": clusters / full,
             "cluster_size": labels / clusters,
-            "share": having / np.array([len(site) for _, site in nodes.groupby("site", sort=False)]),
+            "share": having / nodes.groupby("site", sort=False).size().to_numpy(),
         }

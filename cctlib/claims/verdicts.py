@@ -73,7 +73,7 @@ def small_clusters(
     if draws < rules.DRAWS:
         state = NOT_TESTED if each or small else FAILS
     else:
-        state = graded(each and small and quiet, int(each) + int(small) + int(quiet) == 2)
+        state = graded(each and small and quiet, sum((each, small, quiet)) == 2)
     size, count = (f"{sites[name].min():.1f} to {sites[name].max():.1f}" for name in ("cluster_size", "clusters"))
     noise = f"noise {ratio.min():.2f} to {ratio.max():.2f} times that of shuffled labels" if draws else ""
     text = (
