@@ -10,7 +10,6 @@ prints what the code does.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Literal
 
 import numpy as np
@@ -18,7 +17,6 @@ import pandas as pd
 from jaxtyping import Float
 from scipy.stats import kendalltau
 
-from cctlib.bootstrap import resample
 from cctlib.errors import UserError
 from cctlib.snp.fields import THETA
 
@@ -112,12 +110,6 @@ def trend(values: Float[np.ndarray, "encoder"], sign: int = 1) -> tuple[float, b
     alternative = "greater" if sign > 0 else "less"
     test = kendalltau(np.arange(len(values)), values, alternative=alternative)
     return float(test.statistic), bool(test.pvalue < SIGNIFICANT)
-
-
-@lru_cache(maxsize=32)
-def node_weights(nodes: int, site: int) -> Float[np.ndarray, "resample node"]:
-    """Bootstrap weights of the nodes of a site; sites of other numbers get other weights, each the same every time."""
-    return resample(np.zeros(nodes, dtype=int), seed=site).double().numpy()
 
 
 def by_encoder(table: pd.DataFrame, kind: str) -> pd.DataFrame:

@@ -9,6 +9,7 @@ agrees (whether the reading supports the claim), and one column for each choice 
 """
 
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 
 import numpy as np
 import pandas as pd
@@ -127,7 +128,7 @@ def _resampled_at(
 
 
 def resampled(nodes: pd.DataFrame) -> dict[str, Float[np.ndarray, "sample encoder"]]:
-    """Numbers of the sites of one kind that follow from counts of nodes (Method, section 5), by name.
+    """Numbers of sites that follow from counts of their nodes (Method, section 5), by name.
 
     Row 0 has every node once; the other rows are bootstrap samples of the nodes. Ratios are as in
     `snp.SiteStatistics.summary`, but for a factor that all encoders share.
@@ -137,7 +138,7 @@ def resampled(nodes: pd.DataFrame) -> dict[str, Float[np.ndarray, "sample encode
         full, ratio = ~site.silent.astype(bool), site.signal / site.noise.clip(lower=1)
         columns = [site.noise, site.labels, site.ones - site.labels, ratio, full, site.clusters, site.clusters > 0]
         counts = np.stack(columns, axis=1).astype(float)
-        sites.append(np.concatenate([counts.sum(axis=0)[None], rules.node_weights(len(site), number) @ counts]))
+        sites.append(np.concatenate([counts.sum(axis=0)[None], _node_weights(len(site), number) @ counts]))
     noise, labels, wrong, ratio, full, clusters, having = np.stack(sites, axis=1).transpose(2, 0, 1)
     with np.errstate(invalid="ignore", divide="ignore"):
         return {
@@ -149,3 +150,9 @@ def resampled(nodes: pd.DataFrame) -> dict[str, Float[np.ndarray, "sample encode
             "cluster_size": labels / clusters,
             "share": having / nodes.groupby("site", sort=False).size().to_numpy(),
         }
+
+
+@lru_cache(maxsize=32)
+def _node_weights(nodes: int, site: int) -> Float[np.ndarray, "resample node"]:
+    """Bootstrap weights of the nodes of a site; sites of other numbers get other weights, each the same every time."""
+    return bootstrap.resample(np.zeros(nodes, dtype=int), seed=site).double().numpy()
