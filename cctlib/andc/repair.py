@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from cctlib.andc import retrain
-from cctlib.andc.masks import Diagonals, Masks, density, layers
+from cctlib.andc.masks import Masks, density, layers
 from cctlib.andc.sweep import Campaign, plan
 from cctlib.model.cct import CCT
 from cctlib.model.forward import forward
@@ -78,8 +78,8 @@ def repaired(network: CCT, masks: Masks, moments: Mapping[str, Moments], how: st
     return pruned
 
 
-def tables(campaign: Campaign, diagonals: Mapping[float, Diagonals], seeds: Sequence[int]) -> dict[str, pd.DataFrame]:
-    """Tables of linear1, pruned in all encoders at the thresholds of `diagonals`, without retraining.
+def tables(campaign: Campaign, seeds: Sequence[int]) -> dict[str, pd.DataFrame]:
+    """Tables of linear1, pruned in all encoders at the thresholds of the campaign, without retraining.
 
     repaired: method, seed, repair, density, accuracy, accuracy_dense, images. cut: encoder, method, seed, shift (mean
     over hidden nodes) and explained (their median), as in `effect`.
@@ -91,8 +91,8 @@ def tables(campaign: Campaign, diagonals: Mapping[float, Diagonals], seeds: Sequ
         return float((campaign.predict(of, "tokens") == labels).mean())
 
     rows, cut = [], []
-    for pruning in plan(["linear1"], METHODS, seeds, diagonals, network.config.encoders):
-        masks = campaign.masks(pruning, diagonals)
+    for pruning in plan(["linear1"], METHODS, seeds, campaign.diagonals, network.config.encoders):
+        masks = campaign.masks(pruning)
         of_mask = {"method": pruning.method, "seed": pruning.seed}
         for repair in (AS_CUT, MEAN, SPREAD):
             share = accuracy(repaired(network, masks, moments, repair))

@@ -78,16 +78,16 @@ def sweep_stage(study: Study, profile: Profile) -> Path:
     retraining = Retraining(precision=profile.probe.precision)
 
     def compute(work: Path) -> None:
-        campaign = sweep.Campaign(study.network(), study.model.normalise, images, work, retraining)
-        along = replace(campaign, images=images | {"test": images["curve"]})
         at, thresholds = _diagonals(study, [fields.THETA]), _diagonals(study, settings.thetas)
+        campaign = sweep.Campaign(study.network(), study.model.normalise, images, at, work, retraining)
+        along = replace(campaign, images=images | {"test": images["curve"]}, diagonals=thresholds)
         prunings = sweep.plan(masks.TARGETS, masks.METHODS, settings.seeds, at, encoders)
         retrained = sweep.plan(settings.targets, COMPARED, settings.seeds, at, encoders)
-        amounts = settings.amounts(len(images["train"]))
-        tables = [sweep.sweep(campaign, prunings, at), sweep.sweep(campaign, retrained, at, amounts)]
         curves = sweep.plan(settings.targets, COMPARED, settings.seeds[:1], thresholds, encoders)
-        made = {"pruning": pd.concat(tables, ignore_index=True), "curves": sweep.sweep(along, curves, thresholds)}
-        stages.write_tables(made | repair.tables(campaign, at, settings.seeds), work)
+        amounts = settings.amounts(len(images["train"]))
+        tables = [sweep.sweep(campaign, prunings), sweep.sweep(campaign, retrained, amounts)]
+        made = {"pruning": pd.concat(tables, ignore_index=True), "curves": sweep.sweep(along, curves)}
+        stages.write_tables(made | repair.tables(campaign, settings.seeds), work)
 
     study.folders["andc"] = stages.stage(
         study.home,
@@ -151,10 +151,10 @@ def saturated_stage(study: Study, settings: Saturation, runs: Path) -> Path:
     recipe, diagonals = from_dict(training.recipe), _diagonals(study, settings.thetas)
 
     def compute(work: Path) -> None:
-        campaign = sweep.Campaign(study.network(), study.model.normalise, images, runs / "retrained", recipe)
-        encoders = study.model.cct.encoders
+        rows, encoders = runs / "retrained", study.model.cct.encoders
+        campaign = sweep.Campaign(study.network(), study.model.normalise, images, diagonals, rows, recipe)
         prunings = sweep.plan(settings.targets, settings.methods, settings.seeds, diagonals, encoders)
-        stages.write_tables({SATURATED: sweep.saturate(campaign, prunings, diagonals, settings.lengths)}, work)
+        stages.write_tables({SATURATED: sweep.saturate(campaign, prunings, settings.lengths)}, work)
 
     return stages.stage(
         runs,

@@ -77,14 +77,16 @@ def plan(
 class Campaign:
     """What all rows share.
 
-    images: "train", "held-out" and "test". folder: where finished rows are kept, as checkpoint-*; a row that is there,
-    made from the same network, masks, images and settings, is not done again. how: the masked layers alone, or the
-    whole network by the recipe that it was trained with.
+    images: "train", "held-out" and "test". diagonals: `measure.diagonals` by theta, from held-out images. folder: where
+    finished rows are kept, as checkpoint-*; a row that is there, made from the same network, masks, images and
+    settings, is not done again. how: the masked layers alone, or the whole network by the recipe that it was trained
+    with.
     """
 
     network: CCT
     normalise: Callable[[Tensor], Tensor]
     images: Mapping[str, Images]
+    diagonals: Mapping[float, Diagonals]
     folder: Path
     how: Retraining | Recipe
     _prepared: dict[tuple[str, str], Reduced] = field(default_factory=dict, init=False, repr=False)
@@ -94,10 +96,10 @@ class Campaign:
         """Of what the layers read, on held-out images."""
         return input_norms(self.network, self.normalise, self.images["held-out"], self.how.precision)
 
-    def masks(self, pruning: Pruning, diagonals: Mapping[float, Diagonals]) -> dict[str, Tensor]:
+    def masks(self, pruning: Pruning) -> dict[str, Tensor]:
         """Raises `UserError` as `make_masks`."""
         norms = self.norms if pruning.method == "wanda" else None
-        return make_masks(pruning, self.network, diagonals[pruning.theta], norms)
+        return make_masks(pruning, self.network, self.diagonals[pruning.theta], norms)
 
     def row(
         self, name: str, target: str, masks: Masks, epochs: float = 0.0, seed: int = 0
@@ -172,15 +174,8 @@ def tensors_hash(tensors: Iterable[Tensor]) -> str:
 # Tables of rows -------------------------------------------------------------------------------------------
 
 
-def sweep(
-    campaign: Campaign,
-    prunings: Iterable[Pruning],
-    diagonals: Mapping[float, Diagonals],
-    epochs: Sequence[float] = (0.0,),
-) -> pd.DataFrame:
+def sweep(campaign: Campaign, prunings: Iterable[Pruning], epochs: Sequence[float] = (0.0,)) -> pd.DataFrame:
     """Evaluate every pruning after every amount of retraining of the masked layers.
-
-    diagonals: `measure.diagonals` by theta, from held-out images.
 
     Returns a row for each pruning and amount of retraining, with columns
       target, method, theta, seed, epochs: what was done;
@@ -193,13 +188,11 @@ def sweep(
       images, trained_images: test images, and those in a whole pass of retraining.
     Raises `UserError` for a mask that cannot be made, or where there are no images.
     """
-    tables = [_rows(campaign, masks, amount) for masks in _groups(campaign, prunings, diagonals) for amount in epochs]
+    tables = [_rows(campaign, masks, amount) for masks in _groups(campaign, prunings) for amount in epochs]
     return pd.concat(tables, ignore_index=True).drop(columns=["gain", "gain_dense"])
 
 
-def saturate(
-    campaign: Campaign, prunings: Iterable[Pruning], diagonals: Mapping[float, Diagonals], lengths: Sequence[int]
-) -> pd.DataFrame:
+def saturate(campaign: Campaign, prunings: Iterable[Pruning], lengths: Sequence[int]) -> pd.DataFrame:
     """Retrain every pruned network, and the dense one beside it, until it stops gaining.
 
     lengths: epochs to try, shortest first. The prunings of one target and theta, and the dense network, are all
@@ -211,7 +204,7 @@ def saturate(
     Raises `UserError` as `sweep`.
     """
     tables = []
-    for masks in _groups(campaign, prunings, diagonals):
+    for masks in _groups(campaign, prunings):
         for epochs in lengths:
             table = _rows(campaign, masks, epochs)
             saturated = table[["gain", "gain_dense"]].max(axis=None) < LEAST_GAIN
@@ -225,13 +218,11 @@ def saturate(
     return pd.concat(tables, ignore_index=True)
 
 
-def _groups(
-    campaign: Campaign, prunings: Iterable[Pruning], diagonals: Mapping[float, Diagonals]
-) -> Iterable[dict[Pruning, Masks]]:
+def _groups(campaign: Campaign, prunings: Iterable[Pruning]) -> Iterable[dict[Pruning, Masks]]:
     """The masks of prunings that follow each other and have one target and theta, group by group."""
     groups = [list(group) for _, group in groupby(prunings, lambda pruning: (pruning.target, pruning.theta))]
     for group in tqdm(groups, desc="pruning", unit="target"):
-        yield {pruning: campaign.masks(pruning, diagonals) for pruning in group}
+        yield {pruning: campaign.masks(pruning) for pruning in group}
 
 
 def _rows(campaign: Campaign, masks: Mapping[Pruning, Masks], epochs: float) -> pd.DataFrame:

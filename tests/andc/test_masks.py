@@ -323,9 +323,9 @@ SETTINGS = Retraining(batch=8, precision="fp32")
 
 
 def run(folder, network=None, epochs=(0.0, 0.5)):
-    campaign = sweep.Campaign(network or tiny.network(), tiny.normalise, IMAGES, folder, SETTINGS)
+    campaign = sweep.Campaign(network or tiny.network(), tiny.normalise, IMAGES, DIAGONALS, folder, SETTINGS)
     prunings = plan(["fc", "linear1"], andc.METHODS, (0, 1), DIAGONALS, ENCODERS)
-    return sweep.sweep(campaign, prunings, DIAGONALS, epochs)
+    return sweep.sweep(campaign, prunings, epochs)
 
 
 def test_a_sweep_is_what_single_prunings_are(tmp_path):

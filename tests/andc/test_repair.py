@@ -5,7 +5,7 @@ import torch
 from tiny_study import untrained
 
 from cctlib.andc import repair
-from cctlib.andc.masks import Pruning, make_masks
+from cctlib.andc.masks import Pruning
 from cctlib.andc.retrain import Retraining
 from cctlib.andc.sweep import Campaign
 from cctlib.snp import measure
@@ -17,9 +17,10 @@ FIRST = "classifier.blocks.0.linear1"  # what it reads is the same before and af
 def pruned(tmp_path_factory):
     study = untrained("demo", tmp_path_factory.mktemp("repair") / "model")
     network, images = study.network(), {split: study.images(split) for split in ("held-out", "test")}
-    masks = make_masks(Pruning("linear1", "random", 0.3, 0), network, measure.diagonals(study.measurement))
+    diagonals = {0.3: measure.diagonals(study.measurement)}
     rows, how = tmp_path_factory.mktemp("rows"), Retraining(precision="fp32")
-    campaign = Campaign(network, study.model.normalise, images, rows, how)
+    campaign = Campaign(network, study.model.normalise, images, diagonals, rows, how)
+    masks = campaign.masks(Pruning("linear1", "random", 0.3, 0))
     return study, campaign, masks, repair.trunk_moments(campaign)
 
 
@@ -64,8 +65,8 @@ def test_the_effect_of_a_cut_is_what_correlation_says(pruned):
 
 
 def test_the_tables_hold_every_mask_and_repair(pruned):
-    study, campaign, *_ = pruned
-    made = repair.tables(campaign, {0.3: measure.diagonals(study.measurement)}, (0, 1))
+    _, campaign, *_ = pruned
+    made = repair.tables(campaign, (0, 1))
     assert len(made["repaired"]) == 3 * (1 + 2 + 1) and made["repaired"].density.nunique() == 1
     assert len(made["cut"]) == campaign.network.config.encoders * (1 + 2 + 1)
     assert made["cut"].explained.between(0, 1).all()

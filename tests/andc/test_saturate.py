@@ -103,7 +103,7 @@ def test_the_gain_of_the_last_quarter_is_that_of_its_epochs(tmp_path, accuracies
 
 
 def campaign(folder, network=None):
-    return sweep.Campaign(network or tiny.network(config=CONFIG), tiny.normalise, IMAGES, folder, RECIPE)
+    return sweep.Campaign(network or tiny.network(config=CONFIG), tiny.normalise, IMAGES, DIAGONALS, folder, RECIPE)
 
 
 PRUNINGS = [andc.Pruning("fc", "andc"), andc.Pruning("fc", "random", seed=1), andc.Pruning("linear1", "wanda")]
@@ -114,7 +114,7 @@ def test_all_of_a_target_and_the_dense_network_are_retrained_until_none_gains(tm
     """A network of fc still gains after both lengths, none of linear1 after the first."""
     gains = lambda folder: 0.01 if folder.name.startswith("checkpoint-fc-random") else 0.001  # noqa: E731
     monkeypatch.setattr(retrain, "gain_of_last_quarter", gains)
-    table = sweep.saturate(campaign(tmp_path), PRUNINGS, DIAGONALS, lengths=(1, 2))
+    table = sweep.saturate(campaign(tmp_path), PRUNINGS, lengths=(1, 2))
     assert " ".join(table.columns) == (
         "target method theta seed epochs density accuracy accuracy_dense low high parameters macs bytes "
         "dense_parameters dense_macs dense_bytes images trained_images gain gain_dense accuracy_before "
@@ -129,7 +129,7 @@ def test_all_of_a_target_and_the_dense_network_are_retrained_until_none_gains(tm
 
 
 def test_accuracies_are_those_of_networks_retrained_by_hand_and_nothing_is_done_twice(tmp_path, monkeypatch):
-    first = sweep.saturate(campaign(tmp_path / "a"), PRUNINGS[:1], DIAGONALS, lengths=(2,))
+    first = sweep.saturate(campaign(tmp_path / "a"), PRUNINGS[:1], lengths=(2,))
     masks = andc.andc_masks(DIAGONALS[0.3], CONFIG.encoders, "fc")
     pixels, labels = tiny.normalise(IMAGES["test"].pixels), IMAGES["test"].labels
     row = first.iloc[0]
@@ -140,9 +140,9 @@ def test_accuracies_are_those_of_networks_retrained_by_hand_and_nothing_is_done_
         assert row[column] == pytest.approx((network(pixels).argmax(1) == labels).double().mean().item())
         assert row[f"{column}_before"] == pytest.approx(before)
     monkeypatch.setattr(retrain, "retrain_whole", lambda *_, **__: pytest.fail("retrained again"))
-    again = sweep.saturate(campaign(tmp_path / "a"), PRUNINGS[:1], DIAGONALS, lengths=(2,))
+    again = sweep.saturate(campaign(tmp_path / "a"), PRUNINGS[:1], lengths=(2,))
     assert again.equals(first)
     other = copy.deepcopy(campaign(tmp_path / "a").network)
     other.classifier.fc.bias += 1
     with pytest.raises(pytest.fail.Exception, match="retrained again"):
-        sweep.saturate(campaign(tmp_path / "a", other), PRUNINGS[:1], DIAGONALS, lengths=(2,))
+        sweep.saturate(campaign(tmp_path / "a", other), PRUNINGS[:1], lengths=(2,))
