@@ -19,7 +19,6 @@ from cctlib.andc.masks import Masks, density, layers
 from cctlib.andc.sweep import Campaign, plan
 from cctlib.model.cct import CCT
 from cctlib.model.forward import forward
-from cctlib.snp import fields
 
 METHODS = ("andc", "random", "magnitude")
 AS_CUT, MEAN, SPREAD = "as cut", "mean given back", "mean and spread given back"
