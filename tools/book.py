@@ -20,7 +20,7 @@ from importlib import metadata
 from pathlib import Path
 
 from cctlib import cli, stages
-from cctlib.claims.rules import RULES, STATEMENTS
+from cctlib.claims.rules import ABOUT_NODES, RULES, STATEMENTS
 from cctlib.errors import UserError
 from tools import explore
 from tools.executed import as_page, glued, read_executed, run_of
@@ -206,9 +206,10 @@ def _printed(arguments: Sequence[str]) -> str:
 
 
 def _rules() -> str:
-    """Markdown: a table of the claims and of the rules that judge them as stated."""
-    lines = ["| | claim | holds as stated when |", "|---|---|---|"]
-    return "\n".join(lines + [f"| {claim} | {STATEMENTS[claim]} | {rule} |" for claim, rule in RULES.items()])
+    """Markdown: a table of the claims and of the rules that judge them as stated, and whether they are about nodes."""
+    lines = ["| | claim | holds as stated when | is about nodes when |", "|---|---|---|---|"]
+    rows = [(claim, STATEMENTS[claim], rule, ABOUT_NODES.get(claim, "not asked")) for claim, rule in RULES.items()]
+    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
 
 
 def _first_version() -> str:

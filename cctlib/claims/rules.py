@@ -78,6 +78,19 @@ RULES = {
     "C7": "C1, C2 and C3 hold, as stated, along the layers of a convolutional network. In part: some of them.",
 }
 
+ABOUT_NODES = {
+    "C2": f"Noise lies below that of every random basis: at {MOST:.0%} of the sites of mha and ff. In part: at some.",
+    "C3": (
+        "From the first encoder to the last, noise falls and SNR rises by a larger factor than in every random basis, "
+        "at mha and at ff. In part: at one of the two."
+    ),
+    "C5": (
+        f"At {MOST:.0%} of the encoders, labels are more concentrated on heads than in every random basis within the "
+        "heads. In part: more only than in bases that mix the heads, so that the subspaces of heads are special and "
+        "not their nodes."
+    ),
+}
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -88,7 +101,7 @@ class Verdict:
     state: State
     effect: str
     interval: tuple[float, float] = (np.nan, np.nan)
-    robust: str = "not asked"
+    robust: str = "not tested"
     nodes: str = "not tested"
 
 

@@ -99,19 +99,22 @@ def experts(symmetry: pd.DataFrame, gaps: pd.DataFrame) -> pd.DataFrame:
 
 
 def in_words(readings: pd.DataFrame) -> str:
-    """How robust: how many readings agree, and the choice at which most of the others are found."""
+    """How robust: how many readings agree, and the choice that at least half of the others have, if it is one."""
     agree, total = int(readings.agrees.sum()), len(readings)
     text = f"{agree} of {total} readings agree"
     failing = total - agree
     if not failing or not agree:
         return text
     found = []
-    for choice in ["quantity", *(name for name in CHOICES if name in readings)]:
+    for choice in [name for name in ("quantity", *CHOICES) if name in readings and readings[name].nunique() > 1]:
         for value, rows in readings.groupby(choice):
             missed, name = int((~rows.agrees).sum()), f"{value:g}" if isinstance(value, float) else value
-            where = f"{missed} of the {failing} others have {choice} {name}, which fails in {missed} of {len(rows)}"
-            found.append((missed / failing * missed / len(rows), where))  # share of the failures, and of the choice
-    return f"{text}; {max(found, key=lambda entry: entry[0])[1]}"
+            of = "all" if missed == failing else f"{missed} of the"
+            of = "the one that disagrees has" if failing == 1 else f"{of} {failing} that disagree have"
+            where = f"; {of} {choice} {name} ({missed} of its {len(rows)} readings)"
+            if 2 * missed >= failing and missed / len(rows) >= 1.5 * failing / total:
+                found.append((missed / failing * missed / len(rows), where))  # share of the failures, and of the choice
+    return text + max(found, key=lambda entry: entry[0], default=(0, ""))[1]
 
 
 def _row(quantity: str, effect: float, low: float, high: float, agrees: object, **choices: object) -> dict[str, object]:

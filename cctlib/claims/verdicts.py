@@ -75,10 +75,12 @@ def small_clusters(
     else:
         state = graded(each and small and quiet, sum((each, small, quiet)) == 2)
     size, count = (f"{sites[name].min():.1f} to {sites[name].max():.1f}" for name in ("cluster_size", "clusters"))
+    least = np.floor(100 * sites.share.min())  # not rounded up to all of them
+    having = "every node has" if least == 100 else f"at least {least:.0f}% of the nodes have"
     noise = f"noise {ratio.min():.2f} to {ratio.max():.2f} times that of shuffled labels" if draws else ""
     text = (
-        f"clusters of {size} labels of {num_labels}; {count} clusters a node; "
-        f"at least {sites.share.min():.0%} of the nodes have one; {noise or 'no labels were shuffled'}"
+        f"clusters of {sites.cluster_size.mean():.2f} of {num_labels} labels on average ({size} by site); {count} "
+        f"clusters per node; {having} one; {noise or 'no labels were shuffled'}"
     )
     open_ = f"; {draws} draws of shuffled labels, {rules.DRAWS} decide" if state == NOT_TESTED else ""
     low, high = bootstrap.interval(torch.from_numpy(np.mean(list(samples["cluster_size"][1:].T), axis=0))).tolist()
@@ -216,13 +218,18 @@ def clusters_beyond_basis(nodes: pd.DataFrame, rotated: pd.DataFrame, kinds: Seq
 
 
 def sharpening_beyond_basis(nodes: pd.DataFrame, rotated: pd.DataFrame, kinds: Sequence[str] = rules.SUB_BLOCKS) -> str:
-    """C3: at which sub-blocks SNR gains more from the first to the last encoder than in every random basis."""
+    """C3: at which sub-blocks noise and SNR, last encoder over first, move further than in every random basis."""
     nodes, beyond, texts = rules.at_theta(nodes), [], []
     for kind in kinds:
-        snr, drawn = rules.by_encoder(nodes, kind).snr, rules.by_encoder(rotated, kind).groupby("draw").snr
-        gain, gains = snr.iloc[-1] / snr.iloc[0], drawn.last() / drawn.first()
-        beyond.append(gain > gains.max())
-        texts.append(f"SNR x{gain:.2f} at {kind} (random bases x{gains.min():.2f} to x{gains.max():.2f})")
+        means = rules.by_encoder(nodes, kind)[["noise", "snr"]]
+        drawn = rules.by_encoder(rotated, kind).groupby("draw")[["noise", "snr"]]
+        move, moves = means.iloc[-1] / means.iloc[0], drawn.last() / drawn.first()
+        beyond.append(move.noise < moves.noise.min() and move.snr > moves.snr.max())
+        parts = [
+            f"{title} x{move[name]:.2f} (random bases x{moves[name].min():.2f} to x{moves[name].max():.2f})"
+            for name, title in (("noise", "noise"), ("snr", "SNR"))
+        ]
+        texts.append(f"{' and '.join(parts)} at {kind}")
     answer = "yes" if all(beyond) else "in part" if any(beyond) else "no"
     return f"{answer}: {'; '.join(texts)}"
 

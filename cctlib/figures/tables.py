@@ -65,7 +65,10 @@ def verdicts(table: pd.DataFrame) -> Table:
         "how robust": table.robust.map(html.escape),
         "about nodes?": table.nodes.map(html.escape),
     }
-    caption = "Each verdict follows from a rule that is code; the interval is that of the effect's first number."
+    caption = (
+        "Each verdict follows from a rule that is code. The 95% interval is that of the first number; "
+        "tau is Kendall's rank correlation with the order of the encoders."
+    )
     return styled(pd.DataFrame(shown), caption=caption, prose=list(shown))
 
 
@@ -76,6 +79,8 @@ def verdicts_by_dataset(table: pd.DataFrame) -> Table:
     """
     cells = table.assign(cell=table.verdict.map(verdict_cell), claim=table.claim + " " + table.statement)
     wide = cells.pivot(index="claim", columns="dataset", values="cell")[list(dict.fromkeys(table.dataset))]
-    agree = int((table.groupby("claim").verdict.nunique() == 1).sum())
-    caption = f"All data sets have the same verdict for {agree} of {len(wide)} claims." if len(wide.columns) > 1 else ""
+    by_claim = table.groupby("claim").verdict
+    tested = ~by_claim.agg(lambda words: "not tested" in set(words))
+    agree = f"{(tested & (by_claim.nunique() == 1)).sum()} of the {tested.sum()} claims that were tested on all of them"
+    caption = f"The data sets agree on {agree}." if len(wide.columns) > 1 else ""
     return styled(wide.reset_index(), caption=caption, prose=["claim", *wide.columns])

@@ -169,7 +169,8 @@ def test_small_clusters_in_numbers():
     nodes = pd.concat([cluster_nodes(9, 4).assign(theta=0.1), cluster_nodes(2.5, 4, empty=1)])
     verdict = verdicts.small_clusters(nodes, shuffled(400), 100)
     assert verdict.effect == (
-        "clusters of 2.5 to 2.5 labels of 100; 4.0 to 4.0 clusters a node; at least 95% of the nodes have one; "
+        "clusters of 2.50 of 100 labels on average (2.5 to 2.5 by site); 4.0 to 4.0 clusters per node; "
+        "at least 95% of the nodes have one; "
         "noise 0.24 to 0.24 times that of shuffled labels"
     )
     assert verdict.interval == pytest.approx((2.5, 2.5))
@@ -363,10 +364,21 @@ def test_clusters_are_about_nodes_when_they_are_quieter_than_every_basis(noise, 
 
 
 @pytest.mark.parametrize(
-    ("snr", "answer"), [(both(9.0), "yes"), ({"mha": 9.0, "ff": 0.1}, "in part"), (both(0.1), "no")]
+    ("snr", "falling", "answer"),
+    [
+        (both(9.0), ("mha", "ff"), "yes"),
+        ({"mha": 9.0, "ff": 0.1}, ("mha", "ff"), "in part"),
+        (both(9.0), ("mha",), "in part"),
+        (both(9.0), (), "no"),
+        (both(0.1), ("mha", "ff"), "no"),
+    ],
 )
-def test_sharpening_is_about_nodes_when_it_exceeds_every_basis(snr, answer):
-    assert verdicts.sharpening_beyond_basis(sites(50, snr), rotated(100, 1)).startswith(f"{answer}: ")
+def test_sharpening_is_about_nodes_when_both_quantities_move_further_than_in_every_basis(snr, falling, answer):
+    nodes = sites(50.0, snr)
+    nodes["noise"] = nodes.noise.where(~nodes.kind.isin(falling), 50.0 / nodes.encoder)  # that of every basis is level
+    text = verdicts.sharpening_beyond_basis(nodes, rotated(100, 1))
+    assert text.startswith(f"{answer}: ") and "(random bases x1.00 to x1.00)" in text
+    assert ("noise x0.14" in text) == bool(falling)
 
 
 @pytest.mark.parametrize(
@@ -401,8 +413,13 @@ def test_the_choice_that_breaks_a_claim_is_named():
     rows = [(kind, theta, theta < 0.5) for kind in ("mha", "ff") for theta in (0.1, 0.3, 0.5)]
     curve = pd.DataFrame(rows, columns=["sub-block", "theta", "agrees"]).assign(quantity="noise")
     assert specifications.in_words(curve) == (
-        "4 of 6 readings agree; 2 of the 2 others have theta 0.5, which fails in 2 of 2"
+        "4 of 6 readings agree; all 2 that disagree have theta 0.5 (2 of its 2 readings)"
     )
+    one = curve.assign(agrees=curve.index != 5)
+    assert specifications.in_words(one).endswith("; the one that disagrees has theta 0.5 (1 of its 2 readings)")
+    spread = curve.assign(agrees=curve.theta.isin([7.0]), quantity=list("abcdef"), **{"sub-block": list("uvwxyz")})
+    spread = spread.assign(theta=range(6), agrees=[True, True, True, False, False, False])
+    assert specifications.in_words(spread) == "3 of 6 readings agree", "no choice explains half of those that disagree"
     assert specifications.in_words(curve.assign(agrees=True)) == "6 of 6 readings agree"
 
 
