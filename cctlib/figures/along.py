@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from cctlib.claims import rules
 from cctlib.errors import UserError
 from cctlib.figures.style import KINDS, Card, band, card, encoder_axis, line, look, readable
-from cctlib.figures.wording import course, listing, number, sentence
+from cctlib.figures.wording import course, listing_moves, number, sentence
 
 TITLES = {  # of a panel, and at its axis
     "accuracy": ("probe accuracy", "% of images"),
@@ -53,7 +53,8 @@ def moves(table: pd.DataFrame, columns: Sequence[str], kinds: Sequence[str]) -> 
     """How the first two quantities move at the sub-blocks, as a sentence."""
     names = {column: title for column, (title, _) in TITLES.items()}
     names |= {"clusters": "the number of clusters", "cluster_size": "their size", "noise": "noise", "snr": "SNR"}
-    each = [f"{names[name]} {listing([move(table, kind, name) for kind in sub_blocks(kinds)])}" for name in columns[:2]]
+    shown = sub_blocks(kinds)
+    each = [f"{names[name]} {listing_moves([move(table, kind, name) for kind in shown])}" for name in columns[:2]]
     return sentence("; ".join(each))
 
 

@@ -49,6 +49,13 @@ def listing(items: Sequence[str]) -> str:
     return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}" if items else "none"
 
 
+def listing_moves(moves: Sequence[str]) -> str:
+    """`listing`, without a verb that only repeats the first one: "falls from 5 to 1 at mha and from 4 to 2 at ff"."""
+    first, *others = moves
+    verb = f"{first.split()[0]} " if first.startswith(("rises from", "falls from")) else first
+    return listing([first, *(move.removeprefix(verb) for move in others)])
+
+
 def count(number_of: int, singular: str, plural: str | None = None) -> str:
     """ "1 cluster", "3 clusters", "no clusters"."""
     return f"{number_of or 'no'} {singular if number_of == 1 else plural or singular + 's'}"
