@@ -34,15 +34,12 @@ SHOWN = {  # commands whose output is a part of their page
     "andc": ("--profile", "shipped"),
 }
 CHAPTERS = {  # that draw what a stage measured
-    "measure": ("02_snp", "03_snr"),
-    "tables": ("02_snp", "03_snr"),
-    "heads": ("04_heads",),
-    "andc": ("05_andc",),
-    "latency": ("05_andc",),
-    "repaired": ("05_andc",),
-    "saturated": ("05_andc",),
-    "seed": ("06_datasets",),
-    "layers": ("07_cnn",),
+    "measure": "02_snp",
+    "tables": "03_snr",
+    "heads": "04_heads",
+    **dict.fromkeys(("andc", "latency", "repaired", "saturated"), "05_andc"),
+    "seed": "06_datasets",
+    "layers": "07_cnn",
 }
 
 
@@ -168,16 +165,16 @@ def _runs_table(runs: Mapping[str, Mapping[str, str]]) -> str:
         lines += ["", "Settings: " + "; ".join(f"`{text}`" for text in settings) + "."]
     lines += [
         "",
-        "What the measurements that ship took:",
+        "What the measurements that ship took, each with a link to the chapter that draws it:",
         "",
-        "| network | stage | shown in | seconds | device | commit |",
-        "|---" * 6 + "|",
+        "| network | stage | seconds | device | commit |",
+        "|---" * 5 + "|",
     ]
     for path in sorted((ROOT / "artifacts").glob(f"*/*/*.{stages.PROVENANCE}")):
         made, stage = stages.read_json(path), path.name.removesuffix(f".{stages.PROVENANCE}")
         facts = " | ".join(str(made.get(key, "not recorded")) for key in ("seconds", "device", "commit"))
-        chapters = " ".join(f"[{name[:2]}](../notebooks/{name}.ipynb)" for name in CHAPTERS.get(stage, ()))
-        lines.append(f"| {path.parent.parent.name}/{path.parent.name} | {stage} | {chapters} | {facts} |")
+        drawn = f"[{stage}](../notebooks/{CHAPTERS[stage]}.ipynb)"
+        lines.append(f"| {path.parent.parent.name}/{path.parent.name} | {drawn} | {facts} |")
     versions = _versions(*sorted({re.split(r"[\s<>=!~;\[]", line)[0] for line in metadata.requires("cctlib") or []}))
     lines += ["", "| package | version |", "|---|---|"]
     lines += [f"| {name} | {version} |" for name, version in versions.items()]
