@@ -122,7 +122,7 @@ def converge(tokens: Tokens, num_labels: int, penalty: float, tolerance: float, 
         nonlocal W
         a = torch.from_numpy(vector).float().to(device)
         pool(a)
-        steps = 5 if losses else 100  # later, it begins near its end
+        steps = 10 if losses else 100  # later, it begins near its end
         W, loss = read_out(pooled, tokens.labels, W, penalty, tolerance / 1000, steps)
         by_pooled, gradient = error(pooled @ W.T, tokens.labels) @ W, penalty * a
         for rows, x in tokens.chunks():
