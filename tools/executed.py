@@ -2,11 +2,12 @@
 
 import ast
 import base64
+import copy
 import hashlib
 import html as markup
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from cctlib.errors import UserError
@@ -51,6 +52,7 @@ def as_page(notebook: dict, name: str, run: Mapping, static: Path, address: str)
     cells, commit = [], run["commit"]
     _say_what_is_shown(notebook, name, run, address)
     code = f"{address}/blob/{commit.removesuffix('-dirty')}/notebooks/{name}"
+    notebook["cells"] = [part for cell in notebook["cells"] for part in _one_picture_each(cell)]
     for number, cell in enumerate(notebook["cells"], start=1):
         tags, below = set(cell["metadata"].get("tags", [])), ""
         if tags & UNSEEN_TAGS:
@@ -91,15 +93,45 @@ def _say_what_is_shown(notebook: dict, name: str, run: Mapping, address: str) ->
     cell["source"] = f"{title}\n\n{said}\n{text}"
 
 
+def _one_picture_each(cell: dict) -> Iterator[dict]:
+    """The cell, and a cell without source for each picture and what else it shows behind its first output.
+
+    Caption, number and words are a cell's, and MyST-NB gives them to whatever the cell shows.
+    """
+    parts: list[tuple[bool, list[dict]]] = []  # whether it is a picture with what came with it, and the outputs
+    for output in cell.get("outputs", []):
+        data = output.get("data", {})
+        picture, drawn = "image/png" in data, "image/png" in data or FIGURE in data
+        if picture or not parts or drawn != parts[-1][0]:
+            parts.append((drawn, []))
+        parts[-1][1].append(output)
+    if len(parts) < 2:
+        yield cell
+        return
+    pictures = 0
+    for number, (drawn, outputs) in enumerate(parts, start=1):
+        part = copy.deepcopy(cell) | {"outputs": outputs}
+        if number > 1:
+            part |= {"source": "", "id": f"{cell.get('id', 'cell')}-{number}"}
+            part["metadata"]["tags"] = ["remove-input"]
+        settings = part["metadata"].get("mystnb", {})
+        if not drawn:
+            settings.pop("figure", None)
+        elif pictures and "name" in settings.get("figure", {}):
+            settings["figure"]["name"] += f"-{pictures + 1}"
+        pictures += drawn
+        yield part
+
+
 def _describe(cell: dict, where: str) -> None:
     """Give the figures of a cell their words, and turn plotly data into HTML.
 
     Raises `UserError` for a figure without words.
 
     The alt text of an image is the text that came with it, which says what is found, and the cell's own
-    (`mystnb.image.alt` in its metadata), which says what is drawn. The images of one cell share theirs.
+    (`mystnb.image.alt` in its metadata), which says what is drawn.
     """
-    own, messages = cell["metadata"].get("mystnb", {}).get("image", {}).get("alt", ""), []
+    own = cell["metadata"].get("mystnb", {}).get("image", {}).get("alt", "")
     for position, output in enumerate(cell["outputs"]):
         data = output.get("data", {})
         if PLOTLY not in data and "image/png" not in data and "image/svg+xml" not in data:
@@ -108,13 +140,12 @@ def _describe(cell: dict, where: str) -> None:
         message = "" if said.startswith("<") else said  # <Figure size ...>
         if not message and not own:
             raise UserError(f"{where} shows a figure without an alt text; set mystnb.image.alt in the cell's metadata")
+        alt = _sentences(message, own)
         if PLOTLY in data:
-            name, alt = re.sub(r"\W+", "-", where) + f"-{position}", _sentences(message, own)
+            name = re.sub(r"\W+", "-", where) + f"-{position}"
             data["text/html"] = _plotly_html(data.pop(PLOTLY), alt, data.get("image/png"), name)
         else:
-            messages.append(message)
-    if messages:
-        cell["metadata"].setdefault("mystnb", {}).setdefault("image", {})["alt"] = _sentences(*messages, own)
+            cell["metadata"].setdefault("mystnb", {}).setdefault("image", {})["alt"] = alt
 
 
 def _sentences(*texts: str) -> str:

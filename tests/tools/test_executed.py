@@ -99,6 +99,24 @@ def test_the_alt_text_says_what_is_found_and_what_is_drawn(tmp_path):
     assert second["metadata"]["mystnb"]["image"]["alt"] == "Noise falls. My own words."
 
 
+def test_pictures_of_one_cell_have_words_and_numbers_of_their_own(tmp_path):
+    other = copy.deepcopy(IMAGE)
+    other["data"] |= {"image/png": "d29ybGQ=", "text/plain": "SNR rises."}
+    text = {"output_type": "stream", "name": "stdout", "text": "Both:"}
+    figure = {"name": "fig-both", "caption": "A network."}
+    both = code([text, IMAGE, other], tags=["hide-input"], mystnb={"figure": figure, "image": {"alt": "Lines."}})
+    told, first, second, _ = page(tmp_path, both)
+    assert [cell["outputs"] for cell in (told, first, second)] == [[text], [IMAGE], [other]]
+    assert "figure" not in told["metadata"]["mystnb"], "a text is no figure"
+    assert [cell["metadata"]["mystnb"]["image"]["alt"] for cell in (first, second)] == [
+        "Noise falls. Lines.",
+        "SNR rises. Lines.",
+    ]
+    assert [cell["metadata"]["mystnb"]["figure"]["name"] for cell in (first, second)] == ["fig-both", "fig-both-2"]
+    assert [cell["source"] for cell in (told, first, second)] == ["1 + 1", "", ""]
+    assert "remove-input" not in told["metadata"]["tags"] and "remove-input" in second["metadata"]["tags"]
+
+
 def test_what_comes_with_a_figure_becomes_files_and_links(tmp_path):
     record = {"stamp": "CIFAR-100 · <b>", "csv": "panel,x\n1,2\n", "svg": "<svg/>"}
     below = {"output_type": "display_data", "metadata": {}, "data": {executed.FIGURE: record, "text/html": "old"}}
