@@ -94,9 +94,10 @@ def _say_what_is_shown(notebook: dict, name: str, run: Mapping, address: str) ->
 
 
 def _one_picture_each(cell: dict) -> Iterator[dict]:
-    """The cell, and a cell without source for each picture and what else it shows behind its first output.
+    """The cell, and a cell of its own for each picture and what else it shows behind its first output.
 
-    Caption, number and words are a cell's, and MyST-NB gives them to whatever the cell shows.
+    Caption, number and words are a cell's, and MyST-NB gives them to whatever the cell shows. It leaves out cells whose
+    source is empty.
     """
     parts: list[tuple[bool, list[dict]]] = []  # whether it is a picture with what came with it, and the outputs
     for output in cell.get("outputs", []):
@@ -112,7 +113,7 @@ def _one_picture_each(cell: dict) -> Iterator[dict]:
     for number, (drawn, outputs) in enumerate(parts, start=1):
         part = copy.deepcopy(cell) | {"outputs": outputs}
         if number > 1:
-            part |= {"source": "", "id": f"{cell.get('id', 'cell')}-{number}"}
+            part |= {"source": "# the same cell", "id": f"{cell.get('id', 'cell')}-{number}"}
             part["metadata"]["tags"] = ["remove-input"]
         settings = part["metadata"].get("mystnb", {})
         if not drawn:

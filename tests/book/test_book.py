@@ -2,6 +2,7 @@
 
 import functools
 import gzip
+import json
 import os
 import re
 import xml.etree.ElementTree as ET
@@ -15,6 +16,7 @@ import pytest
 from cctlib import cli
 from cctlib.errors import UserError
 from cctlib.figures import provenance, style
+from cctlib.notebook import PLOTLY
 from cctlib.snp import tables
 from tools import book
 
@@ -45,6 +47,16 @@ def pages(html, of_package=None):
 def test_notebooks_run_from_the_shipped_measurement(executed):
     for path in executed:
         assert book.read_executed(path)["metadata"]["papermill"]["exception"] is None
+
+
+@pytest.mark.notebooks
+def test_every_picture_of_a_notebook_is_on_its_page(executed, html):
+    for path in executed:
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        outputs = [output.get("data", {}) for cell in cells for output in cell.get("outputs", [])]
+        drawn = sum("image/png" in data and PLOTLY not in data for data in outputs)
+        text = (html / "notebooks" / f"{path.stem}.html").read_text(encoding="utf-8")
+        assert len(re.findall(r"<img [^>]*_images/[0-9a-f]{64}\.png", text)) == drawn, path.name
 
 
 @pytest.mark.notebooks
