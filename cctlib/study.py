@@ -160,7 +160,7 @@ def open_study(
     runs, where = stages.from_here(runs), resolve_device(device)
     chosen = resolve_profile(profile, where)
     if chosen is None:
-        return shipped_study(dataset, model, where)
+        return shipped_study(data.describe(dataset).name, model, where)
     try:
         return measured_study(dataset, model, chosen, runs, where)
     except data.DataUnavailable as unavailable:

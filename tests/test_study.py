@@ -53,7 +53,8 @@ def test_nothing_ships_for_folders(nowhere):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ({"dataset": "cifar10"}, "cifar10"),
+        ({"dataset": "cifar10"}, "no data set is called 'cifar10'"),
+        ({"dataset": "cifar10", "profile": "shipped"}, "no data set is called 'cifar10'"),
         ({"model": "cct_8"}, "cct_7_3x2"),
         ({"profile": "fast"}, "quick, full"),
         ({"device": "tpu9"}, "tpu9"),
