@@ -10,6 +10,7 @@
 - Docstrings are written to be read in the source; they are shown as text and never misread as reStructuredText.
 """
 
+import functools
 import html
 import inspect
 import json
@@ -78,6 +79,7 @@ def finish_page(app, pagename, templatename, context, doctree):
         )
 
 
+@functools.cache  # most pages link to the glossary, whose document tree is read from disk
 def definitions(env):
     """The text of each definition of the glossary, by the address of its term."""
     items = env.get_doctree("book/glossary").findall(nodes.definition_list_item)
