@@ -108,13 +108,16 @@ def in_words(readings: pd.DataFrame) -> str:
     found = []
     for choice in [name for name in ("quantity", *CHOICES) if name in readings and readings[name].nunique() > 1]:
         for value, rows in readings.groupby(choice):
-            missed, name = int((~rows.agrees).sum()), f"{value:g}" if isinstance(value, float) else value
-            of = "all" if missed == failing else f"{missed} of the"
-            of = "the one that disagrees has" if failing == 1 else f"{of} {failing} that disagree have"
-            where = f"; {of} {choice} {name} ({missed} of its {len(rows)} readings)"
+            missed = int((~rows.agrees).sum())
             if 2 * missed >= failing and missed / len(rows) >= 1.5 * failing / total:
-                found.append((missed / failing * missed / len(rows), where))  # share of the failures, and of the choice
-    return text + max(found, key=lambda entry: entry[0], default=(0, ""))[1]
+                name = f"{choice} {value:g}" if isinstance(value, float) else f"{choice} {value}"
+                found.append((missed, len(rows), name))
+    if not found:
+        return text
+    missed, of_choice, name = max(found, key=lambda entry: entry[0] ** 2 / entry[1])  # many, and much of the choice
+    share = "all" if missed == failing else f"{missed} of the"
+    who = "the one that disagrees has" if failing == 1 else f"{share} {failing} that disagree have"
+    return f"{text}; {who} {name} ({missed} of its {of_choice} readings)"
 
 
 def _row(quantity: str, effect: float, low: float, high: float, agrees: object, **choices: object) -> dict[str, object]:

@@ -83,7 +83,7 @@ def small_clusters(
         f"clusters per node; {having} one; {noise or 'no labels were shuffled'}"
     )
     open_ = f"; {draws} draws of shuffled labels, {rules.DRAWS} decide" if state == NOT_TESTED else ""
-    low, high = bootstrap.interval(torch.from_numpy(np.mean(list(samples["cluster_size"][1:].T), axis=0))).tolist()
+    low, high = bootstrap.interval(torch.from_numpy(samples["cluster_size"][1:].mean(axis=1))).tolist()
     return Verdict("C2", state, text + open_, (low, high))
 
 
@@ -177,7 +177,7 @@ def experts(symmetry: Sequence[pd.DataFrame], gaps: Sequence[pd.DataFrame], agre
     text = (
         f"{100 * first.gap.mean():+.1f} points on own labels (dealt nodes {100 * first.dealt_mean.mean():+.1f}); "
         f"concentration {concentration.concentration.mean():.3f} (dealt nodes {concentration.dealt_mean.mean():.3f}); "
-        f"{seeds}"
+        + seeds
     )
     interval = (100 * float(first.gap_low.mean()), 100 * float(first.gap_high.mean()))
     return Verdict("C5", graded(specialised[0] and over_seeds, specialised[0]), text, interval)
