@@ -160,7 +160,7 @@ def open_study(
     runs, where = stages.from_here(runs), resolve_device(device)
     chosen = resolve_profile(profile, where)
     if chosen is None:
-        return shipped_study(data.describe(dataset).name, model, where)
+        return shipped_study(dataset, model, where)
     try:
         return measured_study(dataset, model, chosen, runs, where)
     except data.DataUnavailable as unavailable:
@@ -175,9 +175,14 @@ def open_study(
 
 
 def shipped_study(dataset: str, model: str, device: torch.device) -> Study:
-    """The study that comes with a model. Raises `Missing` when none does, `UserError` for a network that is no CCT."""
+    """The study that comes with a model.
+
+    Raises `Missing` when none does, `UserError` for an unknown data set and for a network that is no CCT.
+    """
     found = manifest.find(dataset, model)
     if found is None or not found.cct or not (found.folder / measure.FILE).is_file():
+        if not dataset.startswith("folder:"):  # with which nothing ships, whether it is there or not
+            data.describe(dataset)
         raise Missing(
             f"no measurement ships with model {model!r} of {dataset}; it has to be measured, which needs the images"
         )
