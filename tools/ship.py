@@ -2,7 +2,7 @@
 
     python -m tools.ship weights FOLDER --default    weights of a finished training
     python -m tools.ship measurement --dataset NAME  the measurement and tables of a study
-    python -m tools.ship seed MODEL --dataset NAME   the tables of a network that differs in its seed alone
+    python -m tools.ship seed FOLDER --dataset NAME  the tables of a network that differs in its seed alone
     python -m tools.ship layers --dataset NAME       the tables of a convolutional network
 
 Weights are rounded to fp16, and what the rounding costs is measured and written into the manifest. A study's
@@ -42,8 +42,8 @@ LARGEST = 20_000_000  # bytes of one file in git
 def ship_run(folder: Path, name: str = "", *, default: bool, device: torch.device) -> Model:
     """Ship the weights that `cctlib train` left in `folder`, in fp16, with their log, as `artifacts/<data set>/<name>`.
 
-    name: that of the model, with the seed where it is not 0, if none is given. default: make it the data set's only
-    default. Where other weights shipped under that name, their measurement goes.
+    name: that of the model if none is given. default: make it the data set's only default. Where other weights shipped
+    under that name, their measurement goes.
     Raises `UserError` for a run that has not come to its end, and when its images are no longer what they were.
     """
     weights = folder / trainer.WEIGHTS
@@ -62,7 +62,7 @@ def ship_run(folder: Path, name: str = "", *, default: bool, device: torch.devic
             "ship from where its images are as they were"
         )
     original = run.write_model(weights, folder, judged, device=device)
-    name = name or (f"{recipe['model']}-seed{recipe['seed']}" if recipe["seed"] else recipe["model"])
+    name = name or recipe["model"]
     destination = stages.shipped() / dataset / name
     rounded = _ship_weights(weights, destination)
     with stages.replacing(destination / stages.LOG) as temporary:
@@ -125,18 +125,23 @@ def ship_study(study: Study) -> Path:
 
 
 def ship_seed(study: Study) -> Path:
-    """Measure what is compared from seed to seed, and put it into the model's folder, without the arrays.
+    """Ship what is compared from seed to seed with the manifest and the log of the training, as
+    `artifacts/<data set>/<model>-seed<number>`: neither weights nor arrays, so that many seeds stay small.
 
-    Raises `UserError` for the default model, and for one that was trained otherwise than that.
+    Raises `UserError` for a network of the default model's seed, and for one that was trained otherwise than that.
     """
-    own, default = study.model, manifest.find(study.dataset)
-    if default is None or own.folder == default.folder or not seeds.trained_alike(own.manifest, default.manifest):
-        raise UserError(f"{own.folder} differs in more than its seed from the default model of {study.dataset}")
+    own, default = study.model.manifest, manifest.find(study.dataset)
+    if default is None or own.seed == default.manifest.seed or not seeds.trained_alike(own, default.manifest):
+        raise UserError(
+            f"the network in {study.model.folder} is not the default one of {study.dataset} from another seed"
+        )
+    destination = stages.shipped() / study.dataset / f"{own.name}-seed{own.seed}"
     tables = seeds.tables(study, ownership(study), judge.along(judge.encoders(study)))
-    _remove_measurement(own.folder)
-    stages.write_tables(tables, own.folder)
-    shutil.copyfile(study.folders["heads"] / stages.PROVENANCE, own.folder / seeds.RECORD)
-    return own.folder
+    stages.write_tables(tables, destination)
+    for name in (manifest.FILE, stages.LOG):
+        shutil.copyfile(study.model.folder / name, destination / name)
+    shutil.copyfile(study.folders["heads"] / stages.PROVENANCE, destination / seeds.RECORD)
+    return destination
 
 
 def ship_layers(layers: Layers) -> Path:
@@ -192,10 +197,14 @@ def measurement(
 
 
 def seed(
-    model: str, /, dataset: str = "cifar100", profile: str = "full", runs: str = "runs", device: str = "auto"
+    folder: str, /, dataset: str = "cifar100", profile: str = "full", runs: str = "runs", device: str = "auto"
 ) -> None:
-    """Ship the tables of a network that differs from the default one in its seed alone, measuring it first."""
-    print(f"wrote {ship_seed(open_study(dataset, model, profile, runs, device))}")
+    """Ship the tables of a network that differs from the default one in its seed alone, measuring it first.
+
+    Args:
+        folder: that `cctlib train` wrote.
+    """
+    print(f"wrote {ship_seed(open_study(dataset, folder, profile, runs, device))}")
 
 
 def layers(

@@ -1,6 +1,7 @@
 """Networks trained alike from other seeds: does what one shows come back in the others (Method, sections 6 and 8)?
 
-A network of another seed ships small: its weights, and in place of its measurement the tables named in `TABLES`.
+A network of another seed ships small: its manifest, its log and, in place of weights and measurement, the tables named
+in `TABLES`.
 """
 
 from collections.abc import Mapping, Sequence

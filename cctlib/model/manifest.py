@@ -1,7 +1,7 @@
 """Model folders: weights, and the one manifest that says what they are.
 
     <folder>/manifest.json         the content of `Manifest`
-    <folder>/weights.safetensors   parameter names of the CCT authors' release
+    <folder>/weights.safetensors   parameter names of the CCT authors' release (other seeds ship without)
     <folder>/log.jsonl             the training curve (optional)
     <folder>/measurement.json ...  what the book shows where the data set is not on this machine (optional)
 
@@ -121,7 +121,7 @@ class Model:
         """The weights file. Raises `UserError` when it is missing or is not that of the manifest."""
         path = self.folder / self.manifest.weights
         if not path.is_file():
-            raise UserError(f"{path} is missing; the manifest beside it names it, restore it or train again")
+            raise UserError(f"{path} is missing (networks of other seeds ship without); restore it or train again")
         sha256, recorded = stages.sha256_file(path), self.manifest.sha256
         if sha256 != recorded:
             raise UserError(f"{path} has SHA-256 {sha256[:12]}, its manifest says {recorded[:12]}; restore the file")
@@ -167,7 +167,7 @@ def find(dataset: str, model: str = DEFAULT) -> Model | None:
     for folder in (stages.from_here(model), home / model):
         if (folder / FILE).is_file():
             return open_model(folder).check(dataset)
-    names = ", ".join(folder.name for folder in shipped) or "none"
+    names = ", ".join(folder.name for folder in shipped if any(folder.glob("*.safetensors"))) or "none"
     raise UserError(
         f"no model {model!r} for {dataset}; shipped are: {names}; or name a folder with a {FILE}: a training writes it "
         "at its end (cctlib train --resume), for other weights cctlib.model.manifest.write_manifest does"

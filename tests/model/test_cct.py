@@ -24,7 +24,7 @@ from cctlib.model import cct
 from cctlib.model.manifest import open_model
 
 TINY = cct.CCTConfig(encoders=3, width=24, heads=2, conv_channels=8, image_size=16, num_classes=5)
-SHIPPED = sorted(Path(__file__).parents[2].glob("artifacts/cifar100/*/manifest.json"))
+SHIPPED = sorted(Path(__file__).parents[2].glob("artifacts/cifar100/*/weights.safetensors"))
 
 
 def tiny(attention: str = "explicit", seed: int = 0, **settings) -> cct.CCT:
@@ -546,17 +546,17 @@ def test_fused_attention_has_no_maps():
 
 
 @pytest.mark.data
-@pytest.mark.parametrize("manifest", SHIPPED, ids=lambda path: path.parent.name)
-def test_shipped_weights_reach_their_accuracy(manifest):
+@pytest.mark.parametrize("weights", SHIPPED, ids=lambda path: path.parent.name)
+def test_shipped_weights_reach_their_accuracy(weights):
     data = sorted(Path(os.environ.get("CCTLIB_DATA", "none"), "cifar100").glob("test-*.parquet"))
     if not data:
         pytest.skip("needs CCTLIB_DATA with cifar100/test-*.parquet")
-    said = json.loads(manifest.read_text())
+    said = json.loads((weights.parent / "manifest.json").read_text())
     rows = pandas.read_parquet(data[0]).iloc[:1000]
     pixels = np.stack([np.asarray(Image.open(io.BytesIO(entry["bytes"]))) for entry in rows.img])
     mean, std = (torch.tensor(said["normalisation"][name])[:, None, None] for name in ("mean", "std"))
     images = (torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255 - mean) / std
-    network = open_model(manifest.parent).network("cpu")
+    network = open_model(weights.parent).network("cpu")
     with torch.no_grad():
         predicted = torch.cat([network(batch).argmax(1) for batch in images.split(100)])
     accuracy = (predicted == torch.tensor(rows.fine_label.tolist())).float().mean().item()

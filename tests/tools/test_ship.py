@@ -65,7 +65,7 @@ def test_a_run_ships_with_what_it_recorded(trained, images, artifacts):
     assert shipped.accuracy["test"] == pytest.approx(right.mean().item(), abs=2e-3)  # there, batches of 256
 
 
-def test_seeds_have_folders_of_their_own_and_one_is_the_default(trained, artifacts, tmp_path):
+def test_models_have_folders_of_their_own_and_one_is_the_default(trained, artifacts, tmp_path):
     ship.ship_run(trained, default=True, device=CPU)
     other = tmp_path / "other"
     other.mkdir()
@@ -74,13 +74,12 @@ def test_seeds_have_folders_of_their_own_and_one_is_the_default(trained, artifac
     record = json.loads((trained / "run.json").read_text())
     record["recipe"]["seed"] = 3
     (other / "run.json").write_text(json.dumps(record))
-    ship.ship_run(other, default=False, device=CPU)
-    assert sorted(path.name for path in (artifacts / "demo").iterdir()) == ["cct_2_3x2", "cct_2_3x2-seed3"]
-    assert manifest.find("demo").manifest.seed == 0 and manifest.find("demo", "cct_2_3x2-seed3").manifest.seed == 3
-    ship.ship_run(other, default=True, device=CPU)
+    assert ship.ship_run(other, "of-my-own", default=False, device=CPU).folder == artifacts / "demo" / "of-my-own"
+    assert sorted(path.name for path in (artifacts / "demo").iterdir()) == ["cct_2_3x2", "of-my-own"]
+    assert manifest.find("demo").manifest.seed == 0 and manifest.find("demo", "of-my-own").manifest.seed == 3
+    ship.ship_run(other, "of-my-own", default=True, device=CPU)
     assert manifest.find("demo").manifest.seed == 3
     assert not manifest.find("demo", "cct_2_3x2").manifest.default
-    assert ship.ship_run(other, "of-my-own", default=False, device=CPU).folder == artifacts / "demo" / "of-my-own"
 
 
 def test_other_weights_take_the_old_measurement_away(trained, artifacts):
@@ -120,22 +119,28 @@ def test_a_study_ships_in_place_of_the_one_before(tiny_study, monkeypatch):
     assert (folder / "measurement.npz").is_file()
 
 
-def test_a_network_of_another_seed_ships_without_arrays(tiny_study, artifacts):
+def test_a_network_of_another_seed_ships_without_weights_and_arrays(tiny_study, artifacts, tmp_path):
     environment = stages.environment("cpu")
     training = manifest.Training(
         asdict(DEMO), images=4, passes=4, minutes=1.0, environment=environment, log="log.jsonl"
     )
-    for number, name in enumerate(("first", "second")):
-        folder = shutil.copytree(tiny_study.model.folder, artifacts / "demo" / name)
+    for number, folder in enumerate((artifacts / "demo" / "first", tmp_path / "second")):
+        shutil.copytree(tiny_study.model.folder, folder)
+        (folder / "log.jsonl").write_text(f"log {number}")
         known = {"seed": number, "default": number == 0, "training": asdict(training), "data": {"train": "0" * 64}}
         stages.write_json(folder / manifest.FILE, stages.read_json(folder / manifest.FILE) | known)
-    (folder / "measurement.npz").write_bytes(b"of an older measurement")
-    first, second = (replace(tiny_study, model=manifest.find("demo", name)) for name in ("first", "second"))
-    assert ship.ship_seed(second) == folder
-    assert not list(folder.glob("measurement*")) and (folder / seeds.RECORD).is_file()
-    assert {path.stem for path in folder.glob("*.parquet")} == set(seeds.TABLES)
-    assert list(seeds.others(first)) == ["seed 1"]
-    with pytest.raises(UserError, match="differs in more than its seed from the default model of demo"):
+    first, second = (
+        replace(tiny_study, model=manifest.find("demo", name)) for name in ("default", str(tmp_path / "second"))
+    )
+    folder = ship.ship_seed(second)
+    files = {f"{name}.parquet" for name in seeds.TABLES} | {"manifest.json", "log.jsonl", seeds.RECORD}
+    assert folder == artifacts / "demo" / "cct_2_3x2-seed1" and {path.name for path in folder.iterdir()} == files
+    assert (folder / "log.jsonl").read_text() == "log 1" and list(seeds.others(first)) == ["seed 1"]
+    with pytest.raises(UserError, match=r"weights.safetensors is missing \(networks of other seeds ship without\)"):
+        manifest.find("demo", "cct_2_3x2-seed1")
+    with pytest.raises(UserError, match="no model 'third' for demo; shipped are: first; or name"):
+        manifest.find("demo", "third")
+    with pytest.raises(UserError, match="is not the default one of demo from another seed"):
         ship.ship_seed(first)
 
 
