@@ -102,6 +102,13 @@ def test_the_landing_page_states_the_claims_as_the_chapters_do():
     assert dict(re.findall(r"^\| (C\d) \| ([^|]+) \|", text, re.M)) == STATEMENTS
 
 
+def test_every_named_number_is_shown_somewhere():
+    sources = [path.read_text(encoding="utf-8") for path in (ROOT / "notebooks").glob("*.ipynb")]
+    pages = "".join([*sources, *(path.read_text(encoding="utf-8") for path in (ROOT / "book").glob("*.md"))])
+    shown = set(re.findall(r"\{(?:glue:text|found)\}`(\w+)`", pages))
+    assert shown >= {name for source in sources for name in re.findall(r'glue\(\\"(\w+)\\"', source)}
+
+
 def test_the_picture_in_the_readme_is_drawn_from_what_ships():
     found = re.search(r"!\[([^]]{80,})\]\((\S+\.png)\)", (ROOT / "README.md").read_text(encoding="utf-8"))
     assert found, "the README shows no picture with words for those who don't see it"

@@ -45,7 +45,7 @@ def run(name: str, monkeypatch, wanted=lambda source: True) -> str:
 def test_the_training_chapter_says_that_there_is_no_record(bare, monkeypatch):
     said = run("00_training", monkeypatch, lambda source: "trials.groups()" not in source)
     assert "This folder has no training record" in said
-    assert "training_images: an unknown number of" in said and "training_share: an unknown share" in said
+    assert "training_passes: an unknown number of" in said and "training_share: an unknown share" in said
 
 
 def test_the_chapter_of_data_sets_leaves_out_what_is_not_known(bare, monkeypatch):
