@@ -75,9 +75,24 @@ def train(
         _check(recipe, images, held_out, place)
         run = Trainer(recipe, images, held_out, folder, place)
         run.begin(resume)
-        log = Log(folder, run.step) if place.first else None
-        bar = stack.enter_context(_bar(run))
-        saved = time.monotonic()
+        if not _learn(run, signals, deadline, 60 * checkpoint_minutes):
+            return folder / CHECKPOINT
+        weights = run.export()
+        if place.first:
+            judged = [held_out] if test is None else [held_out, test]
+            write_model(weights, folder, judged, device=place.device)
+        place.gathered(None)  # none may open the folder before the first process has written it
+        return weights
+
+
+def _learn(run: Trainer, signals: Sequence[int], deadline: float, between: float) -> bool:
+    """The steps that are left, with rows of the log, and a checkpoint every so many seconds and at the end.
+
+    False when a signal came, or the deadline, before the last step; there is a checkpoint then, too.
+    """
+    place, saved = run.place, time.monotonic()
+    log = Log(run.folder, run.step) if place.first else None
+    with _bar(run) as bar:
         while run.step < run.steps:
             run.learn()
             epoch_ends = run.step % run.steps_per_epoch == 0
@@ -89,19 +104,14 @@ def train(
                 _show(bar, run, row)
             if place.world == 1 or at_row:  # several processes agree only where they wait for each other anyway
                 now = time.monotonic()
-                due = now - saved >= 60 * checkpoint_minutes or run.step == run.steps
+                due = now - saved >= between or run.step == run.steps
                 stop, save = place.gathered((bool(signals) or now >= deadline, due))[0]
                 if stop or save:
                     run.save()
                     saved = time.monotonic()
                 if stop and run.step < run.steps:
-                    return folder / CHECKPOINT
-        weights = run.export()
-        if place.first:
-            judged = [held_out] if test is None else [held_out, test]
-            write_model(weights, folder, judged, device=place.device)
-        place.gathered(None)  # none may open the folder before the first process has written it
-        return weights
+                    return False
+    return True
 
 
 def write_model(
