@@ -13,6 +13,7 @@ a GPU. The picture in the README is drawn from them.
 import io
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -23,14 +24,16 @@ from safetensors.torch import load_file, save_file
 
 from cctlib import figures, stages
 from cctlib.claims import judge, seeds
+from cctlib.claims.rules import SUB_BLOCKS
 from cctlib.data import images as data
 from cctlib.errors import UserError
 from cctlib.figures.node import look_at, typical
 from cctlib.heads.stage import ownership
 from cctlib.model import manifest
 from cctlib.model.manifest import Model
+from cctlib.profiles import resolve_profile
 from cctlib.snp import maps, measure
-from cctlib.study import Layers, Study, open_layers, open_study, resolve_device
+from cctlib.study import Layers, Study, measured_study, open_layers, open_study, resolve_device
 from cctlib.training import run, trainer
 from tools.hero import hero
 from tools.reproduce import later_stages
@@ -124,6 +127,17 @@ def ship_study(study: Study) -> Path:
     return folder
 
 
+def measured_seed(folder: str, dataset: str, runs: Path, device: torch.device) -> Study:
+    """What is compared from seed to seed, measured with profile full: no variants, and only sites that claims speak of.
+
+    Raises `UserError` as `open_study`.
+    """
+    full = resolve_profile("full", device)
+    assert full is not None
+    probe = replace(full.probe, probed=SUB_BLOCKS, swapped=(), short=())
+    return measured_study(dataset, folder, replace(full, probe=probe), runs, device)
+
+
 def ship_seed(study: Study) -> Path:
     """Ship what is compared from seed to seed with the manifest and the log of the training, as
     `artifacts/<data set>/<model>-seed<number>`: neither weights nor arrays, so that many seeds stay small.
@@ -196,15 +210,13 @@ def measurement(
     print(f"wrote {ship_study(open_study(dataset, model, profile, runs, device))}")
 
 
-def seed(
-    folder: str, /, dataset: str = "cifar100", profile: str = "full", runs: str = "runs", device: str = "auto"
-) -> None:
+def seed(folder: str, /, dataset: str = "cifar100", runs: str = "runs", device: str = "auto") -> None:
     """Ship the tables of a network that differs from the default one in its seed alone, measuring it first.
 
     Args:
         folder: that `cctlib train` wrote.
     """
-    print(f"wrote {ship_seed(open_study(dataset, folder, profile, runs, device))}")
+    print(f"wrote {ship_seed(measured_seed(folder, dataset, stages.from_here(runs), resolve_device(device)))}")
 
 
 def layers(

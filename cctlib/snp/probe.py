@@ -41,7 +41,8 @@ class ProbeSettings:
     tolerance: float = 1e-4  # a probe has converged when a step of L-BFGS lowers its loss by less than this share
     most_passes: int = 60  # over the tokens; the history says when that was not enough
     kept_gib: float = 8.0  # of tokens at a time; one site at least, whatever it takes
-    normalised: tuple[str, ...] = ("ff",)  # kinds of site that get a LayerNorm without weights in front
+    probed: tuple[str, ...] = sites.SITES  # kinds of site
+    normalised: tuple[str, ...] = ("ff",)  # those that get a LayerNorm without weights in front
     swapped: tuple[str, ...] = ("mha", "ff")
     short: tuple[str, ...] = ("mha", "ff")
     short_steps: int = 300  # of an epoch of `short`, at least: a small set is passed over as often as that takes

@@ -43,9 +43,10 @@ def probe_stage(model: Model, train: Images, settings: ProbeSettings, home: Path
 
 
 def fresh_probes(model: Model, settings: ProbeSettings) -> Probes:
-    """Untrained probes for all sites of a model."""
+    """Untrained probes for the sites of a model, of the kinds that are probed."""
     config = model.cct
-    widths = {site: config.nodes(site) for site in sites.site_names(config.encoders)}
+    names = [site for site in sites.site_names(config.encoders) if sites.parse(site)[1] in settings.probed]
+    widths = {site: config.nodes(site) for site in names}
     return probe.make_probes(widths, config.num_classes, settings)
 
 

@@ -119,7 +119,7 @@ def test_a_study_ships_in_place_of_the_one_before(tiny_study, monkeypatch):
     assert (folder / "measurement.npz").is_file()
 
 
-def test_a_network_of_another_seed_ships_without_weights_and_arrays(tiny_study, artifacts, tmp_path):
+def test_a_network_of_another_seed_ships_without_weights_and_arrays(tiny_study, artifacts, tmp_path, monkeypatch):
     environment = stages.environment("cpu")
     training = manifest.Training(
         asdict(DEMO), images=4, passes=4, minutes=1.0, environment=environment, log="log.jsonl"
@@ -129,9 +129,12 @@ def test_a_network_of_another_seed_ships_without_weights_and_arrays(tiny_study, 
         (folder / "log.jsonl").write_text(f"log {number}")
         known = {"seed": number, "default": number == 0, "training": asdict(training), "data": {"train": "0" * 64}}
         stages.write_json(folder / manifest.FILE, stages.read_json(folder / manifest.FILE) | known)
-    first, second = (
-        replace(tiny_study, model=manifest.find("demo", name)) for name in ("default", str(tmp_path / "second"))
-    )
+    first = replace(tiny_study, model=manifest.find("demo"))
+    monkeypatch.setattr(ship, "resolve_profile", lambda name, device: tiny_study.profile)
+    second = ship.measured_seed(str(tmp_path / "second"), "demo", tmp_path / "runs", CPU)
+    assert list(second.measurement.sites) == ["enc1/mha", "enc1/ff", "enc2/mha", "enc2/ff"]
+    W, whole = (study.measurement["enc1/mha"].W for study in (second, tiny_study))
+    assert np.array_equal(W, whole) and list(second.measurement.alternatives) == ["readout"]
     folder = ship.ship_seed(second)
     files = {f"{name}.parquet" for name in seeds.TABLES} | {"manifest.json", "log.jsonl", seeds.RECORD}
     assert folder == artifacts / "demo" / "cct_2_3x2-seed1" and {path.name for path in folder.iterdir()} == files
