@@ -121,7 +121,7 @@ class Model:
         """The weights file. Raises `UserError` when it is missing or is not that of the manifest."""
         path = self.folder / self.manifest.weights
         if not path.is_file():
-            raise UserError(f"{path} is missing (networks of other seeds ship without); restore it or train again")
+            raise UserError(f"{path} is missing; restore it, or train again by the recipe in {FILE}")
         sha256, recorded = stages.sha256_file(path), self.manifest.sha256
         if sha256 != recorded:
             raise UserError(f"{path} has SHA-256 {sha256[:12]}, its manifest says {recorded[:12]}; restore the file")
