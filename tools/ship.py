@@ -2,7 +2,7 @@
 
     python -m tools.ship weights FOLDER --default    weights of a finished training
     python -m tools.ship measurement --dataset NAME  the measurement and tables of a study
-    python -m tools.ship seed FOLDER --dataset NAME  the tables of a network that differs in its seed alone
+    python -m tools.ship seed FOLDER --dataset NAME  the tables of a network beside the default one
     python -m tools.ship layers --dataset NAME       the tables of a convolutional network
 
 Weights are rounded to fp16, and what the rounding costs is measured and written into the manifest. A study's
@@ -142,14 +142,20 @@ def ship_seed(study: Study) -> Path:
     """Ship what is compared from seed to seed with the manifest and the log of the training, as
     `artifacts/<data set>/<model>-seed<number>`: neither weights nor arrays, so that many seeds stay small.
 
-    Raises `UserError` for a network of the default model's seed, and for one that was trained otherwise than that.
+    Raises `UserError` for the default model itself, for a network whose training is not recorded, and where one that
+    was trained otherwise has that name.
     """
     own, default = study.model.manifest, manifest.find(study.dataset)
-    if default is None or own.seed == default.manifest.seed or not seeds.trained_alike(own, default.manifest):
+    kind = seeds.trained_on(own)
+    known = default and (seeds.trained_on(default.manifest), default.manifest.seed)
+    if kind is None or (kind, own.seed) == known:
         raise UserError(
-            f"the network in {study.model.folder} is not the default one of {study.dataset} from another seed"
+            f"the network in {study.model.folder} is the default one of {study.dataset}, or does not say how it was "
+            "trained; tables alone ship of others"
         )
     destination = stages.shipped() / study.dataset / f"{own.name}-seed{own.seed}"
+    if destination.is_dir() and seeds.trained_on(manifest.open_model(destination).manifest) != kind:
+        raise UserError(f"{destination} holds a network that was trained otherwise; move it away first")
     tables = seeds.tables(study, ownership(study), judge.along(judge.encoders(study)))
     stages.write_tables(tables, destination)
     for name in (manifest.FILE, stages.LOG):
@@ -211,7 +217,7 @@ def measurement(
 
 
 def seed(folder: str, /, dataset: str = "cifar100", runs: str = "runs", device: str = "auto") -> None:
-    """Ship the tables of a network that differs from the default one in its seed alone, measuring it first.
+    """Ship the tables of a network beside the default one, for what comes back from seed to seed, measuring it first.
 
     Args:
         folder: that `cctlib train` wrote.

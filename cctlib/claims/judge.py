@@ -9,7 +9,7 @@ import pandas as pd
 from cctlib.andc.stage import pruning_tables
 from cctlib.claims import seeds, specifications, verdicts
 from cctlib.claims.rules import NOT_TESTED, SUB_BLOCKS, Verdict, verdicts_table
-from cctlib.heads.stage import Ownership, ownership
+from cctlib.heads.stage import Ownership, heads_tables, ownership
 from cctlib.model.sites import FILTERS
 from cctlib.snp.controls import BASIS
 from cctlib.snp.measure import SHUFFLED
@@ -72,16 +72,16 @@ def pruning(study: Study) -> Verdict:
 
 
 def heads(study: Study, owned: Ownership | None = None) -> Verdict:
-    """C5, over all networks that differ in their seed alone; `owned` where it was computed already.
+    """C5, with `seeds.networks` for the part over networks; `owned` where it was computed already.
 
     How robust it is, and whether it is about nodes, is asked of the study's own network. Raises `Missing` as `pruning`.
     """
     owned = ownership(study) if owned is None else owned
-    networks = seeds.networks(study, owned)
-    symmetry, gaps = ([tables[name] for tables in networks.values()] for name in ("symmetry", "expert_sites"))
-    robust = specifications.in_words(specifications.experts(owned.sites, gaps[0]))
+    own, networks = (owned.sites, heads_tables(study)["expert_sites"]), seeds.networks(study, owned)
+    pairs = [(tables["symmetry"], tables["expert_sites"]) for tables in networks.values()]
+    robust = specifications.in_words(specifications.experts(*own))
     nodes = verdicts.heads_beyond_basis(owned.sites)
-    return replace(verdicts.experts(symmetry, gaps, seeds.agreement(networks)), robust=robust, nodes=nodes)
+    return replace(verdicts.experts(own, pairs, seeds.agreement(networks)), robust=robust, nodes=nodes)
 
 
 def all_claims(study: Study, owned: Ownership | None = None) -> list[Verdict]:

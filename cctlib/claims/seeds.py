@@ -6,6 +6,7 @@ in `TABLES`.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import pandas as pd
 import torch
@@ -17,12 +18,13 @@ from cctlib.heads.stage import Ownership, heads_tables
 from cctlib.model import manifest
 from cctlib.model.manifest import Manifest
 from cctlib.study import Study
-from cctlib.training.recipes import from_dict
+from cctlib.training.recipes import Recipe, from_dict
 
 TABLES = ("accuracy", "by_theta", "expert_sites", "symmetry", "designation", "verdicts")
 RECORD = f"seed.{stages.PROVENANCE}"  # where and from which commit a network of another seed was measured
 
 Tables = dict[str, pd.DataFrame]
+Kind = tuple[Recipe, str]  # how a network was trained, and on what
 
 
 def tables(study: Study, owned: Ownership, judged: Sequence[Verdict] = ()) -> Tables:
@@ -48,26 +50,37 @@ def tables(study: Study, owned: Ownership, judged: Sequence[Verdict] = ()) -> Ta
 
 
 def networks(study: Study, owned: Ownership, judged: Sequence[Verdict] = ()) -> dict[str, Tables]:
-    """`tables` of a study's network, and of the `others`; by seed. Raises `Missing` as `tables`."""
-    return {f"seed {study.model.manifest.seed}": tables(study, owned, judged)} | others(study)
+    """`tables` of networks that differ in their seed alone, by seed: of the study's own and of those trained as it was;
+    where none was, of the most that ship for its data set and have its architecture.
 
-
-def others(study: Study) -> dict[str, Tables]:
-    """Tables of the networks that ship for a study's data set, trained as its own was but from other seeds; by seed."""
-    own, found = study.model.manifest, {}
+    Raises `Missing` as `tables`.
+    """
+    own, families = study.model.manifest, dict[Kind | None, dict[str, Path]]()
     for path in sorted((stages.shipped() / study.dataset).glob(f"*/{RECORD}")):
         other = manifest.open_model(path.parent).manifest
-        if other.seed != own.seed and trained_alike(own, other):
-            found[f"seed {other.seed}"] = stages.read_tables(path.parent, TABLES)
-    return found
+        if other.config == own.config:
+            families.setdefault(trained_on(other), {})[f"seed {other.seed}"] = path.parent
+    families.pop(None, None)
+    mine, family = f"seed {own.seed}", families.pop(trained_on(own), {})
+    most = max(families.values(), key=len, default={})
+    if not family and len(most) > 1:
+        return _shipped(most)
+    family.pop(mine, None)
+    return {mine: tables(study, owned, judged)} | _shipped(family)
 
 
-def trained_alike(first: Manifest, second: Manifest) -> bool:
-    """Whether two networks had the same images and the same recipe, but for the seed."""
-    if first.training is None or second.training is None or first.data is None or second.data is None:
-        return False
-    one, two = (replace(from_dict(training.recipe), seed=0) for training in (first.training, second.training))
-    return one == two and first.data["train"] == second.data["train"]
+def _shipped(folders: Mapping[str, Path]) -> dict[str, Tables]:
+    return {seed: stages.read_tables(folder, TABLES) for seed, folder in folders.items()}
+
+
+def trained_on(network: Manifest) -> Kind | None:
+    """The recipe without its seed, and the fingerprint of the images: equal where networks were trained alike.
+
+    None for a network of which this is not recorded.
+    """
+    if network.training is None or network.data is None:
+        return None
+    return replace(from_dict(network.training.recipe), seed=0), network.data["train"]
 
 
 def agreement(compared: Mapping[str, Tables]) -> pd.DataFrame:

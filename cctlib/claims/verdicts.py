@@ -157,30 +157,37 @@ def _after_little(short: pd.DataFrame) -> str:
 # C5: expert heads ------------------------------------------------------------------------------------------
 
 
-def experts(symmetry: Sequence[pd.DataFrame], gaps: Sequence[pd.DataFrame], agreement: pd.DataFrame) -> Verdict:
-    """C5 from the site tables of `heads.symmetry` and `experts.expert_accuracy`, a pair of them for each network; the
-    first is the study's own, which alone decides what does not ask for several.
+def experts(
+    own: tuple[pd.DataFrame, pd.DataFrame],
+    networks: Sequence[tuple[pd.DataFrame, pd.DataFrame]],
+    agreement: pd.DataFrame,
+) -> Verdict:
+    """C5 from site tables of `heads.symmetry` and `experts.expert_accuracy`: the study's own pair, and a pair of each
+    network that differs from the others in its seed alone. The own pair decides what does not ask for several.
 
     agreement: pairs of networks with their adjusted Rand index `rand`; none for a single one.
     """
-    specialised = [
-        _most(of_sites.p_holm < rules.SIGNIFICANT) and _most((gap.p < rules.SIGNIFICANT) & (gap.gap_low > 0))
-        for of_sites, gap in zip(symmetry, gaps, strict=True)
-    ]
-    networks, rand = len(symmetry), float(agreement.rand.mean())
-    if networks >= rules.SEEDS:
-        seeds = f"heads specialise in {sum(specialised)} of {networks} networks, adjusted Rand index {rand:+.2f}"
+    (concentration, gap), rand = own, float(agreement.rand.mean())
+    specialised = [_specialised(*pair) for pair in networks]
+    if len(networks) >= rules.SEEDS:
+        seeds = f"heads specialise in {sum(specialised)} of {len(networks)} networks, adjusted Rand index {rand:+.2f}"
     else:
-        seeds = f"{networks} network{'s' if networks > 1 else ''}, so the part over networks is not tested"
-    over_seeds = networks >= rules.SEEDS and all(specialised) and abs(rand) <= rules.UNRELATED
-    first, concentration = gaps[0], symmetry[0]
+        count = f"{len(networks)} network{'s' if len(networks) > 1 else ''}"
+        seeds = f"{count}, so the part over networks is not tested"
+    over_seeds = len(networks) >= rules.SEEDS and all(specialised) and abs(rand) <= rules.UNRELATED
     text = (
-        f"{100 * first.gap.mean():+.1f} points on own labels (dealt nodes {100 * first.dealt_mean.mean():+.1f}); "
+        f"{100 * gap.gap.mean():+.1f} points on own labels (dealt nodes {100 * gap.dealt_mean.mean():+.1f}); "
         f"concentration {concentration.concentration.mean():.3f} (dealt nodes {concentration.dealt_mean.mean():.3f}); "
         + seeds
     )
-    interval = (100 * float(first.gap_low.mean()), 100 * float(first.gap_high.mean()))
-    return Verdict("C5", graded(specialised[0] and over_seeds, specialised[0]), text, interval)
+    interval = (100 * float(gap.gap_low.mean()), 100 * float(gap.gap_high.mean()))
+    holds = _specialised(*own)
+    return Verdict("C5", graded(holds and over_seeds, holds), text, interval)
+
+
+def _specialised(symmetry: pd.DataFrame, gaps: pd.DataFrame) -> bool:
+    """Whether labels are concentrated on heads, and heads better on their own labels, at most encoders."""
+    return _most(symmetry.p_holm < rules.SIGNIFICANT) and _most((gaps.p < rules.SIGNIFICANT) & (gaps.gap_low > 0))
 
 
 def _most(conditions: pd.Series) -> bool:

@@ -49,23 +49,37 @@ def shipped(study, owned, tmp_path, monkeypatch):
     return ship
 
 
-def test_networks_trained_alike_from_other_seeds_are_found(study, shipped):
+def test_networks_trained_alike_from_other_seeds_are_found(study, owned, shipped):
     training = stages.read_json(study.model.folder / manifest.FILE)["training"]
     shipped(2)
     shipped(1)
     shipped(3, training={**training, "recipe": {**training["recipe"], "lr": 1e-3}})
     shipped(4, data={"train": "0" * 64})
     shipped(5, training=None)
-    found = seeds.others(study)
-    assert list(found) == ["seed 1", "seed 2"]
+    found = seeds.networks(study, owned)
+    assert list(found) == ["seed 0", "seed 1", "seed 2"]
     assert set(found["seed 1"]) == set(seeds.TABLES)
+
+
+def test_where_none_is_trained_as_the_own_network_the_largest_family_is_taken(study, owned, shipped):
+    training = stages.read_json(study.model.folder / manifest.FILE)["training"]
+
+    def other(**changes):
+        return {"training": {**training, "recipe": {**training["recipe"], **changes}}}
+
+    shipped(7, **other(lr=1e-3))
+    assert list(seeds.networks(study, owned)) == ["seed 0"]  # a single network says nothing of seeds
+    shipped(8, **other(lr=3e-3))
+    shipped(9, **other(lr=3e-3))
+    assert list(seeds.networks(study, owned)) == ["seed 8", "seed 9"]
+    shipped(1)
+    assert list(seeds.networks(study, owned)) == ["seed 0", "seed 1"]
 
 
 def test_a_record_of_another_recipe_or_of_none_is_not_alike(study):
     own = study.model.manifest
-    assert seeds.trained_alike(own, replace(own, seed=7))
-    assert not seeds.trained_alike(own, replace(own, training=None))
-    assert not seeds.trained_alike(own, replace(own, data=None))
+    assert seeds.trained_on(own) == seeds.trained_on(replace(own, seed=7)) is not None
+    assert seeds.trained_on(replace(own, training=None)) is seeds.trained_on(replace(own, data=None)) is None
 
 
 def test_heads_are_judged_over_all_networks(study, owned, shipped):

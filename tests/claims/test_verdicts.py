@@ -325,7 +325,7 @@ SIX, FIVE = [0.001] * 6 + [0.9], [0.001] * 5 + [0.9] * 2
 )
 def test_experts(networks, rand, state):
     agreement = pd.DataFrame({"rand": rand or []}, dtype=float)
-    verdict = verdicts.experts(*zip(*networks, strict=True), agreement)
+    verdict = verdicts.experts(networks[0], networks, agreement)
     assert verdict.state == state
     assert ("not tested" in verdict.effect) == (len(networks) == 1)
 

@@ -14,6 +14,7 @@ from cctlib import stages, study
 from cctlib.claims import seeds
 from cctlib.data import images as data
 from cctlib.errors import UserError
+from cctlib.heads.stage import ownership
 from cctlib.model import manifest
 from cctlib.training import run
 from cctlib.training.recipes import DEMO
@@ -138,13 +139,17 @@ def test_a_network_of_another_seed_ships_without_weights_and_arrays(tiny_study, 
     folder = ship.ship_seed(second)
     files = {f"{name}.parquet" for name in seeds.TABLES} | {"manifest.json", "log.jsonl", seeds.RECORD}
     assert folder == artifacts / "demo" / "cct_2_3x2-seed1" and {path.name for path in folder.iterdir()} == files
-    assert (folder / "log.jsonl").read_text() == "log 1" and list(seeds.others(first)) == ["seed 1"]
+    assert (folder / "log.jsonl").read_text() == "log 1" and len(seeds.networks(first, ownership(first))) == 2
     with pytest.raises(UserError, match="weights.safetensors is missing; restore it, or train again by the recipe"):
         manifest.find("demo", "cct_2_3x2-seed1")
     with pytest.raises(UserError, match="no model 'third' for demo; shipped are: first; or name"):
         manifest.find("demo", "third")
-    with pytest.raises(UserError, match="is not the default one of demo from another seed"):
+    with pytest.raises(UserError, match="is the default one of demo, or does not say how it was trained"):
         ship.ship_seed(first)
+    other = {**asdict(training), "recipe": {**asdict(DEMO), "lr": 1e-3}}
+    stages.write_json(folder / manifest.FILE, stages.read_json(folder / manifest.FILE) | {"training": other})
+    with pytest.raises(UserError, match="cct_2_3x2-seed1 holds a network that was trained otherwise"):
+        ship.ship_seed(second)
 
 
 def test_runs_that_do_not_ship(trained, tmp_path):
