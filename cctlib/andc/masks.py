@@ -34,7 +34,7 @@ TARGETS = (*KINDS, "all")
 METHODS = ("andc", "shuffled", "random", "magnitude", "wanda")
 BY_CHANCE = ("shuffled", "random")  # their masks depend on the seed
 
-Masks = Mapping[str, Bool[Tensor, "_ _"]]  # by name of the weight
+Masks = Mapping[str, Bool[Tensor, "_ _ *kernel"]]  # by name of the weight
 Diagonals = Mapping[str, Bool[Tensor, "_ _"]]  # by site: [node, label]
 
 
@@ -83,7 +83,7 @@ def weights_of(network: nn.Module, masks: Masks) -> dict[str, nn.Parameter]:
             raise UserError(f"mask {name}: the network has no such weight")
         if parameters[name].shape != mask.shape:
             shape = tuple(parameters[name].shape)
-            raise UserError(f"mask {name} has shape {tuple(mask.shape)}; its weight is [output, input] {shape}")
+            raise UserError(f"mask {name} has shape {tuple(mask.shape)}; its weight is [output, input, ...] {shape}")
     return {name: parameters[name] for name in masks}
 
 

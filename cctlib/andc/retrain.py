@@ -15,6 +15,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Int64
@@ -34,13 +35,14 @@ from cctlib.training.recipes import Recipe
 from cctlib.training.trainer import Trainer
 
 TOKENS_HELD = 2 * 2**30  # bytes of tokens kept on a processor; half of what is free on a GPU
+Net = TypeVar("Net", bound=nn.Module)
 LOW_RATE = 0.1  # of the recipe's largest learning rate, to retrain the whole network with
 
 
 # Masks in a network ---------------------------------------------------------------------------------------
 
 
-def prune(network: CCT, masks: Masks) -> CCT:
+def prune(network: Net, masks: Masks) -> Net:
     """A copy of the network whose masked weights are zero. Raises `UserError` as `weights_of`."""
     pruned = copy.deepcopy(network)
     apply(pruned, masks)
@@ -67,7 +69,7 @@ class Reduced:
 
     values: Tensor
     labels: Int64[Tensor, "image"]
-    rest: Callable[[CCT, Tensor], Tensor] = field(repr=False)
+    rest: Callable[[Any, Tensor], Tensor] = field(repr=False)
     device: torch.device
 
     def batches(self, size: int, generator: torch.Generator | None = None) -> Iterator[tuple[Tensor, Tensor]]:
@@ -112,7 +114,7 @@ def _from_tokens(network: CCT, tokens: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def predict(network: CCT, reduced: Reduced, precision: Precision = "auto") -> Int64[Tensor, "image"]:
+def predict(network: nn.Module, reduced: Reduced, precision: Precision = "auto") -> Int64[Tensor, "image"]:
     """The label that a network gives to each image; on the CPU."""
     labels = []
     for values, _ in reduced.batches(128):
@@ -139,7 +141,7 @@ class Retraining:
 
 
 def retrain_layers(
-    network: CCT, masks: Masks, train: Reduced, epochs: float, settings: Retraining, generator: torch.Generator
+    network: nn.Module, masks: Masks, train: Reduced, epochs: float, settings: Retraining, generator: torch.Generator
 ) -> None:
     """Train weights and biases of the masked layers, in place, for `epochs` passes or parts of one.
 
