@@ -20,7 +20,7 @@ from importlib import metadata
 from pathlib import Path
 
 from cctlib import cli, stages
-from cctlib.claims.rules import ABOUT_NODES, RULES, STATEMENTS
+from cctlib.claims.rules import ABOUT_NODES, NOT_TESTED, RULES, STATEMENTS
 from cctlib.errors import UserError
 from tools import explore
 from tools.executed import as_page, glued, read_executed, run_of
@@ -39,7 +39,7 @@ CHAPTERS = {  # that draw what a stage measured
     "heads": "04_heads",
     **dict.fromkeys(("andc", "latency", "repaired", "saturated"), "05_andc"),
     "seed": "06_datasets",
-    "layers": "07_cnn",
+    **dict.fromkeys(("layers", "filters"), "07_cnn"),
 }
 
 
@@ -205,7 +205,7 @@ def _printed(arguments: Sequence[str]) -> str:
 def _rules() -> str:
     """Markdown: a table of the claims and of the rules that judge them as stated, and whether they are about nodes."""
     lines = ["| | claim | holds as stated when | is about nodes when |", "|---|---|---|---|"]
-    rows = [(claim, STATEMENTS[claim], rule, ABOUT_NODES.get(claim, "not asked")) for claim, rule in RULES.items()]
+    rows = [(claim, STATEMENTS[claim], rule, ABOUT_NODES.get(claim, NOT_TESTED)) for claim, rule in RULES.items()]
     return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
 
 

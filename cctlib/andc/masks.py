@@ -75,6 +75,11 @@ def layers(encoders: int, target: str = "all") -> tuple[Layer, ...]:
     return tuple(layer for layer in every if target in ("all", layer.kind))
 
 
+def titled(target: str) -> str:
+    """A target in words."""
+    return "all layers together" if target == "all" else target
+
+
 def weights_of(network: nn.Module, masks: Masks) -> dict[str, nn.Parameter]:
     """The network's own weights that masks belong to. Raises `UserError` when one has no weight, or another shape."""
     parameters = dict(network.named_parameters())

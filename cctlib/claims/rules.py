@@ -79,6 +79,7 @@ RULES = {
 }
 
 ABOUT_NODES = {
+    "C1": "Never: a rotation of the nodes changes no probe's accuracy, so progress is a property of the site.",
     "C2": f"Noise lies below that of every random basis: at {MOST:.0%} of the sites of mha and ff. In part: at some.",
     "C3": (
         "From the first encoder to the last, noise falls and SNR rises by a larger factor than in every random basis, "
@@ -89,6 +90,7 @@ ABOUT_NODES = {
         "heads. In part: more only than in bases that mix the heads, so that the subspaces of heads are special and "
         "not their nodes."
     ),
+    "C7": "C1, C2 and C3 are asked along the layers, each by its own rule.",
 }
 
 

@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 
 from cctlib import bootstrap
-from cctlib.andc.masks import TARGETS
+from cctlib.andc import masks
 from cctlib.claims import rules, specifications
 from cctlib.claims.rules import FAILS, HOLDS, IN_PART, NOT_TESTED, State, Verdict
 
@@ -135,11 +135,12 @@ def pruning(saturated: pd.DataFrame | None, short: pd.DataFrame) -> Verdict:
         chance = 100 * (random.accuracy - random.accuracy_dense).mean()
         states[target] = bool(change >= -rules.TOLERANCE and change > chance)
         intervals.append((float(low), float(high)))
-        texts.append(f"{change:+.1f} points at {target}, {andc.density.mean():.0%} kept (random masks {chance:+.1f})")
+        kept = f"{andc.density.mean():.0%} kept"
+        texts.append(f"{change:+.1f} points in {masks.titled(target)}, {kept} (random masks {chance:+.1f})")
     if not states:
         why = f"no layer was pruned to {rules.HALF:.0%} of its weights and retrained until all methods stopped gaining"
         return Verdict("C4", NOT_TESTED, f"{why}{_after_little(saturated)}")
-    if open_targets := [target for target in TARGETS if target not in states]:
+    if open_targets := [target for target in masks.TARGETS if target not in states]:
         texts.append(f"not judged: {', '.join(open_targets)}")
     state = graded(all(states.values()) and not open_targets, any(states.values()))
     return Verdict("C4", state, "; ".join(texts), intervals[0])

@@ -526,7 +526,7 @@ def test_headlines_follow_their_data():
     worse = tiny.pruned()
     worse.loc[worse.method == "andc", "accuracy"] = 0.1
     assert "in 0 of 15 pairs of layer and threshold; it beats" in headline_of(of_density(worse).figure)
-    assert "random mask in 0 of 15" in headline_of(of_density(worse).figure)
+    assert "random masks in 0 of 15" in headline_of(of_density(worse).figure)
 
 
 # Bad input
