@@ -219,7 +219,7 @@ def open_layers(
     else:
         counts = {"train": chosen.layers_train, "held-out": chosen.held_out, "test": chosen.test}
         images = {split: load_images(dataset, split, count, found) for split, count in counts.items()}
-        settings = maps.LayerSettings(chosen.probe, chosen.thetas, chosen.rotations)
+        settings = maps.LayerSettings(probe=chosen.probe, thetas=chosen.thetas, draws=chosen.rotations)
         spec = data.describe(dataset)
         about = {"dataset": spec.title, "model": found.name, "weights": found.manifest.sha256}
         about |= {"profile": chosen.title}

@@ -60,7 +60,7 @@ def diagonal_sets(model: Model, images: Mapping[str, Images], layers: int, devic
 
     images: "probe", which trains the probes, and "held-out".
     """
-    network, settings = model.network(device), maps.LayerSettings(FULL.probe, thetas=())
+    network, settings = model.network(device), maps.LayerSettings(probe=FULL.probe, thetas=())
     assert isinstance(network, VGG)
     last, num_labels = network.config.convolutions, images["probe"].num_labels
     names = [f"layer{m}/{FILTERS}" for m in range(last - layers + 1, last + 1)]

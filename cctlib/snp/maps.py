@@ -44,7 +44,7 @@ Maps = Float[Tensor, "image position node"]  # in bf16, as the network gave them
 Weights = Float[Tensor, "label position node"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class LayerSettings:
     """How the layers of a convolutional network are measured."""
 
@@ -55,8 +55,12 @@ class LayerSettings:
     seeds: int = 3  # of sets of fewer labels
 
 
-def train_probe(maps: Maps, labels: Int[Tensor, "image"], num_labels: int, settings: LayerSettings) -> Weights:
+def train_probe(
+    maps: Maps, labels: Int[Tensor, "image"], num_labels: int, settings: LayerSettings, passes: int = 1
+) -> Weights:
     """W by the siblings' recipe: SGD with Nesterov momentum and weight decay, the rate falling from epoch to epoch.
+
+    passes: over the images in an epoch, so that a part of them makes for as many steps as all.
 
     It begins at 0, so that the directions in which no image differs stay there. Where maps are large, as at the
     first layer, their rate would overshoot; half of one over the largest curvature does not, which at equal logits is
@@ -72,7 +76,8 @@ def train_probe(maps: Maps, labels: Int[Tensor, "image"], num_labels: int, setti
     schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, FALL)
     with products_in_half():
         for _ in range(settings.epochs):
-            for rows in torch.randperm(len(flat), generator=draw).to(labels.device).split(BATCH):
+            orders = [torch.randperm(len(flat), generator=draw) for _ in range(passes)]
+            for rows in torch.cat(orders).to(labels.device).split(BATCH):
                 x = flat[rows].float()
                 W.grad = error(x @ W.T, labels[rows]).T @ x
                 optimizer.step()
@@ -132,7 +137,7 @@ def site_tables(
 def few_labels(
     site: str, train: tuple[Maps, Tensor], test: tuple[Maps, Tensor], num_labels: int, settings: LayerSettings
 ) -> pd.DataFrame:
-    """The site read for sets of fewer labels, drawn at random, by probes of their own."""
+    """The site read for sets of fewer labels, drawn at random, by probes of their own, trained for as many steps."""
     rows = []
     for count in (*(count for count in FEW if count < num_labels), num_labels):
         for seed in range(settings.seeds if count < num_labels else 1):
@@ -141,7 +146,7 @@ def few_labels(
             for maps, labels in (train, test):
                 of_set = torch.isin(labels.cpu(), chosen).to(maps.device)
                 parts.append((maps[of_set], torch.searchsorted(chosen.to(maps.device), labels[of_set])))
-            W = train_probe(*parts[0], count, settings)
+            W = train_probe(*parts[0], count, settings, passes=round(num_labels / count))
             right = (says(parts[1][0], W) == parts[1][1]).double().mean().item()
             [mu] = mean_maps(parts[1][0], [parts[1][1]], count)
             statistics = fields.measure_maps(mu, fields.rounded(W))

@@ -19,7 +19,7 @@ from cctlib.model.vgg import VGG, VGGConfig
 from cctlib.snp import fields, maps
 from cctlib.snp.probe import ProbeSettings
 
-SETTINGS = maps.LayerSettings(ProbeSettings(precision="fp32"), thetas=(0.3, 0.5), draws=3, seeds=2)
+SETTINGS = maps.LayerSettings(probe=ProbeSettings(precision="fp32"), thetas=(0.3, 0.5), draws=3, seeds=2)
 
 
 def site(seed, labels=5, positions=4, nodes=6):
