@@ -2,26 +2,30 @@
 
 ANDC is its form for transformers. The kernel from a filter to one of the next layer stays iff their diagonal sets share
 a label; the weights from a filter of the last layer to an output stay iff the filter has that label. Sets come from
-held-out images, by the probes of `snp.maps`. Every other method keeps as many kernels of each layer.
+held-out images, by the probes of `snp.maps`; towards the outputs by the network's own linear layer. Every other method
+keeps as many kernels of each layer.
 
 Like the siblings, the last layers are pruned, and retrained while the others stay as they are.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.nn import functional as F
 from tqdm import tqdm
 
 from cctlib import stages
 from cctlib.andc import retrain
-from cctlib.andc.masks import BY_CHANCE, Diagonals, connected, density, mask_of
+from cctlib.andc.masks import BY_CHANCE, Diagonals, Masks, connected, density, mask_of
 from cctlib.andc.retrain import Reduced, Retraining
 from cctlib.andc.sweep import accuracies
 from cctlib.data.images import Images
@@ -58,6 +62,7 @@ class FilterPruning:
 def diagonal_sets(model: Model, images: Mapping[str, Images], layers: int, device: torch.device) -> Diagonals:
     """Labels on the diagonals of the filters behind ReLU, in the last `layers` layers; by site, [node, label].
 
+    "fc": those of the last layer's filters as the network itself reads them, pooled, by its linear layer.
     images: "probe", which trains the probes, and "held-out".
     """
     network, settings = model.network(device), maps.LayerSettings(probe=FULL.probe, thetas=())
@@ -72,9 +77,23 @@ def diagonal_sets(model: Model, images: Mapping[str, Images], layers: int, devic
     for site in names:
         learned, decides = kept["probe"][site], kept["held-out"][site]
         W = maps.train_probe(learned.values, learned.labels, num_labels, settings)
-        [mu] = maps.mean_maps(decides.values, [decides.labels], num_labels)
-        sets[site] = (fields.measure_maps(mu, fields.rounded(W)).assignment >= 0).cpu()
+        sets[site] = _recognised(W, decides.values, decides.labels)
+    read = network.fc.weight.unflatten(1, (-1, network.config.side**2)).transpose(1, 2)
+    sets["fc"] = _recognised(read, _pooled(decides.values, network.config.side), decides.labels)
     return sets
+
+
+def _recognised(
+    W: Float[Tensor, "label position node"], values: Float[Tensor, "image position node"], labels: Int[Tensor, "image"]
+) -> Bool[Tensor, "node label"]:
+    [mu] = maps.mean_maps(values, [labels], len(W))
+    return (fields.measure_maps(mu, fields.rounded(W)).assignment >= 0).cpu()
+
+
+def _pooled(values: Float[Tensor, "image position node"], side: int) -> Float[Tensor, "image _ node"]:
+    """The last layer's maps as the linear layer reads them: see `VGG.forward`."""
+    square = values.transpose(1, 2).unflatten(2, (math.isqrt(values.shape[1]), -1))
+    return F.adaptive_avg_pool2d(F.max_pool2d(square, 2), side).flatten(2).transpose(1, 2)
 
 
 def connections(sets: Diagonals, network: VGG, convolutions: int) -> dict[str, Bool[Tensor, "output input"]]:
@@ -82,7 +101,7 @@ def connections(sets: Diagonals, network: VGG, convolutions: int) -> dict[str, B
     last = network.config.convolutions
     of_layer = {m: sets[f"layer{m}/{FILTERS}"] for m in range(last - convolutions, last + 1)}
     kept = {f"layers.{m - 1}.conv.weight": connected(of_layer[m - 1], of_layer[m]) for m in list(of_layer)[1:]}
-    return kept | {"fc.weight": of_layer[last].T}
+    return kept | {"fc.weight": sets["fc"].T}
 
 
 def kernel_masks(
@@ -102,35 +121,33 @@ def filter_table(
     model: Model, sets: Diagonals, images: Mapping[str, Images], settings: FilterPruning, device: torch.device
 ) -> pd.DataFrame:
     """One row a pruning and length of retraining: convolutions, method, seed, epochs, density, and the columns of
-    `sweep.accuracies`; images: of the test.
+    `sweep.accuracies`, where the dense network has the same layers retrained as long; images: of the test.
     """
-    network, how = model.network(device), Retraining()
+    network = model.network(device)
     assert isinstance(network, VGG)
     train, test = (
-        Reduced(
-            on_device(part, device).pixels, part.labels.cpu(), lambda net, pixels: net(model.normalise(pixels)), device
-        )
+        Reduced(on_device(part, device).pixels, part.labels.to(device), lambda net, x: net(model.normalise(x)), device)
         for part in (images["train"], images["test"])
     )
-    dense, rows, predictions = retrain.predict(network, test).numpy(), [], []
-    todo = [
-        (convolutions, method, seed)
-        for convolutions in settings.convolutions
-        for method in METHODS
-        for seed in (settings.seeds if method in BY_CHANCE else settings.seeds[:1])
-    ]
-    for convolutions, method, seed in tqdm(todo, desc="filters", unit="pruning"):
-        masks = kernel_masks(network, connections(sets, network, convolutions), method, seed)
-        for epochs in settings.epochs:
-            pruned = retrain.prune(network, masks)
-            if epochs:
-                generator = torch.Generator().manual_seed(seed)
-                retrain.retrain_layers(pruned, masks, train, epochs, how, generator)
-            predictions.append(retrain.predict(pruned, test).numpy())
-            what = {"convolutions": convolutions, "method": method, "seed": seed, "epochs": epochs}
-            rows.append(what | {"density": density(masks)})
-    judged = accuracies(np.stack(predictions), dense, test.labels)
-    return pd.concat([pd.DataFrame(rows), judged], axis=1).assign(images=len(test.labels))
+
+    def says(masks: Masks, epochs: float, seed: int) -> np.ndarray:
+        pruned = retrain.prune(network, masks)
+        if epochs:
+            generator = torch.Generator().manual_seed(seed)
+            retrain.retrain_layers(pruned, masks, train, epochs, Retraining(), generator)
+        return retrain.predict(pruned, test).numpy()
+
+    tables, seeds = [], settings.seeds
+    todo = [(method, seed) for method in METHODS for seed in (seeds if method in BY_CHANCE else seeds[:1])]
+    for convolutions, epochs in tqdm(list(product(settings.convolutions, settings.epochs)), desc="filters"):
+        afcc = connections(sets, network, convolutions)
+        masks = [kernel_masks(network, afcc, method, seed) for method, seed in todo]
+        dense = says({name: torch.ones_like(mask) for name, mask in masks[0].items()}, epochs, seeds[0])
+        predictions = [says(of_one, epochs, seed) for of_one, (_, seed) in zip(masks, todo, strict=True)]
+        rows = pd.DataFrame(todo, columns=["method", "seed"]).assign(convolutions=convolutions, epochs=epochs)
+        judged = accuracies(np.stack(predictions), dense, images["test"].labels.cpu())
+        tables.append(pd.concat([rows.assign(density=list(map(density, masks))), judged], axis=1))
+    return pd.concat(tables, ignore_index=True).assign(images=len(images["test"]))
 
 
 def with_pruning(layers: Layers) -> Layers | None:

@@ -24,7 +24,7 @@ from torch.nn import functional as F
 
 from cctlib import stages
 from cctlib.andc.masks import Masks, weights_of
-from cctlib.data.images import Images
+from cctlib.data.images import Images, to_device
 from cctlib.errors import UserError
 from cctlib.model.cct import CCT
 from cctlib.model.forward import forward, on_device
@@ -63,8 +63,8 @@ def apply(network: nn.Module, masks: Masks) -> None:
 class Reduced:
     """Images, taken as far through the network as no mask reaches.
 
-    values: [image, ...], pixels, tokens or pooled nodes. rest: the rest of a network, from a batch of values on
-    `device` to its logits.
+    values: [image, ...], pixels, tokens or pooled nodes. labels: on `device`. rest: the rest of a network, from a batch
+    of values on `device` to its logits.
     """
 
     values: Tensor
@@ -76,8 +76,9 @@ class Reduced:
         """One pass in batches, shuffled iff a generator is given."""
         count = len(self.labels)
         order = torch.arange(count) if generator is None else torch.randperm(count, generator=generator)
-        for rows in order.split(size):
-            yield self.values[rows.to(self.values.device)].to(self.device), self.labels[rows].to(self.device)
+        places = (order.to(device).split(size) for device in (self.values.device, self.labels.device))
+        for of_values, of_labels in zip(*places, strict=True):
+            yield to_device(self.values[of_values], self.device), self.labels[of_labels]
 
 
 def reduce(
@@ -97,7 +98,7 @@ def reduce(
         passes = forward(part, normalise, images, device=device, precision=precision)
         return torch.cat([output for _, _, output, _ in passes])
 
-    labels = images.labels.cpu()
+    labels = images.labels.to(device)
     if start == "pooled":
         headless = copy.deepcopy(network)
         headless.classifier.fc = nn.Identity()  # type: ignore[assignment]
@@ -145,11 +146,13 @@ def retrain_layers(
 ) -> None:
     """Train weights and biases of the masked layers, in place, for `epochs` passes or parts of one.
 
-    Any part of a pass is one step at least. Masked weights are set to zero after each step. The network is frozen
-    afterwards. Raises `UserError` when the loss stops being finite.
+    With a convolution goes its batch norm, whose statistics are taken anew. Any part of a pass is one step at least.
+    Masked weights are set to zero after each step. The network is frozen afterwards, in eval mode. Raises `UserError`
+    when the loss stops being finite.
     """
     network.requires_grad_(False)
-    layers = [network.get_submodule(weight.removesuffix(".weight")).requires_grad_() for weight in masks]
+    names = [weight.removesuffix(".weight").removesuffix(".conv") for weight in masks]
+    layers = [network.get_submodule(name).requires_grad_().train() for name in names]
     trained = [parameter for layer in layers for parameter in layer.parameters()]
     masks = {name: mask.to(train.device) for name, mask in masks.items()}
     steps = max(1, round(epochs * math.ceil(len(train.labels) / settings.batch)))
@@ -169,7 +172,7 @@ def retrain_layers(
         apply(network, masks)
         schedule.step()
         total += loss.detach()
-    network.requires_grad_(False)
+    network.requires_grad_(False).eval()
     if not total.isfinite():
         raise UserError(f"retraining diverged (loss {total:g}); lower the learning rate, {settings.learning_rate:g}")
 
@@ -180,7 +183,8 @@ def retrain_layers(
 def retraining_recipe(recipe: Recipe, epochs: int, seed: int = 0) -> Recipe:
     """The recipe of a network, to retrain it with: a low rate that falls to zero, images at their full size.
 
-    Optimizer, weight decay, augmentation and dropout are those that the network was trained with.
+    Optimizer, weight decay, augmentation and dropout are those that the network was trained with; weights are not
+    averaged, for an average would begin with weights that no mask has touched.
     """
     return replace(
         recipe,
@@ -190,6 +194,7 @@ def retraining_recipe(recipe: Recipe, epochs: int, seed: int = 0) -> Recipe:
         schedule="linear",
         warmup_epochs=0.0,
         min_lr=0.0,
+        ema=0.0,
         seed=seed,
     )
 

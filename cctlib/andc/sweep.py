@@ -207,7 +207,7 @@ def saturate(campaign: Campaign, prunings: Iterable[Pruning], lengths: Sequence[
     for masks in _groups(campaign, prunings):
         for epochs in lengths:
             table = _rows(campaign, masks, epochs)
-            saturated = table[["gain", "gain_dense"]].max(axis=None) < LEAST_GAIN
+            saturated = table[["gain", "gain_dense"]].max(axis=None, skipna=False) < LEAST_GAIN
             if saturated:
                 break
         before = _rows(campaign, masks, 0.0)

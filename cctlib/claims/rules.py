@@ -49,46 +49,50 @@ STATEMENTS = {
 RULES = {
     "C1": (
         "At mha and at ff, the last encoder's probe is more accurate than the first encoder's (the 95% interval over "
-        "test images lies above 0) and Kendall's exact test finds a rising trend at 5%. In part: the first without "
-        "the second, or both at one of the two."
+        "test images lies above 0) and Kendall's test (exact where no values are equal) finds a rising trend at 5%. In "
+        "part: the first without the second, or both at one of the two."
     ),
     "C2": (
         f"Three conditions, each at {MOST:.0%} of the encoders of both mha and ff: {EACH:.0%} of the nodes have a "
         f"cluster, the mean cluster holds at most {SMALL:.0%} of the labels, and the noise lies below that of every "
         f"draw with labels shuffled across images. In part: two of the three. With fewer than {DRAWS} draws, what "
-        "depends on the third is left open."
+        f"depends on the third is left open. With fewer than {2 / SMALL:.0f} labels no cluster is small: not tested."
     ),
     "C3": (
         "At mha and at ff, noise is lower and SNR higher at the last encoder than at the first (95% intervals over "
-        "nodes), and Kendall's exact test finds both trends at 5%. In part: all four differences with their intervals, "
-        "but not every trend."
+        "nodes), and Kendall's test (as in C1) finds both trends at 5%. In part: all four differences with their "
+        "intervals, but not every trend."
     ),
     "C4": (
-        f"Where at most {HALF:.0%} of a layer's weights are kept, after retraining until the accuracy stops gaining: "
-        f"within {TOLERANCE} points of the dense network trained as long, and above the mean of random masks of the "
-        "same density. Holds: for each kind of layer and for all together. In part: for some of them."
+        f"At the threshold that keeps most of a layer's weights, but at most {HALF:.0%}, after retraining until the "
+        f"accuracy stops gaining: within {TOLERANCE} points of the dense network trained as long, and above the mean "
+        "of random masks of the same density. Holds: for each kind of layer and for all together. In part: for some "
+        "of them."
     ),
     "C5": (
-        f"At {MOST:.0%} of the encoders, labels are more concentrated on heads than when the same nodes are dealt at "
-        "random (p < 5%, Holm over encoders), and a head alone is better on its own labels than on the others' by "
-        f"more than dealt nodes are (p < 5%). Over at least {SEEDS} networks, both hold each time and the divisions of "
-        f"labels are unrelated (mean adjusted Rand index within {UNRELATED} of 0). In part: all but the part over "
-        "networks."
+        f"Two conditions, each at {MOST:.0%} of the encoders: labels are more concentrated on heads than when the same "
+        "nodes are dealt at random (p < 5%, Holm over encoders); and a head alone is better on its own labels than on "
+        "the others' (the 95% interval lies above 0), by more than dealt nodes are (p < 5%). Over at least "
+        f"{SEEDS} networks that differ in their seed alone, both hold each time and the divisions of labels are "
+        f"unrelated (mean adjusted Rand index within {UNRELATED} of 0). In part: all but the part over networks."
     ),
-    "C7": "C1, C2 and C3 hold, as stated, along the layers of a convolutional network. In part: some of them.",
+    "C7": (
+        "C1, C2 and C3 hold, as stated, along the layers of a convolutional network. In part: some of them. What is "
+        "not tested of these leaves C7 open where it could change the answer."
+    ),
 }
 
 ABOUT_NODES = {
     "C1": "Never: a rotation of the nodes changes no probe's accuracy, so progress is a property of the site.",
     "C2": f"Noise lies below that of every random basis: at {MOST:.0%} of the sites of mha and ff. In part: at some.",
     "C3": (
-        "From the first encoder to the last, noise falls and SNR rises by a larger factor than in every random basis, "
-        "at mha and at ff. In part: at one of the two."
+        "From the first encoder to the last, noise falls and SNR rises, each by a larger factor than in every random "
+        "basis, at mha and at ff. In part: at one of the two."
     ),
     "C5": (
         f"At {MOST:.0%} of the encoders, labels are more concentrated on heads than in every random basis within the "
-        "heads. In part: more only than in bases that mix the heads, so that the subspaces of heads are special and "
-        "not their nodes."
+        "heads. In part: every basis within the heads is more concentrated than every basis that mixes them, so that "
+        "the subspaces of heads are special and not their nodes."
     ),
     "C7": "C1, C2 and C3 are asked along the layers, each by its own rule.",
 }

@@ -70,7 +70,10 @@ def small_clusters(
     }
     each, small, quiet = (pd.DataFrame(conditions).groupby(sites.kind).mean() >= rules.MOST).all()
     draws = int(shuffled.groupby("site").draw.nunique().min()) if len(shuffled) else 0
-    if draws < rules.DRAWS:
+    too_few = rules.SMALL * num_labels < 2  # labels, for a cluster of several to be small
+    if too_few:
+        state = NOT_TESTED
+    elif draws < rules.DRAWS:
         state = NOT_TESTED if each or small else FAILS
     else:
         state = graded(each and small and quiet, sum((each, small, quiet)) == 2)
@@ -82,7 +85,10 @@ def small_clusters(
         f"clusters of {sites.cluster_size.mean():.2f} of {num_labels} labels on average ({size} by site); {count} "
         f"clusters per node; {having} one; {noise or 'no labels were shuffled'}"
     )
-    open_ = f"; {draws} draws of shuffled labels, {rules.DRAWS} decide" if state == NOT_TESTED else ""
+    why = (
+        "so few labels have no small cluster" if too_few else f"{draws} draws of shuffled labels, {rules.DRAWS} decide"
+    )
+    open_ = f"; {why}" if state == NOT_TESTED else ""
     low, high = bootstrap.interval(torch.from_numpy(samples["cluster_size"][1:].mean(axis=1))).tolist()
     return Verdict("C2", state, text + open_, (low, high))
 
@@ -171,7 +177,9 @@ def experts(
     (concentration, gap), rand = own, float(agreement.rand.mean())
     specialised = [_specialised(*pair) for pair in networks]
     if len(networks) >= rules.SEEDS:
-        seeds = f"heads specialise in {sum(specialised)} of {len(networks)} networks, adjusted Rand index {rand:+.2f}"
+        other = "" if any(symmetry is concentration for symmetry, _ in networks) else " other"
+        count = f"{sum(specialised)} of {len(networks)}{other} networks"
+        seeds = f"heads specialise in {count}, adjusted Rand index {rand:+.2f}"
     else:
         count = f"{len(networks)} network{'s' if len(networks) > 1 else ''}"
         seeds = f"{count}, so the part over networks is not tested"
@@ -187,8 +195,12 @@ def experts(
 
 
 def _specialised(symmetry: pd.DataFrame, gaps: pd.DataFrame) -> bool:
-    """Whether labels are concentrated on heads, and heads better on their own labels, at most encoders."""
-    return _most(symmetry.p_holm < rules.SIGNIFICANT) and _most((gaps.p < rules.SIGNIFICANT) & (gaps.gap_low > 0))
+    """Whether labels are concentrated on heads, and heads better on their own labels, each at most encoders.
+
+    Where no label has an owner, an encoder has no row in `gaps`.
+    """
+    better = (gaps.p < rules.SIGNIFICANT) & (gaps.gap_low > 0)
+    return _most(symmetry.p_holm < rules.SIGNIFICANT) and bool(better.sum() / len(symmetry) >= rules.MOST)
 
 
 def _most(conditions: pd.Series) -> bool:
@@ -202,11 +214,14 @@ def shared_mechanism(convolutional: Sequence[Verdict] | None) -> Verdict:
     """C7 from the verdicts C1, C2 and C3 along the layers of a convolutional network; None when none was measured."""
     if not convolutional:
         return Verdict("C7", NOT_TESTED, "no convolutional network was measured")
-    states = [verdict.state == HOLDS for verdict in convolutional]
+    states = [verdict.state for verdict in convolutional]
+    some, decided = HOLDS in states, {IN_PART, FAILS} & set(states)
+    is_open = NOT_TESTED in states and not (some and decided)
+    state = NOT_TESTED if is_open else graded(all(each == HOLDS for each in states), some)
     text = "; ".join(f"{verdict.claim} {verdict.state}" for verdict in convolutional)
     robust = "; ".join(f"{verdict.claim} {verdict.robust.partition(';')[0]}" for verdict in convolutional)
     nodes = "; ".join(f"{verdict.claim} {verdict.nodes.partition(':')[0]}" for verdict in convolutional)
-    return Verdict("C7", graded(all(states), any(states)), text, robust=robust, nodes=nodes)
+    return Verdict("C7", state, text, robust=robust, nodes=nodes)
 
 
 # Is it about nodes? ----------------------------------------------------------------------------------------
@@ -230,9 +245,9 @@ def sharpening_beyond_basis(nodes: pd.DataFrame, rotated: pd.DataFrame, kinds: S
     nodes, beyond, texts = rules.at_theta(nodes), [], []
     for kind in kinds:
         means = rules.by_encoder(nodes, kind)[["noise", "snr"]]
-        drawn = rules.by_encoder(rotated, kind).groupby("draw")[["noise", "snr"]]
-        move, moves = means.iloc[-1] / means.iloc[0], drawn.last() / drawn.first()
-        beyond.append(move.noise < moves.noise.min() and move.snr > moves.snr.max())
+        drawn = rules.by_encoder(rotated, kind).set_index("draw")[["noise", "snr"]].groupby("draw")
+        move, moves = means.iloc[-1] / means.iloc[0], drawn.nth(-1) / drawn.nth(0)
+        beyond.append(move.noise < min(1, moves.noise.min()) and move.snr > max(1, moves.snr.max()))
         parts = [
             f"{title} x{move[name]:.2f} (random bases x{moves[name].min():.2f} to x{moves[name].max():.2f})"
             for name, title in (("noise", "noise"), ("snr", "SNR"))
@@ -250,6 +265,7 @@ def heads_beyond_basis(sites: pd.DataFrame) -> str:
     subspace = _most(sites.within_low > sites.across_high)
     nodes = _most(sites.concentration > sites.within_high)
     answer = "yes" if nodes else "in part" if subspace else "no"
-    about = "the subspaces of heads and their nodes" if nodes else "the subspaces of heads" if subspace else "neither"
+    found = {"the subspaces of heads": subspace, "their nodes": nodes}
+    about = " and ".join(what for what, special in found.items() if special) or "neither"
     means = f"{sites.within_mean.mean():.3f} within heads, {sites.across_mean.mean():.3f} across"
     return f"{answer}: about {about} (concentration {sites.concentration.mean():.3f}; rotated {means})"

@@ -38,6 +38,7 @@ def test_retraining_goes_at_a_low_rate_that_falls_to_zero_on_augmented_images_of
     assert {how.size(epoch) for epoch in range(8)} == {32}
     kept = ("shift", "flip", "mixup", "cutmix", "optimizer", "weight_decay")
     assert all(getattr(how, name) == getattr(recipe("cpu"), name) for name in kept) and how.seed == 3
+    assert recipe("cpu-long").ema > 0 and retraining_recipe(recipe("cpu-long"), 8).ema == 0
 
 
 @pytest.mark.parametrize("target", ["all", None])

@@ -165,6 +165,11 @@ def test_small_clusters_at_most_encoders_of_both_sub_blocks(kind, failing, state
     assert verdicts.small_clusters(nodes, shuffled(500), 100).state == state
 
 
+def test_few_labels_have_no_small_cluster():
+    verdict = verdicts.small_clusters(cluster_nodes(1.5, 4), shuffled(500), 19)
+    assert verdict.state == NOT_TESTED and verdict.effect.endswith("; so few labels have no small cluster")
+
+
 def test_small_clusters_in_numbers():
     nodes = pd.concat([cluster_nodes(9, 4).assign(theta=0.1), cluster_nodes(2.5, 4, empty=1)])
     verdict = verdicts.small_clusters(nodes, shuffled(400), 100)
@@ -332,7 +337,15 @@ def test_experts(networks, rand, state):
 
 @pytest.mark.parametrize(
     ("states", "state"),
-    [([HOLDS] * 3, HOLDS), ([HOLDS, IN_PART, FAILS], IN_PART), ([FAILS] * 3, FAILS), (None, NOT_TESTED)],
+    [
+        ([HOLDS] * 3, HOLDS),
+        ([HOLDS, IN_PART, FAILS], IN_PART),
+        ([FAILS] * 3, FAILS),
+        ([FAILS, NOT_TESTED, FAILS], NOT_TESTED),
+        ([HOLDS, NOT_TESTED, HOLDS], NOT_TESTED),
+        ([HOLDS, NOT_TESTED, FAILS], IN_PART),
+        (None, NOT_TESTED),
+    ],
 )
 def test_shared_mechanism(states, state):
     judged = states and [rules.Verdict(f"C{n}", s, "") for n, s in enumerate(states, 1)]
@@ -387,6 +400,13 @@ def test_sharpening_is_about_nodes_when_both_quantities_move_further_than_in_eve
 def test_experts_are_about_nodes_subspaces_or_neither(within, across, answer):
     bands = {f"{n}_{end}": v + d for n, v in (("within", within), ("across", across)) for end, d in ENDS.items()}
     assert verdicts.heads_beyond_basis(symmetry().assign(**bands)).startswith(f"{answer}: ")
+
+
+def test_nothing_is_about_nodes_that_gets_worse_along_the_encoders():
+    nodes, bases = sites(50.0, both(0.0)), rotated(100, 1)
+    nodes["noise"], bases["noise"] = 50.0 * nodes.encoder, 50.0 * bases.encoder**2  # both rise, the nodes' less
+    nodes["snr"], bases["snr"] = 10.0 - nodes.encoder, (10.0 - bases.encoder) ** 2  # both fall
+    assert verdicts.sharpening_beyond_basis(nodes, bases).startswith("no: ")
 
 
 ENDS = {"low": -0.02, "mean": 0.0, "high": 0.02}
