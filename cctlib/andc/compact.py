@@ -37,9 +37,6 @@ WORTH = 0.95  # bags must take less than this share of the dense layer's time
 REPEATED = 32  # images whose tokens one call of `Bags` takes; its indices are repeated for so many
 
 
-# What a network costs -------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Cost:
     """parameters: those left, masked ones not counted. macs: multiplications for one image. bytes: on disk, in float16.
@@ -75,9 +72,6 @@ def dense_macs(config: CCTConfig) -> int:
     return counter.get_total_flops() // 2  # a multiplication and an addition each
 
 
-# Silent hidden nodes --------------------------------------------------------------------------------------
-
-
 @torch.no_grad()
 def remove_silent(network: CCT) -> None:
     """Remove, in place, the hidden nodes of FF through which nothing flows; the logits stay the same.
@@ -99,9 +93,6 @@ def remove_silent(network: CCT) -> None:
 
 def _frozen(tensor: Tensor) -> nn.Parameter:
     return nn.Parameter(tensor.contiguous(), requires_grad=False)
-
-
-# Forms of a sparse linear layer, for inference ------------------------------------------------------------
 
 
 class Bags(nn.Module):
@@ -143,9 +134,6 @@ class Bags(nn.Module):
         starts = self.starts[: len(table) * self.outputs]
         # F.embedding_bag without its checks, which take as long as a small product does; mode 0 adds up.
         return torch.embedding_bag(rows, self.columns[:entries], starts, False, 0, False, self.values[:entries])[0]
-
-
-# The choice -----------------------------------------------------------------------------------------------
 
 
 @torch.no_grad()

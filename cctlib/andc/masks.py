@@ -38,9 +38,6 @@ Masks = Mapping[str, Bool[Tensor, "_ _ *kernel"]]  # by name of the weight
 Diagonals = Mapping[str, Bool[Tensor, "_ _"]]  # by site: [node, label]
 
 
-# Layers and the sites that they join ----------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Layer:
     """A prunable layer: its name in the network, and the sites before and after it (None: the labels)."""
@@ -97,9 +94,6 @@ def density(masks: Masks) -> float:
     return sum(int(mask.sum()) for mask in masks.values()) / sum(mask.numel() for mask in masks.values())
 
 
-# Masks of one layer ---------------------------------------------------------------------------------------
-
-
 def connected(
     source: Bool[Tensor, "input label"], target: Bool[Tensor, "output label"]
 ) -> Bool[Tensor, "output input"]:
@@ -123,9 +117,6 @@ def keep_largest(
     mask = torch.zeros(scores.numel(), dtype=torch.bool)
     mask[order[:count]] = True
     return mask.view(scores.shape)
-
-
-# Masks of a target, by method -----------------------------------------------------------------------------
 
 
 def andc_masks(diagonals: Diagonals, encoders: int, target: str = "all") -> dict[str, Bool[Tensor, "_ _"]]:
@@ -216,9 +207,6 @@ def make_masks(
         name: mask_of(pruning.method, of_andc[name], weight.detach(), norms[name] if norms else None, generator)
         for name, weight in weights_of(network, of_andc).items()
     }
-
-
-# What the layers read -------------------------------------------------------------------------------------
 
 
 def input_norms(

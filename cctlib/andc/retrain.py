@@ -39,9 +39,6 @@ Net = TypeVar("Net", bound=nn.Module)
 LOW_RATE = 0.1  # of the recipe's largest learning rate, to retrain the whole network with
 
 
-# Masks in a network ---------------------------------------------------------------------------------------
-
-
 def prune(network: Net, masks: Masks) -> Net:
     """A copy of the network whose masked weights are zero. Raises `UserError` as `weights_of`."""
     pruned = copy.deepcopy(network)
@@ -54,9 +51,6 @@ def apply(network: nn.Module, masks: Masks) -> None:
     """Set the masked weights to zero, in place. Raises `UserError` as `weights_of`."""
     for name, weight in weights_of(network, masks).items():
         weight.masked_fill_(~masks[name].to(weight.device), 0)
-
-
-# Images, as far as no mask reaches ------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -124,9 +118,6 @@ def predict(network: nn.Module, reduced: Reduced, precision: Precision = "auto")
     return torch.cat(labels).cpu()
 
 
-# Retraining of the masked layers alone --------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Retraining:
     """How masked layers are retrained: AdamW without weight decay, learning rate falling linearly to zero.
@@ -175,9 +166,6 @@ def retrain_layers(
     network.requires_grad_(False).eval()
     if not total.isfinite():
         raise UserError(f"retraining diverged (loss {total:g}); lower the learning rate, {settings.learning_rate:g}")
-
-
-# Retraining of the whole network --------------------------------------------------------------------------
 
 
 def retraining_recipe(recipe: Recipe, epochs: int, seed: int = 0) -> Recipe:

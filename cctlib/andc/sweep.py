@@ -38,9 +38,6 @@ LEAST_GAIN = 0.002  # a retraining that gains less accuracy than this in its las
 Predictions = Int64[np.ndarray, "image"]
 
 
-# What is pruned -------------------------------------------------------------------------------------------
-
-
 def plan(
     targets: Iterable[str],
     methods: Collection[str],
@@ -68,9 +65,6 @@ def plan(
     if not possible:
         raise UserError(f"nothing can be pruned: {refused}")
     return possible
-
-
-# A row ----------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -169,9 +163,6 @@ def tensors_hash(tensors: Iterable[Tensor]) -> str:
     for tensor in tensors:
         digest.update(str(tuple(tensor.shape)).encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
-
-
-# Tables of rows -------------------------------------------------------------------------------------------
 
 
 def sweep(campaign: Campaign, prunings: Iterable[Pruning], epochs: Sequence[float] = (0.0,)) -> pd.DataFrame:

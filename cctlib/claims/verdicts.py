@@ -22,9 +22,6 @@ def graded(all_hold: bool, some_hold: bool) -> State:
     return HOLDS if all_hold else IN_PART if some_hold else FAILS
 
 
-# C1: the accuracy of probes grows --------------------------------------------------------------------------
-
-
 def progress(readings: pd.DataFrame, accuracy: pd.DataFrame, kinds: Sequence[str] = rules.SUB_BLOCKS) -> Verdict:
     """C1 from its readings (`specifications.progress`) on test images, and the probes' accuracy along the encoders.
 
@@ -43,9 +40,6 @@ def progress(readings: pd.DataFrame, accuracy: pd.DataFrame, kinds: Sequence[str
     state = graded(all(grown) and all(trends), all(grown) or one_site)
     interval = (gains.low[kinds[0]], gains.high[kinds[0]])
     return Verdict("C1", state, "; ".join(texts), interval)
-
-
-# C2: small clusters ----------------------------------------------------------------------------------------
 
 
 def small_clusters(
@@ -93,9 +87,6 @@ def small_clusters(
     return Verdict("C2", state, text + open_, (low, high))
 
 
-# C3: sharpening --------------------------------------------------------------------------------------------
-
-
 def sharpening(readings: pd.DataFrame, by_theta: pd.DataFrame, kinds: Sequence[str] = rules.SUB_BLOCKS) -> Verdict:
     """C3 at theta 0.3 from its readings (`specifications.sharpening`), and site means along the encoders.
 
@@ -116,9 +107,6 @@ def sharpening(readings: pd.DataFrame, by_theta: pd.DataFrame, kinds: Sequence[s
     first = stated.loc[(kinds[0], "noise")]
     state = graded(all(ends) and all(trends), all(ends))
     return Verdict("C3", state, "; ".join(texts) + ", last against first", (first.low, first.high))
-
-
-# C4: pruning -----------------------------------------------------------------------------------------------
 
 
 def pruning(saturated: pd.DataFrame | None, short: pd.DataFrame) -> Verdict:
@@ -159,9 +147,6 @@ def _after_little(short: pd.DataFrame) -> str:
     change = 100 * (longest.accuracy - longest.accuracy_dense).groupby(longest.target, sort=False).mean()
     changes = ", ".join(f"{target} {value:+.1f}" for target, value in change.items())
     return f"; after {longest.epochs.max():g} epochs, points against the dense network: {changes}"
-
-
-# C5: expert heads ------------------------------------------------------------------------------------------
 
 
 def experts(
@@ -207,9 +192,6 @@ def _most(conditions: pd.Series) -> bool:
     return bool(conditions.mean() >= rules.MOST)
 
 
-# C7: convolutional networks --------------------------------------------------------------------------------
-
-
 def shared_mechanism(convolutional: Sequence[Verdict] | None) -> Verdict:
     """C7 from the verdicts C1, C2 and C3 along the layers of a convolutional network; None when none was measured."""
     if not convolutional:
@@ -222,9 +204,6 @@ def shared_mechanism(convolutional: Sequence[Verdict] | None) -> Verdict:
     robust = "; ".join(f"{verdict.claim} {verdict.robust.partition(';')[0]}" for verdict in convolutional)
     nodes = "; ".join(f"{verdict.claim} {verdict.nodes.partition(':')[0]}" for verdict in convolutional)
     return Verdict("C7", state, text, robust=robust, nodes=nodes)
-
-
-# Is it about nodes? ----------------------------------------------------------------------------------------
 
 
 def clusters_beyond_basis(nodes: pd.DataFrame, rotated: pd.DataFrame, kinds: Sequence[str] = rules.SUB_BLOCKS) -> str:
