@@ -3,16 +3,13 @@
     data -> (train) -> probes -> measurement -> tables
 
 Each arrow is a stage (`stages.stage`): skipped when its result is whole, resumed when it was killed. Notebooks call
-`open_study` and draw; the command line calls the same functions. Where the data set can neither be found nor
-downloaded, the study is opened from the measurement that ships with the model, and says so wherever its numbers are
-shown.
+`open_study` and draw; the command line calls the same functions.
 """
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Literal, cast
 
@@ -26,12 +23,11 @@ from cctlib.errors import UserError
 from cctlib.model import manifest
 from cctlib.model.cct import CCT
 from cctlib.model.manifest import Model
-from cctlib.model.precision import arithmetic
+from cctlib.model.precision import Precision, arithmetic
 from cctlib.model.vgg import VGGConfig
 from cctlib.profiles import Profile, resolve_profile
 from cctlib.snp import maps, measure, stage, tables
 from cctlib.snp.measure import Measurement
-from cctlib.snp.probe import Probes
 from cctlib.training import run
 from cctlib.training.recipes import fitted, recipe_for
 
@@ -112,14 +108,28 @@ class Study:
         """The network, frozen, on the study's device."""
         return cast(CCT, self.model.network(self.device))
 
-    @cached_property
-    def probes(self) -> Probes:
-        """The trained probes. Raises `UserError` for a study from shipped measurements, which hold no probes."""
-        if self.profile is None:
-            raise UserError(
-                "a study opened from shipped measurements has no probes; measure one with profile quick or full"
-            )
-        return stage.load_probes(self.folders["probe"], self.model, self.profile.probe, self.device)
+    def later_stage(
+        self,
+        name: str,
+        room: str,
+        compute: Callable[[Path], None],
+        settings: Mapping[str, object],
+        images: Mapping[str, Images] | None = None,
+        precision: Precision = "auto",
+    ) -> Path:
+        """The folder of a stage that reads the measurement (see `stages.stage`), found or made now, in `folders`."""
+        reads: dict[str, Path | str] = {"model": self.model.identity, "measurement": self.folders["measure"]}
+        self.folders[name] = stages.stage(
+            self.home,
+            name,
+            compute,
+            room=room,
+            reads=reads | {split: part.fingerprint for split, part in (images or {}).items()},
+            settings=settings,
+            arithmetic=arithmetic(self.device, precision),
+            device=self.device,
+        )
+        return self.folders[name]
 
     def shipped_tables(self, names: Sequence[str], *made_by: str) -> dict[str, pd.DataFrame]:
         """Tables that ship with the model, by name. made_by: the stages that made them; the first is a command, too.

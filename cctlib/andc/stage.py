@@ -1,10 +1,5 @@
-"""The stages of pruning: from a measured study to the tables of Method, section 7.
-
-    pruning_tables    ANDC beside other masks, with and without retraining, and its speed: needs weights and images
-    saturated_stage   whole networks retrained until they stop gaining: a campaign of hours, whose table ships
-
-Where the images are missing, the tables that ship with the model are read. Held-out images decide (masks), test images
-judge.
+"""The stages of pruning: from a measured study to the tables of Method, section 7. Held-out images decide (masks), test
+images judge.
 """
 
 from collections.abc import Sequence
@@ -89,22 +84,10 @@ def sweep_stage(study: Study, profile: Profile) -> Path:
         made = {"pruning": pd.concat(tables, ignore_index=True), "curves": sweep.sweep(along, curves)}
         stages.write_tables(made | repair.tables(campaign, settings.seeds), work)
 
-    study.folders["andc"] = stages.stage(
-        study.home,
-        "andc",
-        compute,
-        room="andc",
-        reads={
-            "model": study.model.identity,
-            "measurement": study.folders["measure"],
-            **{split: part.fingerprint for split, part in images.items()},
-        },
-        settings={key: value for key, value in asdict(settings).items() if key not in TIMING}
-        | {"retraining": asdict(retraining)},
-        arithmetic=arithmetic(study.device, retraining.precision),
-        device=study.device,
+    read = {key: value for key, value in asdict(settings).items() if key not in TIMING}
+    return study.later_stage(
+        "andc", "andc", compute, read | {"retraining": asdict(retraining)}, images, retraining.precision
     )
-    return study.folders["andc"]
 
 
 def latency_stage(study: Study, settings: PruningSettings) -> Path:
@@ -119,21 +102,12 @@ def latency_stage(study: Study, settings: PruningSettings) -> Path:
             timed.append(latency.measure(pruned, BATCHES, settings.seconds).assign(theta=pruning.theta))
         stages.write_tables({"latency": pd.concat(timed, ignore_index=True)}, work)
 
-    study.folders["latency"] = stages.stage(
-        study.home,
-        "latency",
-        compute,
-        room="andc",
-        reads={"model": study.model.identity, "measurement": study.folders["measure"]},
-        settings={
-            "thetas": settings.latency_thetas,
-            "seconds": settings.seconds,
-            "machine": stages.machine(study.device),  # on so many threads as it first had: a notebook has fewer
-        },
-        arithmetic=arithmetic(study.device),
-        device=study.device,
-    )
-    return study.folders["latency"]
+    read = {
+        "thetas": settings.latency_thetas,
+        "seconds": settings.seconds,
+        "machine": stages.machine(study.device),  # on so many threads as it first had: a notebook has fewer
+    }
+    return study.later_stage("latency", "andc", compute, read)
 
 
 def saturated_stage(study: Study, settings: Saturation, runs: Path) -> Path:

@@ -4,7 +4,7 @@
     saturate    the whole network retrained until it stops gaining, beside the dense network trained as long
 
 Each row is one pruning after one amount of retraining; with whole networks it takes minutes on a GPU and an hour on a
-processor. Its predictions are kept as soon as they are there, so that a campaign that was killed goes on where it was.
+processor.
 """
 
 import functools

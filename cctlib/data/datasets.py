@@ -41,11 +41,6 @@ class Dataset:
         return self.name if self.root is None else f"folder-{self.root.name}-{stages.sha256_json(str(self.root))[:8]}"
 
     @property
-    def num_labels(self) -> int:
-        """K."""
-        return len(self.names)
-
-    @property
     def has_held_out(self) -> bool:
         """Whether the files have held-out images of their own; else a tenth of the training images is held out."""
         return self.root is not None and (self.root / "held-out").is_dir()

@@ -1,13 +1,8 @@
 """Images, ready to compute with: CIFAR-100, Flowers-102, a folder of images, or the built-in demo set.
 
-`load("cifar100", "train")` returns `Images`: uint8 pixels, labels, names, and a fingerprint of the content.
-What it does on the way (Method, section 1):
-
-1. finds the files: in CCTLIB_DATA, else among earlier downloads, else by downloading them (`sources.py`,
-   `download.py`); or lists a folder of one's own (`folders.py`);
-2. decodes each image once and puts the rows in canonical order, so that every source gives the same arrays, and takes
-   the held-out rows from those of the training images (`order.py`);
-3. keeps the arrays in a cache folder, which is there as a whole or not at all (`cache.py`).
+`load("cifar100", "train")` returns `Images`: uint8 pixels, labels, names, and a fingerprint of the content. It finds or
+downloads the files (`sources`, `download`; `folders` for one's own), puts the images in canonical order, takes the
+held-out ones from those of the training (`order`; Method, section 1), and keeps the arrays in a folder (`cache`).
 
 CCTLIB_DATA: a folder that holds data in the public layouts. CCTLIB_CACHE: where arrays and downloads are kept
 (default: the user's cache folder). CCTLIB_OFFLINE=1: never try the network.

@@ -6,9 +6,8 @@ says that label i is on the diagonal of node n's Boolean matrix. Counting is all
     diagonal [node, label] -> counts d_h(i) [head, label] -> designation [label], concentration [label]
 
 There are two kinds of control. The null hypothesis is that the nodes don't care about heads: the same nodes, *dealt*
-at random into groups of the same size. And the site is *rotated*, within heads (each head keeps its subspace, and its
-nodes become random directions in it) and across heads (every head gets directions of all): what survives the first
-alone belongs to the heads' subspaces and not to their nodes.
+at random into groups of the same size. And the site is *rotated* (`snp.controls`): what survives within heads alone
+belongs to the heads' subspaces and not to their nodes.
 
 Whether a head is any good at its labels is asked in `experts.py`.
 """

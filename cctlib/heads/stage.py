@@ -1,10 +1,5 @@
-"""The stage of the heads: from a measured study to the tables of Method, section 6.
-
-    ownership      which head owns which label, against dealt nodes: from the measurement alone
-    heads_tables   is a head better at its own labels, alone and when it is silenced: needs the probes and images
-
-Where the images are missing, the tables that ship with the model are read. Held-out images decide (designated labels),
-test images judge.
+"""The stage of the heads: from a measured study to the tables of Method, section 6. Held-out images decide (designated
+labels), test images judge.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,7 +17,6 @@ from cctlib.data.images import Images
 from cctlib.errors import UserError
 from cctlib.heads import experts, silence
 from cctlib.heads import ownership as heads
-from cctlib.model.precision import arithmetic
 from cctlib.model.sites import parse
 from cctlib.profiles import HeadSettings, Profile
 from cctlib.snp import controls, fields, measure
@@ -119,17 +113,7 @@ def heads_stage(study: Study, profile: Profile) -> Path:
         tables |= _ablation(study, test, designation, settings)
         stages.write_tables(tables, work)
 
-    study.folders["heads"] = stages.stage(
-        study.home,
-        "heads",
-        compute,
-        room="heads",
-        reads={"model": study.model.identity, "measurement": study.folders["measure"], "test": test.fingerprint},
-        settings=asdict(settings),
-        arithmetic=arithmetic(study.device),
-        device=study.device,
-    )
-    return study.folders["heads"]
+    return study.later_stage("heads", "heads", compute, asdict(settings), {"test": test})
 
 
 def _experts_alone(

@@ -9,19 +9,21 @@ from tiny_study import PROFILE
 from cctlib.andc.stage import sweep_stage
 from cctlib.errors import UserError
 from cctlib.heads import ownership, stage
+from cctlib.snp.stage import load_probes
 
 
 def test_a_head_alone_is_the_probe_with_the_other_heads_weights_cut(tiny_study):
     """Own and other labels' accuracy of each head, image by image."""
     table = stage.heads_tables(tiny_study)["expert_heads"]
     images, number = tiny_study.images("test"), tiny_study.model.config.heads
-    network = tiny_study.network()
+    network, settings = tiny_study.network(), tiny_study.profile.probe
+    probes = load_probes(tiny_study.folders["probe"], tiny_study.model, settings, tiny_study.device)
     for site in ("enc1/mha", "enc2/mha"):
         diagonal = stage.mha_diagonals(tiny_study, "held-out")[site]
         owner = ownership.designate(ownership.count(diagonal, number))
         _, taps = network(tiny_study.model.normalise(images.pixels), taps=[site])
         for head in range(number):
-            probe = tiny_study.probes[site]
+            probe = probes[site]
             cut = torch.zeros_like(probe.fc.weight)
             width = cut.shape[1] // number
             cut[:, head * width : (head + 1) * width] = probe.fc.weight[:, head * width : (head + 1) * width]
