@@ -54,16 +54,9 @@ def ratios(times: pd.DataFrame) -> pd.DataFrame:
     """Per network, over the turns: form, milliseconds (median), ratio (median of time / dense time), low and high
     (quartiles); NaN for a form that was not timed.
     """
-    share = times.div(times["dense"], axis=0)
-    return pd.DataFrame(
-        {
-            "form": times.columns,
-            "milliseconds": 1000 * times.median().to_numpy(),
-            "ratio": share.median().to_numpy(),
-            "low": share.quantile(0.25).to_numpy(),
-            "high": share.quantile(0.75).to_numpy(),
-        }
-    )
+    share = times.div(times["dense"], axis=0).quantile([0.5, 0.25, 0.75]).T.set_axis(["ratio", "low", "high"], axis=1)
+    share.insert(0, "milliseconds", 1000 * times.median())
+    return share.rename_axis("form").reset_index()
 
 
 def measure(network: CCT, batches: Sequence[int], seconds: float) -> pd.DataFrame:
