@@ -403,7 +403,7 @@ def test_retraining_is_told_of_what_was_retrained():
     runs = tiny.pruned()
     chapter = of_retraining(runs[(runs.epochs == 0) | runs.target.isin(["fc", "all"])])
     figure = chapter.figure
-    assert "for 2 of 2 kinds of layer" in headline_of(figure) and "3 targets were not" in headline_of(figure)
+    assert "for 2 of 2 choices of layers" in headline_of(figure) and "3 targets were not" in headline_of(figure)
     before, after = figure.axes
     assert Counter(text.get_text() for text in after.texts) == {"not retrained": 3} and not before.texts
     marks = [line.get_xdata()[0] for line in after.lines if to_hex(line.get_color()) == style.METHODS["andc"].lower()]
