@@ -11,7 +11,6 @@ Like the siblings, the last layers are pruned, and retrained while the others st
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +25,9 @@ from tqdm import tqdm
 from cctlib import stages
 from cctlib.andc import retrain
 from cctlib.andc.masks import BY_CHANCE, Diagonals, Masks, connected, density, mask_of
-from cctlib.andc.retrain import Reduced, Retraining
+from cctlib.andc.retrain import Retraining
 from cctlib.andc.sweep import accuracies
 from cctlib.data.images import Images
-from cctlib.model.forward import on_device
 from cctlib.model.manifest import Model
 from cctlib.model.precision import arithmetic
 from cctlib.model.sites import FILTERS
@@ -125,10 +123,7 @@ def filter_table(
     """
     network = model.network(device)
     assert isinstance(network, VGG)
-    train, test = (
-        Reduced(on_device(part, device).pixels, part.labels.to(device), lambda net, x: net(model.normalise(x)), device)
-        for part in (images["train"], images["test"])
-    )
+    train, test = (retrain.reduce(network, model.normalise, images[split], "pixels") for split in ("train", "test"))
 
     def says(masks: Masks, epochs: float, seed: int) -> np.ndarray:
         pruned = retrain.prune(network, masks)
@@ -137,16 +132,19 @@ def filter_table(
             retrain.retrain_layers(pruned, masks, train, epochs, Retraining(), generator)
         return retrain.predict(pruned, test).numpy()
 
-    tables, seeds = [], settings.seeds
+    whole, tables, seeds = says({}, 0.0, 0), [], settings.seeds
     todo = [(method, seed) for method in METHODS for seed in (seeds if method in BY_CHANCE else seeds[:1])]
-    for convolutions, epochs in tqdm(list(product(settings.convolutions, settings.epochs)), desc="filters"):
+    for convolutions in tqdm(settings.convolutions, desc="filters", unit="layers"):
         afcc = connections(sets, network, convolutions)
         masks = [kernel_masks(network, afcc, method, seed) for method, seed in todo]
-        dense = says({name: torch.ones_like(mask) for name, mask in masks[0].items()}, epochs, seeds[0])
-        predictions = [says(of_one, epochs, seed) for of_one, (_, seed) in zip(masks, todo, strict=True)]
-        rows = pd.DataFrame(todo, columns=["method", "seed"]).assign(convolutions=convolutions, epochs=epochs)
-        judged = accuracies(np.stack(predictions), dense, images["test"].labels.cpu())
-        tables.append(pd.concat([rows.assign(density=list(map(density, masks))), judged], axis=1))
+        unpruned = {name: torch.ones_like(mask) for name, mask in masks[0].items()}
+        rows = pd.DataFrame(todo, columns=["method", "seed"])
+        rows = rows.assign(convolutions=convolutions, density=list(map(density, masks)))
+        for epochs in settings.epochs:
+            dense = says(unpruned, epochs, seeds[0]) if epochs else whole
+            predictions = [says(of_one, epochs, seed) for of_one, (_, seed) in zip(masks, todo, strict=True)]
+            judged = accuracies(np.stack(predictions), dense, images["test"].labels.cpu())
+            tables.append(pd.concat([rows.assign(epochs=epochs), judged], axis=1))
     return pd.concat(tables, ignore_index=True).assign(images=len(images["test"]))
 
 

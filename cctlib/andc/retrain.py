@@ -28,6 +28,7 @@ from cctlib.data.images import Images, to_device
 from cctlib.errors import UserError
 from cctlib.model.cct import CCT
 from cctlib.model.forward import forward, on_device
+from cctlib.model.networks import Network
 from cctlib.model.precision import Precision, autocast, resolve, scaler
 from cctlib.training.log import Log, read_log
 from cctlib.training.processes import Place
@@ -76,15 +77,16 @@ class Reduced:
 
 
 def reduce(
-    network: CCT, normalise: Callable[[Tensor], Tensor], images: Images, start: str, precision: Precision = "auto"
+    network: Network, normalise: Callable[[Tensor], Tensor], images: Images, start: str, precision: Precision = "auto"
 ) -> Reduced:
     """`images` as the rest of the network takes them from its `start` on: "pooled" nodes, "tokens" or "pixels".
 
-    Tokens are kept to save the tokenizer's share of each pass; where they would take too much memory, the pixels are.
+    Tokens are kept to save the tokenizer's share of each pass; where they would take too much memory, the pixels are,
+    and so they are of a convolutional network.
     Values are kept in the precision that they are computed in. `network` is in eval mode. Raises `UserError` when there
     are no images.
     """
-    device = network.classifier.fc.weight.device
+    device = next(network.parameters()).device
     if len(images) == 0:
         raise UserError(f"no {images.split} images to evaluate or retrain a pruned network on; check that split")
 
@@ -93,13 +95,17 @@ def reduce(
         return torch.cat([output for _, _, output, _ in passes])
 
     labels = images.labels.to(device)
-    if start == "pooled":
+    if isinstance(network, CCT) and start == "pooled":
         headless = copy.deepcopy(network)
         headless.classifier.fc = nn.Identity()  # type: ignore[assignment]
         return Reduced(outputs(headless), labels, lambda net, nodes: net.classifier.fc(nodes), device)
-    wide = 4 if resolve(device, precision) == "fp32" else 2  # bytes
+    number = len(images) * (4 if resolve(device, precision) == "fp32" else 2)  # bytes of one number of every image
     memory = torch.cuda.mem_get_info(device)[0] // 2 if device.type == "cuda" else TOKENS_HELD
-    if start == "tokens" and wide * len(images) * network.config.tokens * network.config.width <= memory:
+    if (
+        isinstance(network, CCT)
+        and start == "tokens"
+        and number * network.config.tokens * network.config.width <= memory
+    ):
         return Reduced(outputs(network.tokenizer), labels, _from_tokens, device)
     return Reduced(on_device(images, device).pixels, labels, lambda net, pixels: net(normalise(pixels)), device)
 
