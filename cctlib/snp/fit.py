@@ -67,9 +67,14 @@ class Tokens:
         return Tokens(self.values, self.labels, mean, (variance + norm.eps).rsqrt())
 
 
-def error(logits: Float[Tensor, "image label"], labels: Int[Tensor, "image"]) -> Float[Tensor, "image label"]:
-    """Gradient of the mean cross-entropy by the logits."""
-    return (logits.softmax(1) - F.one_hot(labels, logits.shape[1])) / len(labels)
+def error(
+    logits: Float[Tensor, "image label"], labels: Int[Tensor, "image"]
+) -> tuple[Float[Tensor, ""], Float[Tensor, "image label"]]:
+    """Mean cross-entropy, and its gradient by the logits, which is written over them."""
+    log_shares = torch.log_softmax(logits, 1, out=logits)
+    loss = F.nll_loss(log_shares, labels)
+    right = torch.full_like(labels[:, None], -1, dtype=logits.dtype)
+    return loss, log_shares.exp_().scatter_add_(1, labels[:, None], right).div_(len(labels))
 
 
 def read_out(
@@ -89,12 +94,14 @@ def read_out(
     R = torch.linalg.cholesky(pooled.T @ pooled / (len(pooled) * len(W)) + penalty * identity)
     inverse = torch.linalg.solve_triangular(R, identity, upper=False)
     features, V, last = pooled @ inverse.T, W @ R, pooled.new_zeros(())
+    logits = pooled.new_empty(len(pooled), len(W))  # one for all steps: making one takes as long as the product
 
     def closure() -> Tensor:
         nonlocal last
-        W, logits = V @ inverse, features @ V.T
-        V.grad = error(logits, labels).T @ features + penalty * W @ inverse.T
-        last = F.cross_entropy(logits, labels) + penalty / 2 * W.square().sum()
+        W = V @ inverse
+        loss, by_logits = error(torch.mm(features, V.T, out=logits), labels)
+        V.grad = by_logits.T @ features + penalty * W @ inverse.T
+        last = loss + penalty / 2 * W.square().sum()
         return last
 
     how: dict[str, Any] = {"tolerance_grad": 0, "tolerance_change": change, "line_search_fn": "strong_wolfe"}
@@ -123,8 +130,8 @@ def converge(tokens: Tokens, num_labels: int, penalty: float, tolerance: float, 
         a = torch.from_numpy(vector).float().to(device)
         pool(a)
         steps = 10 if losses else 100  # later, it begins near its end
-        W, loss = read_out(pooled, tokens.labels, W, penalty, tolerance / 1000, steps)
-        by_pooled, gradient = error(pooled @ W.T, tokens.labels) @ W, penalty * a
+        W, loss = read_out(pooled, tokens.labels, W, penalty, tolerance / 100, steps)
+        by_pooled, gradient = error(pooled @ W.T, tokens.labels)[1] @ W, penalty * a
         for rows, x in tokens.chunks():
             along = torch.bmm(by_pooled[rows, None], x.mT)[:, 0]  # what the loss gains from more weight on each token
             mean = (weights[rows] * along).sum(1, keepdim=True)
@@ -136,7 +143,7 @@ def converge(tokens: Tokens, num_labels: int, penalty: float, tolerance: float, 
     result = minimize(loss_and_gradient, np.zeros(nodes), jac=True, method="L-BFGS-B", options=options)
     a = torch.from_numpy(result.x).float().to(device)
     pool(a)  # the last point that was tried need not be the best
-    W, loss = read_out(pooled, tokens.labels, W, penalty, tolerance / 1000, iterations=100)
+    W, loss = read_out(pooled, tokens.labels, W, penalty, tolerance / 100, iterations=100)
     return Fitted(a, W, len(losses), float(loss + penalty / 2 * a.square().sum()), bool(result.success))
 
 

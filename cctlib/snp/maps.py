@@ -79,7 +79,7 @@ def train_probe(
             orders = [torch.randperm(len(flat), generator=draw) for _ in range(passes)]
             for rows in torch.cat(orders).to(labels.device).split(BATCH):
                 x = flat[rows].float()
-                W.grad = error(x @ W.T, labels[rows]).T @ x
+                W.grad = error(x @ W.T, labels[rows])[1].T @ x
                 optimizer.step()
             schedule.step()
     return W.unflatten(1, maps.shape[1:])
