@@ -12,13 +12,16 @@ PLOTLY = "application/vnd.plotly.v1+json"
 def glue(name: str, value: str) -> None:
     """Record a formatted text under `name`, for the prose of any page to show; nothing is displayed.
 
-    Write the text as it shall be read (`f"{accuracy:.1%}"`). Without MyST-NB (in Colab, say) nothing happens.
+    Write the text as it shall be read (`f"{accuracy:.1%}"`); minus signs are set here. Without MyST-NB (in Colab, say)
+    nothing happens.
     """
     try:
         from myst_nb import glue as record
     except ImportError:
         return
-    record(name, str(value), display=False)
+    from cctlib.figures.wording import typeset
+
+    record(name, typeset(value), display=False)
 
 
 def stamper(*studies: Any) -> Callable[[Any], Any]:

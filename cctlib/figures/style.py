@@ -39,6 +39,7 @@ from matplotlib.transforms import ScaledTranslation
 
 from cctlib.errors import UserError
 from cctlib.figures.provenance import under
+from cctlib.figures.wording import typeset
 
 # --------------------------------------------------------------------------------------------------------------------
 # Colours. People with any of the common kinds of colour blindness can tell those of one group apart, and all have a
@@ -186,7 +187,7 @@ def card(
 
 def headline(figure: Card, message: str, detail: str = "") -> None:
     """Write the message above the panels, in bold, and below it how to read them; both are wrapped to the card."""
-    figure.said = message, detail
+    figure.said = message, detail = typeset(message), typeset(detail)
     width = 0.97 * (figure.get_figwidth() - 2 * MARGIN)  # text on pixels is a little wider than its outlines
     used = MARGIN  # inches from the upper edge
     for text, size, weight, color in ((message, HEADLINE, "bold", INK), (detail, BODY + 0.5, "normal", MUTED)):

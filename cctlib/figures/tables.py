@@ -9,7 +9,7 @@ import pandas as pd
 from pandas.io.formats.style import Styler
 
 from cctlib.errors import UserError
-from cctlib.figures.wording import number
+from cctlib.figures.wording import number, typeset
 
 STYLES = [
     {"selector": "th, td", "props": "padding: 0.25em 0.45em; text-align: right; border: 0; font-size: 0.92em"},
@@ -34,10 +34,13 @@ def styled(
     """A table for a page: numbers formatted (`formats`: column -> format, e.g. "{:.1%}"), missing ones as a dash, and
     the columns of `prose` set as text. It sets no colour, so it fits light and dark pages.
     """
-    style = Table(table).format(dict(formats or {}), na_rep="–").hide(axis="index").set_table_styles(STYLES)
+    written: dict[Any, Any] = {
+        name: lambda value, form=form: typeset(form.format(value)) for name, form in (formats or {}).items()
+    }
+    style = Table(table).format(written, na_rep="–").hide(axis="index").set_table_styles(STYLES)
     style = style.set_table_attributes('class="dataframe"')  # the theme's name for a table of its own design
     style = style.set_table_styles(dict.fromkeys(prose, WORDS), overwrite=False)
-    return style.set_caption(caption) if caption else style
+    return style.set_caption(typeset(caption)) if caption else style
 
 
 def verdict_cell(verdict: str) -> str:
@@ -53,17 +56,16 @@ def verdicts(table: pd.DataFrame) -> Table:
     table: claim, statement, verdict, effect, low, high, robust, nodes (`rules.verdicts_table`).
     """
     effects = [
-        f"{html.escape(row.effect)} (95%: {number(row.low)} to {number(row.high)})"
+        f"{row.effect} (95%: {number(row.low)} to {number(row.high)})"
         if np.isfinite([row.low, row.high]).all()
-        else html.escape(row.effect)
+        else row.effect
         for row in table.itertuples()
     ]
+    words = {"effect": effects, "how robust": table.robust, "about nodes?": table.nodes}
     shown = {
         "claim": "<b>" + table.claim + "</b> " + table.statement.map(html.escape),
         "as stated": "<b>" + table.verdict.map(verdict_cell) + "</b>",
-        "effect": effects,
-        "how robust": table.robust.map(html.escape),
-        "about nodes?": table.nodes.map(html.escape),
+        **{title: [html.escape(typeset(text)) for text in texts] for title, texts in words.items()},
     }
     caption = (
         "Each verdict follows from a rule that is code. The 95% interval is that of the first number; "

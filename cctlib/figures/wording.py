@@ -1,6 +1,7 @@
 """Words that numbers decide: messages are put together from comparisons, so that no new data make them false."""
 
 import math
+import re
 from collections.abc import Callable, Iterable, Sequence
 from numbers import Integral
 from typing import SupportsFloat
@@ -17,6 +18,11 @@ def number(value: SupportsFloat, digits: int = 3) -> str:
         return f"{float(value):,.0f}"
     decimals = max(0, digits - 1 - math.floor(math.log10(size)))
     return f"{float(value):,.{min(decimals, 6)}f}"
+
+
+def typeset(text: str) -> str:
+    """The text with the signs of print: a minus before a number in place of a hyphen, and a multiplication sign."""
+    return re.sub(r"\bx(?=\d)", "\u00d7", re.sub(r"(?<![\w.])-(?=\d)", "\u2212", text))
 
 
 def percent(value: SupportsFloat, decimals: int = 1) -> str:

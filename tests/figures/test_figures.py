@@ -496,6 +496,18 @@ def test_numbers_as_words(value, text):
     assert wording.number(value) == text
 
 
+@pytest.mark.parametrize(
+    ("text", "printed"),
+    [
+        ("noise x0.18 (tau -1.00)", "noise \u00d70.18 (tau \u22121.00)"),
+        ("-3.2 to -1 points", "\u22123.2 to \u22121 points"),
+        ("cct_7_3x2 on CIFAR-100, split kaggle-6552, lr 1e-05", "cct_7_3x2 on CIFAR-100, split kaggle-6552, lr 1e-05"),
+    ],
+)
+def test_signs_of_print(text, printed):
+    assert wording.typeset(text) == printed
+
+
 def test_a_missing_value_is_said_to_be_missing():
     assert "missing" in wording.course([math.nan, 3.0])
     assert wording.percent(math.nan) == "n/a"
@@ -570,7 +582,8 @@ def test_a_table_is_formatted_and_its_heads_have_a_scope():
 def test_verdicts_are_whole_and_have_three_answers():
     table = tiny.verdicts()
     html = tables.verdicts(table).to_html()
-    assert all(effect.replace("'", "&#x27;") in html for effect in table.effect), "no effect is cut"
+    texts = [wording.typeset(effect).replace("'", "&#x27;") for effect in table.effect]
+    assert all(text in html for text in texts), "no effect is cut"
     for row in table.itertuples():
         assert tables.verdict_cell(row.verdict) in html and row.robust in html and row.nodes in html
     assert html.count("(95%: ") == table.low.notna().sum()
