@@ -243,15 +243,19 @@ def to_phone(figure: Card) -> bytes | None:
     card = cast(Card, pickle.loads(pickle.dumps(figure)))  # a copy; copy.deepcopy does not make one of a figure
     panels = card.body.axes
     room = (NARROW - 1.4) / card.columns  # inches
+    breaks: dict[int, int] = {}  # of the titles in each row of panels
     for axes in panels:
+        row = spec.rowspan.start if (spec := axes.get_subplotspec()) else 0
         for place in ("left", "center", "right"):
             axes.set_title(wrap(axes.get_title(loc=place), LABEL, room, "bold"), loc=place)
+            breaks[row] = max(breaks.get(row, 0), axes.get_title(loc=place).count("\n"))
         axes.set_xlabel(wrap(axes.get_xlabel(), LABEL, min(room, 2.0)))
         fixed = isinstance(axes.xaxis.get_major_locator(), FixedLocator)  # other ticks become fewer by themselves
         if fixed and sum(len(label.get_text()) + 1 for label in axes.get_xticklabels()) * 0.08 > room:
             axes.tick_params(axis="x", labelrotation=90)
     if any(axes.get_aspect() == 1 for axes in panels):  # squares get smaller with the width
         card.inner *= 0.75
+    card.inner += 1.25 * LABEL / 72 * sum(breaks.values())
     for written in card.body.legends:
         written.remove()
     for handles, settings in card.keys:
