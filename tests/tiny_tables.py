@@ -82,6 +82,10 @@ def symmetry(encoders: int = 7) -> pd.DataFrame:
     m = np.arange(1, encoders + 1)
     table = pd.DataFrame({"site": [f"enc{n}/mha" for n in m], "encoder": m, "heads": 4, "deals": 1000})
     table = table.assign(concentration=0.35 + 0.01 * (m - 1), dealt_mean=0.35, dealt_95=0.36, broken_dealt=0.04)
+    for name, mean in (("within", 0.012 * (m - 1)), ("across", 0.0)):
+        ends = {"mean": mean, "low": mean - 0.01, "high": mean + 0.01, "draws": 20}
+        table = table.assign(**{f"excess_{name}_{end}": value for end, value in ends.items()})
+    table["excess"] = table.concentration - table.dealt_mean
     return table.assign(broken=0.04 + 0.03 * (m - 1), p_holm=np.where(m == 1, 0.6, 0.007))
 
 

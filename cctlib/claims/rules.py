@@ -91,8 +91,8 @@ ABOUT_NODES = {
     ),
     "C5": (
         f"At {MOST:.0%} of the encoders, labels are more concentrated on heads than in every random basis within the "
-        "heads. In part: every basis within the heads is more concentrated than every basis that mixes them, so that "
-        "the subspaces of heads are special and not their nodes."
+        "heads, each compared with its own nodes dealt at random. In part: every basis within the heads is more "
+        "concentrated so than every basis that mixes them: the subspaces of heads are special and not their nodes."
     ),
     "C7": "C1, C2 and C3 are asked along the layers, each by its own rule.",
 }

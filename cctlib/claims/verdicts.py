@@ -239,12 +239,13 @@ def sharpening_beyond_basis(nodes: pd.DataFrame, rotated: pd.DataFrame, kinds: S
 def heads_beyond_basis(sites: pd.DataFrame) -> str:
     """C5: whether what is concentrated survives a rotation within heads, which keeps each head's subspace.
 
-    sites: rows of `heads.symmetry` with the controls within and across heads. Labels are compared at most encoders.
+    sites: rows of `heads.symmetry` with the controls within and across heads. What labels are concentrated beyond dealt
+    nodes is compared, each basis with its own, at most encoders.
     """
-    subspace = _most(sites.within_low > sites.across_high)
-    nodes = _most(sites.concentration > sites.within_high)
+    subspace = _most(sites.excess_within_low > sites.excess_across_high)
+    nodes = _most(sites.excess > sites.excess_within_high)
     answer = "yes" if nodes else "in part" if subspace else "no"
     found = {"the subspaces of heads": subspace, "their nodes": nodes}
     about = " and ".join(what for what, special in found.items() if special) or "neither"
-    means = f"{sites.within_mean.mean():.3f} within heads, {sites.across_mean.mean():.3f} across"
-    return f"{answer}: about {about} (concentration {sites.concentration.mean():.3f}; rotated {means})"
+    means = f"{sites.excess_within_mean.mean():+.3f} within heads, {sites.excess_across_mean.mean():+.3f} across"
+    return f"{answer}: about {about} (beyond dealt nodes {sites.excess.mean():+.3f}; rotated {means})"

@@ -12,7 +12,7 @@ belongs to the heads' subspaces and not to their nodes.
 Whether a head is any good at its labels is asked in `experts.py`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import combinations
 
 import numpy as np
@@ -105,28 +105,37 @@ def p_value(
     return (1 + (~(null < observed - SAME)).sum(dim=0)).double() / (1 + len(null))
 
 
-def rotated_counts(
-    mu: fields.Nodes,
-    W: fields.Nodes,
-    groups: Int64[Tensor, "group member"],
-    heads: int,
-    draws: int,
-    generator: torch.Generator,
-) -> Int64[Tensor, "draw head label"]:
-    """d_h(i) of a site whose nodes are rotated within `groups` of them (`snp.controls`), so many times."""
-    rotated = (controls.rotated(mu, W, groups, generator) for _ in range(draws))
-    return torch.stack([count(fields.diagonals(*arrays), heads) for arrays in rotated])
+def rotated_diagonals(
+    mu: fields.Nodes, W: fields.Nodes, groups: Int64[Tensor, "group member"], draws: int, generator: torch.Generator
+) -> Iterator[Bool[Tensor, "node label"]]:
+    """The diagonal sets of a site whose nodes are rotated within `groups` of them (`snp.controls`), so many times."""
+    for _ in range(draws):
+        yield fields.diagonals(*controls.rotated(mu, W, groups, generator))
 
 
-def symmetry(counts: Counts, null: Dealt, **rotated: Mapping[str, Int64[Tensor, "draw head label"]]) -> pd.DataFrame:
+def excess(
+    diagonals: Iterable[Bool[Tensor, "node label"]], heads: int, generator: torch.Generator, deals: int = 20
+) -> Float[Tensor, "draw"]:
+    """How much more concentrated the labels of each draw are than when its nodes are dealt, the mean over the labels.
+
+    Each basis has a null of its own, for the fewer labels a node has, the more concentrated they are by chance.
+    """
+    shares = []
+    for diagonal in diagonals:
+        dealt = count_dealt(diagonal, deal(len(diagonal), heads, deals, generator), heads)
+        shares.append(concentration(count(diagonal, heads)).nanmean() - concentration(dealt).nanmean())
+    return torch.stack(shares)
+
+
+def symmetry(counts: Counts, null: Dealt, **rotated: Mapping[str, Float[Tensor, "draw"]]) -> pd.DataFrame:
     """Is the symmetry between heads broken? One row a site.
 
     site, encoder, heads, labels (on some diagonal), undesignated (labels that go to NOBODY), concentration (mean over
     labels), dealt_mean and dealt_95 (of that mean in the null), excess (concentration - dealt_mean), broken (share of
     labels whose concentration exceeds the null's 95th percentile), broken_dealt (the same share in the null, at most
     0.05), deals, p, p_holm (Holm over the sites given).
-    For each kind of rotation, as `within=counts by site`: within_mean, within_low, within_high (over the draws, of the
-    mean concentration) and within_draws.
+    For each kind of rotation, as `excess_within={site: excess(...)}`: excess_within_mean, _low and _high (over the
+    draws) and _draws.
     A site none of whose nodes has a label has NaN and no evidence, p = 1.
     """
     rows = {}
@@ -148,7 +157,7 @@ def symmetry(counts: Counts, null: Dealt, **rotated: Mapping[str, Int64[Tensor, 
             "p": p_value(value.nanmean(), means),
         }
         for name, of_kind in rotated.items():
-            turned = concentration(of_kind[site]).nanmean(dim=1)
+            turned = of_kind[site]
             numbers = {"mean": turned.mean(), "low": turned.min(), "high": turned.max(), "draws": len(turned)}
             row |= {f"{name}_{key}": number for key, number in numbers.items()}
         rows[site] = row

@@ -57,10 +57,10 @@ def ownership(study: Study, deals: int = 1000, rotations: int = 20) -> Ownership
     members, turns = controls.groups_of(study.model.cct.width, "mha", number), torch.Generator().manual_seed(0)
     turned = {
         name: {
-            site: heads.rotated_counts(mu, W, members[control], number, rotations, turns)
+            site: heads.excess(heads.rotated_diagonals(mu, W, members[control], rotations, turns), number, generator)
             for site, (mu, W) in arrays.items()
         }
-        for name, control in (("within", controls.WITHIN), ("across", controls.ACROSS))
+        for name, control in (("excess_within", controls.WITHIN), ("excess_across", controls.ACROSS))
     }
     groups, names = study.measurement.groups, study.measurement.group_names
     meaning = enriched = None

@@ -357,6 +357,17 @@ def test_concentration_lies_over_the_band_of_chance():
     assert [note.xy[0] for note in left.texts] == table.encoder[table.p_holm < 0.05].tolist()
 
 
+def test_nodes_are_drawn_over_the_bands_of_rotated_heads():
+    table = tiny.symmetry()
+    figure = drawn("04_heads", "fig-subspaces", owned=SimpleNamespace(sites=table), sites=table).figure
+    [axes] = figure.axes
+    assert np.allclose(curve(axes, style.KINDS["mha"]), table.excess)
+    for corners, name in zip(areas(axes), ("excess_within", "excess_across"), strict=True):
+        ends = corners[:, 1].min(), corners[:, 1].max()
+        assert ends == pytest.approx((table[f"{name}_low"].min(), table[f"{name}_high"].max()))
+    assert "by +0.030; rotated within heads by +0.036, and across heads by +0.000" in headline_of(figure)
+
+
 def test_experts_are_drawn_with_their_own_labels_filled():
     table, sites = tiny.experts()
     upper, lower = of_experts().figure.axes

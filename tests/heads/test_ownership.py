@@ -210,11 +210,13 @@ def test_a_site_without_a_single_label_has_no_evidence_and_leaves_the_others_the
     sites = {"enc3/mha": broken_diagonal(), "enc4/mha": torch.zeros(256, 100, dtype=torch.bool)}
     null = ownership.null_counts(sites, HEADS, torch.Generator().manual_seed(0), 50)
     counts = {site: ownership.count(diagonal, HEADS) for site, diagonal in sites.items()}
-    table = ownership.symmetry(counts, null, within={site: of_site[None] for site, of_site in counts.items()})
+    draw = torch.Generator().manual_seed(1)
+    turned = {site: ownership.excess([diagonal], HEADS, draw) for site, diagonal in sites.items()}
+    table = ownership.symmetry(counts, null, turned=turned)
     some, none = table.iloc[0], table.iloc[1]
     assert (some.p, some["labels"]) == (1 / 51, 100) and some.p_holm == pytest.approx(2 / 51)
     assert (none.p, none.p_holm, none["labels"], none.undesignated) == (1, 1, 0, 100)
-    assert none[["concentration", "excess", "broken", "within_mean"]].isna().all()
+    assert none[["concentration", "excess", "broken", "turned_mean"]].isna().all()
     assert len(ownership.overlap(counts, null)) == 12
 
 
@@ -233,22 +235,31 @@ def rotating_probe(seed=0):
 def test_rotation_within_heads_keeps_their_labels_and_across_heads_spreads_them(control, stays):
     mu, W = rotating_probe()
     groups = controls.groups_of(32, "mha", HEADS)[control]
-    counts = ownership.rotated_counts(mu, W, groups, HEADS, 10, torch.Generator().manual_seed(1))
+    sets = list(ownership.rotated_diagonals(mu, W, groups, 10, torch.Generator().manual_seed(1)))
+    counts = torch.stack([ownership.count(diagonal, HEADS) for diagonal in sets])
     assert counts.shape == (10, HEADS, 12)
     designation = ownership.designate(counts)
     kept = (designation == torch.arange(12) // 3).double().mean()
     assert (kept > 0.9) == stays
     null = ownership.null_counts({"enc1/mha": random_diagonal(labels=12)}, HEADS, torch.Generator().manual_seed(0), 5)
-    row = ownership.symmetry({"enc1/mha": counts[0]}, null, within={"enc1/mha": counts}).iloc[0]
-    plain = [np.mean(plain_concentrations(draw)) for draw in counts.tolist()]
-    numbers = (np.mean(plain), min(plain), max(plain), 10)
-    assert (row.within_mean, row.within_low, row.within_high, row.within_draws) == pytest.approx(numbers)
+    beyond = ownership.excess(sets, HEADS, torch.Generator().manual_seed(2), deals=50)
+    row = ownership.symmetry({"enc1/mha": counts[0]}, null, turned={"enc1/mha": beyond}).iloc[0]
+    numbers = (beyond.mean().item(), beyond.min().item(), beyond.max().item(), 10)
+    assert (row.turned_mean, row.turned_low, row.turned_high, row.turned_draws) == pytest.approx(numbers)
+    draw, plain = torch.Generator().manual_seed(2), []
+    for diagonal, of_heads in zip(sets, counts.tolist(), strict=True):
+        dealt = ownership.count_dealt(diagonal, ownership.deal(32, HEADS, 50, draw), HEADS)
+        by_chance = [share for deal in dealt.tolist() for share in plain_concentrations(deal)]
+        plain.append(np.mean(plain_concentrations(of_heads)) - np.mean(by_chance))
+    assert beyond.tolist() == pytest.approx(plain)
+    assert (beyond.min() > 0.2) == stays
 
 
 def test_a_rotation_by_the_identity_leaves_all_counts_as_they_are():
     mu, W = rotating_probe()
     alone = torch.arange(32)[:, None]  # a node that is rotated by itself at most changes the sign of both its columns
-    counts = ownership.rotated_counts(mu, W, alone, HEADS, 1, torch.Generator())
+    [turned] = ownership.rotated_diagonals(mu, W, alone, 1, torch.Generator())
+    counts = ownership.count(turned, HEADS)[None]
     assert torch.equal(counts[0], ownership.count(fields.diagonals(mu, W), HEADS)) and counts.any()
 
 
@@ -384,10 +395,10 @@ def test_tables_have_their_documented_columns():
     diagonal = {"enc1/mha": random_diagonal()}
     counts = {site: ownership.count(d, HEADS) for site, d in diagonal.items()}
     null = ownership.null_counts(diagonal, HEADS, torch.Generator().manual_seed(0), 10)
-    rotated = {site: of_site[None] for site, of_site in counts.items()}
-    assert " ".join(ownership.symmetry(counts, null, across=rotated)) == (
+    rotated = {site: ownership.excess([d], HEADS, torch.Generator()) for site, d in diagonal.items()}
+    assert " ".join(ownership.symmetry(counts, null, excess_across=rotated)) == (
         "site encoder heads labels undesignated concentration dealt_mean dealt_95 excess broken "
-        "broken_dealt deals p p_holm across_mean across_low across_high across_draws"
+        "broken_dealt deals p p_holm excess_across_mean excess_across_low excess_across_high excess_across_draws"
     )
     assert " ".join(ownership.head_sets(counts)) == "site encoder head designated"
     assert " ".join(ownership.overlap(counts, null)) == (

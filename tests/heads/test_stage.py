@@ -57,7 +57,8 @@ def test_under_torchrun_it_is_refused_in_one_line(tiny_study, monkeypatch):
 
 def test_ownership_needs_the_measurement_alone(tiny_study):
     owned = stage.ownership(tiny_study, deals=50)
-    assert (owned.sites.within_draws == 20).all() and (owned.sites.across_low <= owned.sites.across_mean).all()
+    sites = owned.sites
+    assert (sites.excess_within_draws == 20).all() and (sites.excess_across_low <= sites.excess_across_mean).all()
     assert list(owned.sites.encoder) == [1, 2] and owned.semantics is None  # the demo's labels have no groups
     for site, counts in owned.counts.items():
         diagonal = stage.mha_diagonals(tiny_study, "held-out")[site]
