@@ -26,6 +26,8 @@ from torch.nn import functional as F
 
 from cctlib.model.cct import seqpool
 
+CACHED = 2**19  # numbers of a chunk of tokens on a CPU, 2 MB
+
 
 class Fitted(NamedTuple):
     """A probe at the end of its training."""
@@ -53,7 +55,7 @@ class Tokens:
 
     def chunks(self) -> Iterator[tuple[slice, Float[Tensor, "image token node"]]]:
         """Slices of images and what the probe reads there; on a CPU it stays in the cache, a GPU is kept busy."""
-        size = 50 if self.values.device.type == "cpu" else 4096
+        size = max(1, CACHED // self.values[0].numel()) if self.values.device.type == "cpu" else 4096
         for start in range(0, len(self.labels), size):
             rows = slice(start, start + size)
             yield rows, self[rows]
