@@ -72,8 +72,8 @@ class Tokens:
 def error(
     logits: Float[Tensor, "image label"], labels: Int[Tensor, "image"]
 ) -> tuple[Float[Tensor, ""], Float[Tensor, "image label"]]:
-    """Mean cross-entropy, and its gradient by the logits, which is written over them."""
-    log_shares = torch.log_softmax(logits, 1, out=logits)
+    """Mean cross-entropy, and its gradient by the logits."""
+    log_shares = logits.log_softmax(1)
     loss = F.nll_loss(log_shares, labels)
     right = torch.full_like(labels[:, None], -1, dtype=logits.dtype)
     return loss, log_shares.exp_().scatter_add_(1, labels[:, None], right).div_(len(labels))
@@ -96,12 +96,11 @@ def read_out(
     R = torch.linalg.cholesky(pooled.T @ pooled / (len(pooled) * len(W)) + penalty * identity)
     inverse = torch.linalg.solve_triangular(R, identity, upper=False)
     features, V, last = pooled @ inverse.T, W @ R, pooled.new_zeros(())
-    logits = pooled.new_empty(len(pooled), len(W))  # one for all steps: making one takes as long as the product
 
     def closure() -> Tensor:
         nonlocal last
         W = V @ inverse
-        loss, by_logits = error(torch.mm(features, V.T, out=logits), labels)
+        loss, by_logits = error(features @ V.T, labels)
         V.grad = by_logits.T @ features + penalty * W @ inverse.T
         last = loss + penalty / 2 * W.square().sum()
         return last
