@@ -54,10 +54,11 @@ def ownership(study: Study, deals: int = 1000, rotations: int = 20) -> Ownership
     tested = {site: heads.count(diagonal, number) for site, diagonal in test.items()}
     null = heads.null_counts(test, number, generator, deals)
     arrays = {site: study.measurement[site].tensors() for site in test}
-    members, turns = controls.groups_of(study.model.cct.width, "mha", number), torch.Generator().manual_seed(0)
+    members = controls.groups_of(study.model.cct.width, "mha", number)
+    turns, dealing = (torch.Generator().manual_seed(0) for _ in range(2))  # of their own: other draws stay as they are
     turned = {
         name: {
-            site: heads.excess(heads.rotated_diagonals(mu, W, members[control], rotations, turns), number, generator)
+            site: heads.excess(heads.rotated_diagonals(mu, W, members[control], rotations, turns), number, dealing)
             for site, (mu, W) in arrays.items()
         }
         for name, control in (("excess_within", controls.WITHIN), ("excess_across", controls.ACROSS))
