@@ -20,7 +20,6 @@ import pandas as pd
 import torch
 from jaxtyping import Bool, Float, Int64
 from scipy.stats import hypergeom
-from statsmodels.stats.multitest import multipletests
 from torch import Tensor
 from torch.nn.functional import one_hot
 
@@ -166,7 +165,9 @@ def symmetry(counts: Counts, null: Dealt, **rotated: Mapping[str, Float[Tensor, 
 
 def with_holm(table: pd.DataFrame, name: str) -> pd.DataFrame:
     """The table with a column of p-values corrected after Holm, over its rows, behind that of `name`."""
-    table.insert(list(table).index(name) + 1, f"{name}_holm", multipletests(table[name], method="holm")[1])
+    ordered = table[name].sort_values()
+    corrected = (ordered * np.arange(len(table), 0, -1)).cummax().clip(upper=1)
+    table.insert(list(table).index(name) + 1, f"{name}_holm", corrected)
     return table
 
 

@@ -5,10 +5,12 @@ from itertools import combinations
 from math import comb
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from statsmodels.stats.multitest import multipletests
 
 from cctlib.errors import UserError
 from cctlib.heads import ownership
@@ -193,17 +195,19 @@ def test_broken_symmetry_is_found_and_dealt_nodes_are_not_suspected():
     assert (table.broken_dealt <= 0.05 + 1e-12).all()
 
 
-def test_holm_by_hand():
-    """Three encoders with p-values p1 <= p2 <= p3: 3 p1, max(2 p2, ..), max(p3, ..), cut at 1."""
+@settings(max_examples=10)  # statsmodels collects garbage at each call, which takes it half a second here
+@given(p=st.lists(st.floats(0, 1), min_size=1, max_size=30))
+def test_holm_is_that_of_statsmodels(p):
+    table = ownership.with_holm(pd.DataFrame({"p": p, "other": 0}), "p")
+    assert list(table) == ["p", "p_holm", "other"]
+    assert table.p_holm.tolist() == pytest.approx(multipletests(p, method="holm")[1])
+
+
+def test_holm_is_taken_over_the_sites():
     sites = {f"enc{m}/mha": random_diagonal(seed=m, labels=6) for m in (1, 2, 3)}
     null = ownership.null_counts(sites, HEADS, torch.Generator().manual_seed(0), 99)
     table = ownership.symmetry({site: ownership.count(d, HEADS) for site, d in sites.items()}, null)
-    order = table.p.argsort()
-    expected, running = [0.0] * 3, 0.0
-    for rank, place in enumerate(order):
-        running = max(running, min(1.0, (3 - rank) * table.p[place]))
-        expected[place] = running
-    assert table.p_holm.tolist() == pytest.approx(expected)
+    assert table.p_holm.tolist() == pytest.approx(multipletests(table.p, method="holm")[1])
 
 
 def test_a_site_without_a_single_label_has_no_evidence_and_leaves_the_others_theirs():
