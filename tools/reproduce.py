@@ -6,6 +6,7 @@ Two notebooks run at a time: most of each is one kernel's start and the drawing 
 """
 
 import os
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -38,13 +39,7 @@ def reproduce(dataset: str, model: str, profile: str, runs: Path, device: str) -
     if study.source == "shipped":
         parameters["profile"] = "shipped"
     explored = explore.explore_stage(study, runs, book_reads(study), parameters)
-    # Kernels share the cores: two that take all of them wait for each other, and are ten times slower.
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // AT_ONCE)))
-    with ThreadPoolExecutor(AT_ONCE) as pool:  # papermill waits for a kernel, which is a process of its own
-        # The last chapters take longest, so they begin.
-        copies = pool.map(lambda source: execute(source, parameters, study, runs), sources[::-1])
-        executed = list(tqdm(copies, total=len(sources), desc="notebooks", unit="notebook"))
-    return book.make(executed, explored, book.ROOT / "_build")
+    return book.make(execute_all(sources, parameters, study, runs), explored, book.ROOT / "_build")
 
 
 def later_stages(study: Study) -> dict[str, Path]:
@@ -62,6 +57,16 @@ def book_reads(study: Study) -> dict[str, Path | str]:
     """What all parts of a book read: what ships, the model, and the stages of the study."""
     shipped = {"artifacts": stages.shipped(), "model": study.model.folder}
     return {name: stages.sha256_folder(folder) for name, folder in shipped.items()} | study.folders
+
+
+def execute_all(sources: Sequence[Path], parameters: dict[str, str], study: Study, runs: Path) -> list[Path]:
+    """The executed copies of notebooks, `AT_ONCE` at a time."""
+    # Kernels share the cores: two that take all of them wait for each other, and are ten times slower.
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // AT_ONCE)))
+    with ThreadPoolExecutor(AT_ONCE) as pool:  # papermill waits for a kernel, which is a process of its own
+        # The last chapters take longest, so they begin.
+        copies = pool.map(lambda source: execute(source, parameters, study, runs), sources[::-1])
+        return list(tqdm(copies, total=len(sources), desc="notebooks", unit="notebook"))
 
 
 def execute(source: Path, parameters: dict[str, str], study: Study, runs: Path) -> Path:

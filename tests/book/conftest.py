@@ -35,7 +35,7 @@ def executed(shipped, tmp_path_factory):
     """Executed copies of all notebooks, from the measurement that ships."""
     runs = tmp_path_factory.mktemp("runs")
     settings = {"dataset": "cifar100", "model": "default", "profile": "shipped", "runs": str(runs), "device": "cpu"}
-    return [reproduce.execute(source, settings, shipped, runs) for source in reproduce.notebooks(ROOT / "notebooks")]
+    return reproduce.execute_all(reproduce.notebooks(ROOT / "notebooks"), settings, shipped, runs)
 
 
 @pytest.fixture(scope="session")
