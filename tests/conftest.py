@@ -3,6 +3,7 @@
 import jaxtyping
 import pytest
 import torch
+from xdist.scheduler import LoadFileScheduling
 
 jaxtyping.install_import_hook("cctlib", "typechecker.checked")
 
@@ -11,6 +12,18 @@ def pytest_runtest_setup(item):
     """Tests marked `cuda` say that they were left out where there is no GPU."""
     if item.get_closest_marker("cuda") and not torch.cuda.is_available():
         pytest.skip("there is no GPU here")
+
+
+class BookTogether(LoadFileScheduling):
+    """`--dist loadfile`, with all tests of the book as one file: they share one book, which takes minutes to build."""
+
+    def _split_scope(self, nodeid):
+        return "tests/book" if nodeid.startswith("tests/book/") else super()._split_scope(nodeid)
+
+
+@pytest.hookimpl(optionalhook=True)  # a run without xdist has no such hook
+def pytest_xdist_make_scheduler(config, log):
+    return BookTogether(config, log)
 
 
 @pytest.fixture(scope="session")
