@@ -87,7 +87,7 @@ PROFILES: dict[str, Profile | None] = {
     "shipped": None,
     "quick": Profile(
         "quick",
-        train=70,  # so many that the tokens of all sites of CIFAR-100 fit in 8 GiB: the network runs over them once
+        train=50,  # the tokens of all sites of CIFAR-100 fit in 8 GiB then, and the network runs over them once
         layers_train=20,
         held_out=20,
         test=30,
@@ -97,10 +97,10 @@ PROFILES: dict[str, Profile | None] = {
         thetas=(0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7),
         null_draws=10,
         label_orders=4,
-        heads=HeadSettings(gap_deals=100, test=10, encoders=(1, 4, 7)),
+        heads=HeadSettings(gap_deals=100, test=7, encoders=(1, 4, 7)),
         pruning=PruningSettings(
             test=5,
-            curve_test=5,
+            curve_test=4,
             train=20,
             epochs=(0.25,),
             least_images=1,
