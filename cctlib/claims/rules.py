@@ -15,7 +15,6 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 from jaxtyping import Float
-from scipy.stats import kendalltau
 
 from cctlib.errors import UserError
 from cctlib.snp.fields import THETA
@@ -126,6 +125,8 @@ def trend(values: Float[np.ndarray, "encoder"], sign: int = 1) -> tuple[float, b
 
     The one-sided test is exact where no values are equal. Fewer than four values are never significant.
     """
+    from scipy.stats import kendalltau  # late: half a second, which a run that has nothing to do shall not pay
+
     alternative = "greater" if sign > 0 else "less"
     test = kendalltau(np.arange(len(values)), values, alternative=alternative)
     return float(test.statistic), bool(test.pvalue < SIGNIFICANT)

@@ -19,7 +19,6 @@ import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Bool, Float, Int64
-from scipy.stats import hypergeom
 from torch import Tensor
 from torch.nn.functional import one_hot
 
@@ -280,6 +279,8 @@ def enrichment(counts: Counts, groups: Sequence[int], group_names: Sequence[str]
     groups of the site). The superclasses have 5 labels, so single cells have little power: a whole superclass in a set
     of 25 has p = 0.0007 before correction. The overall question is answered by `semantics`.
     """
+    from scipy.stats import hypergeom  # late, as in `claims.rules`
+
     tables = []
     member = one_hot(torch.as_tensor(groups), len(group_names))
     for site, of_site in counts.items():

@@ -20,7 +20,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from scipy.optimize import minimize
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -117,6 +116,8 @@ def converge(tokens: Tokens, num_labels: int, penalty: float, tolerance: float, 
     It has converged when a step of L-BFGS lowers the loss by less than the share `tolerance`.
     The device is waited for once a pass and once for each step of `read_out`, never for a chunk.
     """
+    from scipy.optimize import minimize  # late: it takes half a second to import
+
     (count, num_tokens, nodes), device = tokens.values.shape, tokens.values.device
     weights, pooled = torch.empty(count, num_tokens, device=device), torch.empty(count, nodes, device=device)
     W, losses = torch.zeros(num_labels, nodes, device=device), list[float]()
