@@ -99,7 +99,7 @@ PROFILES: dict[str, Profile | None] = {
         label_orders=4,
         heads=HeadSettings(gap_deals=100, test=7, encoders=(1, 4, 7)),
         pruning=PruningSettings(
-            test=5,
+            test=4,
             curve_test=4,
             train=20,
             epochs=(0.25,),
