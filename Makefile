@@ -20,7 +20,7 @@ QUOTED = '$(subst ','\'',$(1))'
 OPTIONS = $(if $(DATASET),--dataset $(call QUOTED,$(DATASET))) $(if $(MODEL),--model $(call QUOTED,$(MODEL))) \
   $(if $(PROFILE),--profile $(call QUOTED,$(PROFILE)))
 PYTEST_ALONE = OMP_NUM_THREADS=1 $(BIN)/pytest
-PYTEST = $(PYTEST_ALONE) -n 2 --dist loadfile
+PYTEST = $(PYTEST_ALONE) -n 2 --dist loadfile --no-loadscope-reorder
 
 # What a user's shell has set for other projects shall not reach this one.
 unexport PYTHONPATH PYTHONHOME PYTHONOPTIMIZE MPLBACKEND MATPLOTLIBRC PIP_USER PIP_TARGET PIP_PREFIX

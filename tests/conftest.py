@@ -21,6 +21,11 @@ class BookTogether(LoadFileScheduling):
         return "tests/book" if nodeid.startswith("tests/book/") else super()._split_scope(nodeid)
 
 
+def pytest_collection_modifyitems(items):
+    """The tests of the book begin, for they take longest."""
+    items.sort(key=lambda item: not item.nodeid.startswith("tests/book/"))
+
+
 @pytest.hookimpl(optionalhook=True)  # a run without xdist has no such hook
 def pytest_xdist_make_scheduler(config, log):
     return BookTogether(config, log)
