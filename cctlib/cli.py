@@ -133,6 +133,9 @@ def train_command(
     folder: Annotated[Path, tyro.conf.arg(help="where checkpoints, log and weights go", metavar="DIR")] = Path(
         "runs/train"
     ),
+    start: Annotated[
+        str | None, tyro.conf.arg(help="begin with the weights of this model (name or folder)", metavar="MODEL")
+    ] = None,
     resume: Annotated[bool, tyro.conf.arg(help="go on from the checkpoint in the folder")] = False,
     hours: Annotated[float | None, tyro.conf.arg(help="stop after so many hours, to be resumed later")] = None,
     per_label: Annotated[
@@ -143,6 +146,7 @@ def train_command(
     settings: tyro.conf.FlagConversionOff[recipes.Recipe] = recipes.RECIPES["cpu"],
 ) -> None:
     """Train a network with a named recipe; under torchrun, on several processes."""
+    from cctlib.model import manifest
     from cctlib.training import run, trainer
 
     images = {split: data.load(dataset, split, image_size=settings.image_size) for split in data.SPLITS}
@@ -151,6 +155,7 @@ def train_command(
         images["train"] if per_label is None else images["train"].subset(per_label=per_label),
         images["held-out"],
         folder,
+        start=start and manifest.find(dataset, start),
         test=images["test"],
         device=resolve_device(device),
         resume=resume,

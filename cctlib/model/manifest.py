@@ -45,6 +45,8 @@ class Training:
     minutes: float
     environment: dict[str, str | int]  # device, versions, number of processes, and the commit of the code
     log: str  # file beside the weights
+    # Of the weights that it began with: their sha256, and recipe, passes and minutes of the training that made them.
+    start: dict[str, Any] | None = None  # None, or all of it None: random ones
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Training a CCT: from nothing, or on from where a run was stopped or killed (Method, section 2).
+"""Training a network: from nothing or from the weights of another, or on from where a run was stopped or killed.
 
     folder/checkpoint.pt           everything that is needed to go on
     folder/run.json                recipe, images, and the machine that it began on
@@ -26,6 +26,7 @@ from cctlib.data.images import Images, normalise
 from cctlib.errors import UserError
 from cctlib.model import checkpoints, manifest, precision
 from cctlib.model.forward import accuracies
+from cctlib.model.manifest import Model
 from cctlib.training.log import Log, read_log
 from cctlib.training.processes import Place, processes, stop_signals
 from cctlib.training.recipes import Recipe, fitted, from_dict
@@ -40,16 +41,19 @@ def train(
     held_out: Images,
     folder: Path,
     *,
+    start: Model | None = None,
     test: Images | None = None,
     device: torch.device | str,
     resume: bool = False,
     hours: float | None = None,
     checkpoint_minutes: float = 10.0,
 ) -> Path:
-    """Train a network from nothing, or go on with the run in `folder`.
+    """Train a network, or go on with the run in `folder`.
 
     Args:
         images, held_out: the images to learn from, and those to report accuracy on.
+        start: the model whose weights the network begins with, instead of random ones; its configuration must be the
+            recipe's. A resumed run is given it again.
         test: where they are on this machine, the accuracy of the final weights is measured on them, too.
         device: cpu, cuda, or one of several GPUs; under torchrun each process takes its own GPU.
         resume: go on from the folder's checkpoint where there is one. Without it, a folder with a run is refused.
@@ -73,7 +77,7 @@ def train(
                 print(f"{len(images)} training images: the batch is {fit.batch}, not {recipe.batch}", file=sys.stderr)
             recipe = fit
         _check(recipe, images, held_out, place)
-        run = Trainer(recipe, images, held_out, folder, place)
+        run = Trainer(recipe, images, held_out, folder, place, start)
         run.begin(resume)
         if not _learn(run, signals, deadline, 60 * checkpoint_minutes):
             return folder / CHECKPOINT
@@ -116,7 +120,7 @@ def _learn(run: Trainer, signals: Sequence[int], deadline: float, between: float
 
 def write_model(
     weights: Path, run: Path, images: Sequence[Images], *, device: torch.device | str, **entries: Any
-) -> manifest.Model:
+) -> Model:
     """Measure the accuracy of trained weights, and write the manifest that makes their folder one for every command.
 
     run: the folder of the training that made the weights; the manifest repeats what it recorded. images: the splits
@@ -145,6 +149,7 @@ def write_model(
             minutes=round(log.seconds.max() / 60, 1),
             environment=record["environment"],
             log=stages.LOG,
+            start=record.get("start"),  # older records have none
         ),
         accuracy={split: per_image for split, (per_image, _) in shares.items()},
         accuracy_per_label={split: per_label for split, (_, per_label) in shares.items()},

@@ -33,8 +33,9 @@ from cctlib import stages
 from cctlib.data.datasets import describe
 from cctlib.data.images import Images, normalise, to_device
 from cctlib.errors import UserError
-from cctlib.model import networks, precision
+from cctlib.model import checkpoints, networks, precision
 from cctlib.model.forward import forward, on_device
+from cctlib.model.manifest import Model
 from cctlib.training.augment import augment
 from cctlib.training.processes import Place
 from cctlib.training.recipes import Recipe
@@ -52,7 +53,9 @@ def drawn_from(seed: int, number: int, what: int, rank: int = 0) -> int:
 class Trainer:
     """The state of a run: all that a checkpoint holds, and the images on the device."""
 
-    def __init__(self, recipe: Recipe, train: Images, held_out: Images, folder: Path, place: Place):
+    def __init__(
+        self, recipe: Recipe, train: Images, held_out: Images, folder: Path, place: Place, start: Model | None = None
+    ):
         self.recipe, self.folder, self.place = recipe, folder, place
         device = place.device
         self.train, self.held_out = on_device(train, device), on_device(held_out, device)
@@ -60,10 +63,13 @@ class Trainer:
         self.normalise = partial(normalise, **self.constants)
         self.steps_per_epoch = len(train) // recipe.batch  # what is left over at the end of an epoch is left out
         self.steps = recipe.epochs * self.steps_per_epoch
-        self.identity = _identity(recipe, train, held_out)
+        self.identity = _identity(recipe, train, held_out, start)
 
         torch.manual_seed(recipe.seed)
-        network = networks.build(recipe.config(train.num_labels), precision.attention(device))
+        config = recipe.config(train.num_labels)
+        network = networks.build(config, precision.attention(device))
+        if start is not None:
+            network.load_state_dict(checkpoints.load_weights(start.weights(), config).state_dict())
         self.network = network.to(device).to(memory_format=LAYOUT)
         self.model: nn.Module = self.network
         if place.world > 1:  # averages gradients over the processes
@@ -239,7 +245,7 @@ class Trainer:
             ) from None
         for part, entries in self.identity.items():
             for name, value in entries.items():
-                if (saved := identity[part].get(name)) != value:
+                if (saved := identity.get(part, {}).get(name)) != value:
                     raise UserError(
                         f"{path} belongs to another run: its {part} has {name} {saved}, this one {value}; "
                         "resume with the same recipe and images, or choose another folder"
@@ -287,8 +293,9 @@ def constants(images: Images) -> dict[str, Any]:
     return {"mean": spec.mean, "std": spec.std}
 
 
-def _identity(recipe: Recipe, train: Images, held_out: Images) -> dict[str, dict]:
+def _identity(recipe: Recipe, train: Images, held_out: Images, start: Model | None) -> dict[str, dict]:
     """What has to be the same for a run to go on."""
+    before = start and start.manifest.training
     return {
         "recipe": json.loads(json.dumps(asdict(recipe))),
         "data": {
@@ -298,6 +305,12 @@ def _identity(recipe: Recipe, train: Images, held_out: Images) -> dict[str, dict
             "labels": train.num_labels,
             "train": train.fingerprint,
             "held-out": held_out.fingerprint,
+        },
+        "start": {
+            "weights": start and start.manifest.sha256,
+            "recipe": before and before.recipe["name"],
+            "passes": before and before.passes,
+            "minutes": before and before.minutes,
         },
     }
 
