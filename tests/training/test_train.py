@@ -131,6 +131,27 @@ def test_a_trained_folder_is_a_model_folder(images, tmp_path):
         assert written.data == {split: images[split].fingerprint for split in ("train", *splits)}
 
 
+def test_a_run_may_begin_with_the_weights_of_a_model(images, tmp_path):
+    """The first step is one from those weights, the average begins with them, and the manifest says whose they were."""
+    run(images, tmp_path / "first", MUON)
+    start = manifest.open_model(tmp_path / "first")
+    begun = trainer.Trainer(MUON, images["train"], images["held-out"], tmp_path, HERE, start)
+    for state in (begun.network.state_dict(), begun.average.state_dict()):
+        assert all(torch.equal(value, state[name]) for name, value in load_file(start.weights()).items())
+    run(images, tmp_path / "second", MUON, start=start, hours=0.0)
+    with pytest.raises(UserError, match="start has weights .*, this one None; resume with the same recipe"):
+        run(images, tmp_path / "second", MUON, resume=True)
+    run(images, tmp_path / "second", MUON, start=start, resume=True)
+    whole = run(images, tmp_path / "whole", MUON, start=start)
+    assert whole.read_bytes() == (tmp_path / "second" / "weights.safetensors").read_bytes()
+    training_of = manifest.open_model(tmp_path / "whole").manifest.training
+    before = {"recipe": "muon", "passes": 3 * 40, "minutes": start.manifest.training.minutes}
+    assert training_of.start == {"weights": start.manifest.sha256} | before
+    assert set(start.manifest.training.start.values()) == {None}
+    with pytest.raises(UserError, match="weights.safetensors"):
+        run(images, tmp_path / "other", replace(MUON, model="cct_4_3x2"), start=start)
+
+
 # Going on
 
 
