@@ -149,13 +149,16 @@ def train_command(
     from cctlib.model import manifest
     from cctlib.training import run, trainer
 
+    begun = None if start is None else manifest.find(dataset, start)
+    if start is not None and begun is None:
+        raise UserError(f"no model ships for {dataset}, so --start needs a folder with a {manifest.FILE}")
     images = {split: data.load(dataset, split, image_size=settings.image_size) for split in data.SPLITS}
     weights = run.train(
         settings,
         images["train"] if per_label is None else images["train"].subset(per_label=per_label),
         images["held-out"],
         folder,
-        start=start and manifest.find(dataset, start),
+        start=begun,
         test=images["test"],
         device=resolve_device(device),
         resume=resume,
