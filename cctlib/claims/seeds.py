@@ -24,7 +24,7 @@ TABLES = ("accuracy", "by_theta", "expert_sites", "symmetry", "designation", "ve
 RECORD = f"seed.{stages.PROVENANCE}"  # where and from which commit a network of another seed was measured
 
 Tables = dict[str, pd.DataFrame]
-Kind = tuple[Recipe, str]  # how a network was trained, and on what
+Kind = tuple[Recipe, str, str | None]  # how a network was trained, on what, and by what before, where it was
 
 
 def tables(study: Study, owned: Ownership, judged: Sequence[Verdict] = ()) -> Tables:
@@ -74,13 +74,15 @@ def _shipped(folders: Mapping[str, Path]) -> dict[str, Tables]:
 
 
 def trained_on(network: Manifest) -> Kind | None:
-    """The recipe without its seed, and the fingerprint of the images: equal where networks were trained alike.
+    """The recipe without its seed, the fingerprint of the images, and the recipe behind the weights that training began
+    with (None: random ones): equal where networks were trained alike.
 
     None for a network of which this is not recorded.
     """
     if network.training is None or network.data is None:
         return None
-    return replace(from_dict(network.training.recipe), seed=0), network.data["train"]
+    recipe, start = replace(from_dict(network.training.recipe), seed=0), network.training.start or {}
+    return recipe, network.data["train"], start.get("recipe") or start.get("weights")
 
 
 def agreement(compared: Mapping[str, Tables]) -> pd.DataFrame:

@@ -79,6 +79,8 @@ def test_where_none_is_trained_as_the_own_network_the_largest_family_is_taken(st
 def test_a_record_of_another_recipe_or_of_none_is_not_alike(study):
     own = study.model.manifest
     assert seeds.trained_on(own) == seeds.trained_on(replace(own, seed=7)) is not None
+    begun = replace(own, training=replace(own.training, start={"weights": "0" * 64, "recipe": "cpu"}))
+    assert seeds.trained_on(begun) != seeds.trained_on(own)
     assert seeds.trained_on(replace(own, training=None)) is seeds.trained_on(replace(own, data=None)) is None
 
 
