@@ -51,3 +51,14 @@ def test_the_training_chapter_says_that_there_is_no_record(bare, monkeypatch):
 def test_the_chapter_of_data_sets_leaves_out_what_is_not_known(bare, monkeypatch):
     said = run("06_datasets", monkeypatch, lambda source: not re.search(r"judge\.|alike", source))
     assert "needs a network on each split" in said
+
+
+def test_the_training_chapter_counts_the_training_before_it(monkeypatch):
+    """A network that began with the weights of another took as many image passes as both together."""
+    own = open_study("cifar100", profile="shipped", device="cpu")
+    start = {"weights": "0" * 64, "recipe": "cpu", "passes": 1_257_984, "minutes": 120.8}
+    training = replace(own.model.manifest.training, start=start)
+    study = replace(own, model=replace(own.model, manifest=replace(own.model.manifest, training=training)))
+    monkeypatch.setattr(cctlib, "open_study", lambda *settings: study)
+    said = run("00_training", monkeypatch, lambda source: "trials.groups()" not in source)
+    assert f"training_passes: {own.model.manifest.training.passes + 1_257_984:,}" in said
