@@ -1,6 +1,6 @@
 #!/bin/bash
 #SBATCH --job-name=cctlib
-#SBATCH --array=1-8
+#SBATCH --array=1-12
 #SBATCH --requeue
 #SBATCH --signal=TERM@120
 #SBATCH --gres=gpu:1

@@ -55,7 +55,7 @@ def test_every_row_of_the_table_names_a_recipe_and_a_data_set_that_exist():
     assert header == ["name", "dataset", "recipe", "seed", "options"]
     script = (TOOLS / "slurm_array.sh").read_text()
     assert f"--array=1-{len(rows)}\n" in script
-    for _, dataset, recipe, seed, *options in rows:
+    for place, (_, dataset, recipe, seed, *options) in enumerate(rows):
         words = " ".join(options).split()
         changes = {
             name.removeprefix("--").replace("-", "_"): value
@@ -63,4 +63,6 @@ def test_every_row_of_the_table_names_a_recipe_and_a_data_set_that_exist():
         }
         known = recipes.recipe(recipe)
         assert dataset in DATASETS and seed.isdigit()
+        start = changes.pop("start", None)
+        assert start is None or start in [f"runs/campaign/{name}" for name, *_ in rows[:place]]
         assert all(hasattr(known, name) for name in changes)
