@@ -185,7 +185,7 @@ CPU_LONG = replace(
 
 # On from the weights of `cpu`, for two more hours on two cores: the rate rises again, to three fifths of its largest,
 # and falls with averaged weights and more regularisation, as in the last part of `cpu-long`.
-CPU_CONTINUED = replace(CPU, name="cpu-continued", lr=1.2e-3, min_lr=1.4e-4, ema=0.999, randaugment=5, erasing=0.15)
+CPU_CONTINUED = replace(CPU_LONG, name="cpu-continued", epochs=CPU.epochs, sizes=CPU.sizes, lr=1.2e-3)
 
 # For a processor: images of 128 pixels have a third of the published tokens, those of the first epochs a fifth. There
 # are few epochs, in which Muon gets much further than AdamW. Wide crops, erasing and some mixing fit a run of this

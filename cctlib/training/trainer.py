@@ -66,10 +66,11 @@ class Trainer:
         self.identity = _identity(recipe, train, held_out, start)
 
         torch.manual_seed(recipe.seed)
-        config = recipe.config(train.num_labels)
-        network = networks.build(config, precision.attention(device))
-        if start is not None:
-            network.load_state_dict(checkpoints.load_weights(start.weights(), config).state_dict())
+        config, attention = recipe.config(train.num_labels), precision.attention(device)
+        if start is None:
+            network = networks.build(config, attention)
+        else:
+            network = checkpoints.load_weights(start.weights(), config, attention=attention).train()
         self.network = network.to(device).to(memory_format=LAYOUT)
         self.model: nn.Module = self.network
         if place.world > 1:  # averages gradients over the processes
