@@ -138,9 +138,11 @@ def measured_seed(folder: str, dataset: str, runs: Path, device: torch.device) -
     return measured_study(dataset, folder, replace(full, probe=probe), runs, device)
 
 
-def ship_seed(study: Study) -> Path:
+def ship_seed(study: Study, name: str = "") -> Path:
     """Ship what is compared from seed to seed with the manifest and the log of the training, as
-    `artifacts/<data set>/<model>-seed<number>`: neither weights nor arrays, so that many seeds stay small.
+    `artifacts/<data set>/<name>`: neither weights nor arrays, so that many seeds stay small.
+
+    name: `<model>-seed<number>` if none is given.
 
     Raises `UserError` for the default model itself, for a network whose training is not recorded, and where one that
     was trained otherwise has that name.
@@ -153,9 +155,9 @@ def ship_seed(study: Study) -> Path:
             f"the network in {study.model.folder} is the default one of {study.dataset}, or does not say how it was "
             "trained; tables alone ship of others"
         )
-    destination = stages.shipped() / study.dataset / f"{own.name}-seed{own.seed}"
+    destination = stages.shipped() / study.dataset / (name or f"{own.name}-seed{own.seed}")
     if destination.is_dir() and seeds.trained_on(manifest.open_model(destination).manifest) != kind:
-        raise UserError(f"{destination} holds a network that was trained otherwise; move it away first")
+        raise UserError(f"{destination} holds a network that was trained otherwise; give this one another --name")
     tables = seeds.tables(study, ownership(study), judge.along(judge.encoders(study)))
     stages.write_tables(tables, destination)
     for name in (manifest.FILE, stages.LOG):
@@ -216,13 +218,15 @@ def measurement(
     print(f"wrote {ship_study(open_study(dataset, model, profile, runs, device))}")
 
 
-def seed(folder: str, /, dataset: str = "cifar100", runs: str = "runs", device: str = "auto") -> None:
+def seed(folder: str, /, name: str = "", dataset: str = "cifar100", runs: str = "runs", device: str = "auto") -> None:
     """Ship the tables of a network beside the default one, for what comes back from seed to seed, measuring it first.
 
     Args:
         folder: that `cctlib train` wrote.
+        name: under which they ship; that of the model and its seed where none is given.
     """
-    print(f"wrote {ship_seed(measured_seed(folder, dataset, stages.from_here(runs), resolve_device(device)))}")
+    study = measured_seed(folder, dataset, stages.from_here(runs), resolve_device(device))
+    print(f"wrote {ship_seed(study, name)}")
 
 
 def layers(

@@ -1,11 +1,12 @@
-"""Networks trained alike from other seeds: does what one shows come back in the others (Method, sections 6 and 8)?
+"""Networks trained alike from other seeds, and networks trained otherwise: does what one shows come back in the others
+(Method, sections 6 and 8)?
 
 A network of another seed ships small: its manifest, its log and, in place of weights and measurement, the tables named
 in `TABLES`.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
@@ -20,19 +21,27 @@ from cctlib.model.manifest import Manifest
 from cctlib.study import Study
 from cctlib.training.recipes import Recipe, from_dict
 
-TABLES = ("accuracy", "by_theta", "expert_sites", "symmetry", "designation", "verdicts")
+TABLES = ("accuracy", "by_theta", "controls", "expert_sites", "symmetry", "designation", "verdicts")
 RECORD = f"seed.{stages.PROVENANCE}"  # where and from which commit a network of another seed was measured
 
 Tables = dict[str, pd.DataFrame]
 Kind = tuple[Recipe, str, str | None]  # how a network was trained, on what, and by what before, where it was
 
 
+@dataclass(frozen=True)
+class Family:
+    """Networks that were trained alike. name: of the recipe; networks: `tables` of each, by seed."""
+
+    name: str
+    networks: dict[str, Tables]
+
+
 def tables(study: Study, owned: Ownership, judged: Sequence[Verdict] = ()) -> Tables:
     """What is compared from seed to seed, of one network, by the names in `TABLES`.
 
-    accuracy, by_theta: see `snp.tables`. expert_sites: see `heads.experts`. symmetry: `Ownership.sites`. designation:
-    site, label, head (`NOBODY`: no head owns the label). verdicts: those `judged` on this network alone,
-    with a column commit, of the code that measured it.
+    accuracy, by_theta, controls: see `snp.tables`; the networks that shipped first have no controls.
+    expert_sites: see `heads.experts`. symmetry: `Ownership.sites`. designation: site, label, head (`NOBODY`: no head
+    owns the label). verdicts: those `judged` on this network alone, with a column commit, of the code that measured it.
     Raises `Missing` as `heads_tables`.
     """
     designated = [
@@ -42,6 +51,7 @@ def tables(study: Study, owned: Ownership, judged: Sequence[Verdict] = ()) -> Ta
     return {
         "accuracy": study.tables["accuracy"],
         "by_theta": study.tables["by_theta"],
+        "controls": study.tables["controls"],
         "expert_sites": heads_tables(study)["expert_sites"],
         "symmetry": owned.sites,
         "designation": pd.concat(designated, ignore_index=True),
@@ -49,28 +59,41 @@ def tables(study: Study, owned: Ownership, judged: Sequence[Verdict] = ()) -> Ta
     }
 
 
-def networks(study: Study, owned: Ownership, judged: Sequence[Verdict] = ()) -> dict[str, Tables]:
-    """`tables` of networks that differ in their seed alone, by seed: of the study's own and of those trained as it was;
-    where none was, of the most that ship for its data set and have its architecture.
+def families(study: Study, owned: Ownership, judged: Sequence[Verdict] = ()) -> list[Family]:
+    """The study's own network and those of its architecture that ship for its data set, those trained alike together.
 
-    Raises `Missing` as `tables`.
+    The family of the study's own network comes first, then the larger ones. Raises `Missing` as `tables`.
     """
-    own, families = study.model.manifest, dict[Kind | None, dict[str, Path]]()
+    own, folders = study.model.manifest, dict[Kind | None, dict[str, Path]]()
     for path in sorted((stages.shipped() / study.dataset).glob(f"*/{RECORD}")):
         other = manifest.open_model(path.parent).manifest
         if other.config == own.config:
-            families.setdefault(trained_on(other), {})[f"seed {other.seed}"] = path.parent
-    families.pop(None, None)
-    mine, family = f"seed {own.seed}", families.pop(trained_on(own), {})
-    most = max(families.values(), key=len, default={})
-    if not family and len(most) > 1:
-        return _shipped(most)
-    family.pop(mine, None)
-    return {mine: tables(study, owned, judged)} | _shipped(family)
+            folders.setdefault(trained_on(other), {})[f"seed {other.seed}"] = path.parent
+    folders.pop(None, None)
+    kind, mine = trained_on(own), f"seed {own.seed}"
+    alike = {seed: folder for seed, folder in folders.pop(kind, {}).items() if seed != mine}
+    first = Family(kind[0].name if kind else own.name, {mine: tables(study, owned, judged)} | _shipped(alike))
+    others = [Family(kind[0].name, _shipped(of_kind)) for kind, of_kind in folders.items() if kind is not None]
+    return [first, *sorted(others, key=lambda family: -len(family.networks))]
+
+
+def networks(study: Study, owned: Ownership, judged: Sequence[Verdict] = ()) -> dict[str, Tables]:
+    """`tables` of networks that differ in their seed alone, by seed: of the study's own and of those trained as it was;
+    where none was, of the largest other family.
+
+    Raises `Missing` as `tables`.
+    """
+    own, *others = (family.networks for family in families(study, owned, judged))
+    most = max(others, key=len, default={})
+    return most if len(own) == 1 and len(most) > 1 else own
 
 
 def _shipped(folders: Mapping[str, Path]) -> dict[str, Tables]:
-    return {seed: stages.read_tables(folder, TABLES) for seed, folder in folders.items()}
+    found = {}
+    for seed, folder in folders.items():
+        there = [name for name in TABLES if (folder / f"{name}.parquet").is_file()]
+        found[seed] = stages.read_tables(folder, there)
+    return found
 
 
 def trained_on(network: Manifest) -> Kind | None:

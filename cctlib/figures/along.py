@@ -4,7 +4,7 @@ The tables are those of `cctlib.snp.tables`: one row a site (and threshold or dr
 `kind` and the columns of `TITLES`. Every kind of site has its colour and its marker in all figures.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -13,6 +13,7 @@ from cctlib.claims import rules
 from cctlib.errors import UserError
 from cctlib.figures.style import KINDS, Card, band, card, encoder_axis, line, look, readable
 from cctlib.figures.wording import course, listing_moves, number, sentence
+from cctlib.snp.controls import BASIS
 
 TITLES = {  # of a panel, and at its axis
     "accuracy": ("probe accuracy", "% of images"),
@@ -23,6 +24,7 @@ TITLES = {  # of a panel, and at its axis
     "column_noise": ("column noise", "entries"),
     "foreign_noise": ("foreign noise", "entries"),
     "snr": ("signal to noise", "SNR"),
+    "ratio": ("SNR of nodes", "random bases: 1"),
 }
 THETA = rules.THETA
 
@@ -36,6 +38,22 @@ def at_theta(table: pd.DataFrame, theta: float = THETA) -> pd.DataFrame:
     if rows.empty:
         raise UserError(f"figures: no row with theta {theta:g}; thresholds are {sorted(set(table.get('theta', [])))}")
     return rows.sort_values(["kind", "encoder"])
+
+
+def random_basis(tables: Mapping[str, pd.DataFrame], kind: str) -> pd.DataFrame:
+    """The rows of the table controls on random bases, at one kind of site."""
+    controls = tables["controls"]
+    return controls[(controls.control == BASIS) & (controls.kind == kind)]
+
+
+def beyond_basis(tables: Mapping[str, pd.DataFrame], kind: str) -> pd.DataFrame:
+    """Along one kind of site: encoder, ratio (SNR of nodes over the median of random bases), out (whether the nodes
+    exceed all of them).
+    """
+    rows = at_theta(tables["by_theta"]).query("kind == @kind").set_index("encoder").sort_index()
+    draws = random_basis(tables, kind).groupby("encoder").snr.agg(["median", "max"])
+    beyond = {"ratio": rows.snr / draws["median"], "out": rows.snr > draws["max"]}
+    return pd.DataFrame(beyond).rename_axis("encoder").reset_index()
 
 
 def sub_blocks(kinds: Sequence[str]) -> list[str]:

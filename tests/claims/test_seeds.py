@@ -76,6 +76,18 @@ def test_where_none_is_trained_as_the_own_network_the_largest_family_is_taken(st
     assert list(seeds.networks(study, owned)) == ["seed 0", "seed 1"]
 
 
+def test_families_are_networks_trained_alike(study, owned, shipped):
+    training = stages.read_json(study.model.folder / manifest.FILE)["training"]
+    for seed, name in ((1, "other"), (2, "more"), (3, "more")):
+        shipped(seed, training={**training, "recipe": {**training["recipe"], "name": name}})
+    found = seeds.families(study, owned)
+    assert [(family.name, list(family.networks)) for family in found] == [
+        (training["recipe"]["name"], ["seed 0"]),
+        ("more", ["seed 2", "seed 3"]),
+        ("other", ["seed 1"]),
+    ]
+
+
 def test_a_record_of_another_recipe_or_of_none_is_not_alike(study):
     own = study.model.manifest
     assert seeds.trained_on(own) == seeds.trained_on(replace(own, seed=7)) is not None

@@ -23,6 +23,7 @@ from matplotlib.text import Text
 from PIL import Image
 
 from cctlib.claims import rules
+from cctlib.claims.seeds import Family
 from cctlib.errors import UserError
 from cctlib.figures import along, headline_of, node, provenance, stamp, style, tables, to_png, wording
 from cctlib.figures.style import Card
@@ -670,3 +671,20 @@ def test_text_can_be_read_on_the_ground():
 def test_lines_can_be_seen_on_the_ground():
     lines = [*style.KINDS.values(), *style.METHODS.values(), *style.HEADS, *style.SERIES, style.WARN, style.FOREIGN]
     assert min(map(style.contrast, lines)) >= 3
+
+
+def test_ways_of_training_are_drawn_as_their_networks_have_them():
+    """A line at the mean of a family's networks, a band to its least and largest; random bases where they ship."""
+    tables = tiny.study_tables() | {"by_theta": tiny.by_theta()}
+    less = {name: rows for name, rows in tables.items() if name != "controls"}
+    noisy = less | {"by_theta": tables["by_theta"].assign(noise=2 * tables["by_theta"].noise)}
+    families = [Family("cpu", {"seed 0": tables}), Family("other", {"seed 0": less, "seed 1": noisy})]
+    chapter = drawn("06_datasets")
+    figure = chapter.along_of_families("CIFAR-100", families)
+    noise = next(panel for panel in figure.axes if panel.get_ylabel().startswith("noise per node"))
+    own = tiny.by_theta().query("theta == 0.3 and kind == 'mha'").sort_values("encoder").noise.to_numpy()
+    lines = [line.get_ydata() for line in noise.lines]
+    assert np.allclose(lines[0], own) and np.allclose(lines[1], 1.5 * own)
+    ratio = next(panel for panel in figure.axes if panel.get_ylabel().startswith("SNR of nodes"))
+    expected = along.beyond_basis(tables, "mha").ratio
+    assert len(ratio.lines) == 2 and np.allclose(ratio.lines[1].get_ydata(), expected)

@@ -150,6 +150,8 @@ def test_a_network_of_another_seed_ships_without_weights_and_arrays(tiny_study, 
     stages.write_json(folder / manifest.FILE, stages.read_json(folder / manifest.FILE) | {"training": other})
     with pytest.raises(UserError, match="cct_2_3x2-seed1 holds a network that was trained otherwise"):
         ship.ship_seed(second)
+    assert ship.ship_seed(second, "trained-otherwise").name == "trained-otherwise"
+    assert [len(family.networks) for family in seeds.families(first, ownership(first))] == [2, 1]
 
 
 def test_runs_that_do_not_ship(trained, tmp_path):
