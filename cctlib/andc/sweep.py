@@ -119,14 +119,16 @@ class Campaign:
     def _compute(self, start: str, masks: Masks, epochs: float, seed: int, log: Path) -> Predictions:
         network = retrain.prune(self.network, masks)
         if epochs > 0:
-            if isinstance(self.how, Recipe):
-                train, held_out = self.images["train"], self.images["held-out"]
-                recipe = retrain.retraining_recipe(self.how, int(epochs), seed)
-                retrain.retrain_whole(network, masks, train, held_out, recipe, log)
+            how = self._retraining(epochs, seed)
+            if isinstance(how, Recipe):
+                retrain.retrain_whole(network, masks, self.images["train"], self.images["held-out"], how, log)
             else:
                 generator = torch.Generator().manual_seed(seed)
-                retrain.retrain_layers(network, masks, self._reduced("train", start), epochs, self.how, generator)
+                retrain.retrain_layers(network, masks, self._reduced("train", start), epochs, how, generator)
         return self.predict(network, start)
+
+    def _retraining(self, epochs: float, seed: int) -> Retraining | Recipe:
+        return retrain.retraining_recipe(self.how, int(epochs), seed) if isinstance(self.how, Recipe) else self.how
 
     def predict(self, network: CCT, start: str) -> Predictions:
         """Labels of the test images by a network that is the campaign's own up to `start` (see `retrain.reduce`)."""
@@ -149,7 +151,7 @@ class Campaign:
         }
         if epochs > 0:
             learned = {split: self.images[split].fingerprint for split in ("train", "held-out")}
-            inputs |= {"how": asdict(self.how), "epochs": epochs, "seed": seed, **learned}
+            inputs |= {"how": asdict(self._retraining(epochs, seed)), "epochs": epochs, "seed": seed, **learned}
         return stages.sha256_json(inputs)[:12]
 
     @functools.cached_property

@@ -147,3 +147,6 @@ def test_accuracies_are_those_of_networks_retrained_by_hand_and_nothing_is_done_
     other.classifier.fc.bias += 1
     with pytest.raises(pytest.fail.Exception, match="retrained again"):
         sweep.saturate(campaign(tmp_path / "a", other), PRUNINGS[:1], lengths=(2,))
+    monkeypatch.setattr(retrain, "LOW_RATE", 0.2)
+    with pytest.raises(pytest.fail.Exception, match="retrained again"):
+        sweep.saturate(campaign(tmp_path / "a"), PRUNINGS[:1], lengths=(2,))
