@@ -33,6 +33,8 @@ from cctlib.model import manifest
 from cctlib.model.manifest import Model
 from cctlib.profiles import resolve_profile
 from cctlib.snp import maps, measure
+from cctlib.snp.measure import Measurement
+from cctlib.snp.probe import READOUT
 from cctlib.study import Layers, Study, measured_study, open_layers, open_study, resolve_device
 from cctlib.training import run, trainer
 from tools.hero import hero
@@ -122,9 +124,20 @@ def ship_study(study: Study) -> Path:
     _remove_measurement(folder)
     for name, path in files.items():
         shutil.copyfile(path, folder / name)
+    measure.save(_lean(study.measurement), folder)
     if study.dataset == "cifar100" and study.model.manifest.default:
         draw_hero()
     return folder
+
+
+def _lean(measurement: Measurement) -> Measurement:
+    """Without the arrays that the table `alternatives` alone is made of, half of all: the table itself ships."""
+    kept = {
+        site: replace(values, mu={split: mu for split, mu in values.mu.items() if split != measure.NODEWISE})
+        for site, values in measurement.sites.items()
+    }
+    readout = {variant: by_site for variant, by_site in measurement.alternatives.items() if variant == READOUT}
+    return replace(measurement, sites=kept, alternatives=readout)
 
 
 def measured_seed(folder: str, dataset: str, runs: Path, device: torch.device) -> Study:

@@ -102,8 +102,7 @@ def accuracy_table(
 
 def alternatives_table(result: Measurement, device: torch.device) -> pd.DataFrame:
     """What the numbers would be, had a choice been made otherwise: rows as `by_theta`, with the `alternative` and the
-    `accuracy` of the probe on test images, as a share of 1. Those of `PROBES` have rows where there is such a probe
-    only.
+    `accuracy` of the probe on test images, as a share of 1. Only what was measured has rows.
     """
 
     def row(alternative: str, site: str, measured: SiteMeasurement, split: str = "test") -> dict[str, object]:
@@ -115,6 +114,7 @@ def alternatives_table(result: Measurement, device: torch.device) -> pd.DataFram
         row(alternative, site, measured, split)
         for site, measured in result.sites.items()
         for alternative, split in SPLITS.items()
+        if split in measured.mu
     ]
     for variant, alternative in PROBES.items():
         probed = result.alternatives.get(variant, {})

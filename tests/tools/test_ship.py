@@ -112,6 +112,10 @@ def test_a_study_ships_in_place_of_the_one_before(tiny_study, monkeypatch):
     assert not (folder / "old.parquet").exists() and opened.model.manifest.training is None
     site = next(iter(opened.measurement.sites))
     assert np.array_equal(opened.measurement[site].W, tiny_study.measurement[site].W)
+    assert set(opened.measurement[site].mu) == {"held-out", "test"} and set(opened.measurement.alternatives) == {
+        "readout"
+    }
+    pd.testing.assert_frame_equal(opened.tables["alternatives"], tiny_study.tables["alternatives"])
     with pytest.raises(UserError, match="opened from the files that ship"):
         ship.ship_study(opened)
     monkeypatch.setattr(ship, "LARGEST", 1000)
