@@ -55,7 +55,7 @@ def test_nothing_ships_for_folders(nowhere):
     [
         ({"dataset": "cifar10"}, "no data set is called 'cifar10'"),
         ({"dataset": "cifar10", "profile": "shipped"}, "no data set is called 'cifar10'"),
-        ({"model": "cct_8"}, "cct_7_3x2"),
+        ({"model": "cct_8"}, "cct_7_3x2-continued"),
         ({"profile": "fast"}, "quick, full"),
         ({"device": "tpu9"}, "tpu9"),
         ({"device": "meta"}, "meta"),
@@ -72,8 +72,8 @@ def test_a_network_of_the_other_kind_is_refused_with_its_own_command(tmp_path, p
     how = {"profile": profile, "device": "cpu", "runs": tmp_path}
     with pytest.raises(UserError, match=r"is a vgg_11, .* cctlib layers --model vgg_11"):
         open_study("cifar100", "vgg_11", **how)
-    with pytest.raises(UserError, match=r"is a cct_7_3x2, .* cctlib snp --model cct_7_3x2"):
-        open_layers("cifar100", "cct_7_3x2", **how)
+    with pytest.raises(UserError, match=r"is a cct_7_3x2-continued, .* cctlib snp --model cct_7_3x2-continued"):
+        open_layers("cifar100", "cct_7_3x2-continued", **how)
 
 
 def test_the_command_line_answers_a_mistake_in_one_line(tmp_path):

@@ -93,7 +93,7 @@ def grid(
             draw(panel, kind, column)
             encoder_axis(panel, encoders, label=column == columns[-1])
         row[0].set_ylabel("{}\n({})".format(*TITLES[column]))
-        row[0].set_ylim(bottom=0)
+        row[0].set_ylim(0, 1.05 * row[0].get_ylim()[1])  # room for the markers
     for panel, kind in zip(panels[0], kinds, strict=True):
         panel.set_title(kind, color=readable(KINDS[kind]))
     return figure

@@ -357,7 +357,7 @@ def kinds_in(kinds: Iterable[str]) -> list[str]:
 
 PLOTLY_DIVERGING = [[step / 6, color] for step, color in enumerate(BROWN_TO_BLUE)]
 PLOTLY_FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'DejaVu Sans', sans-serif"
-PHONE = 39  # characters of a line of the headline on a page of 390 px
+PHONE = 34  # characters of a line of the headline on a page of 390 px, in the widest of these fonts
 
 
 def plotly_card(figure: go.Figure, message: str, height: int = 640, left: int = 64, above: int = 60) -> go.Figure:

@@ -29,6 +29,9 @@ BAD_IMAGES = """[...document.querySelectorAll('.bd-article img')]
 BAD_PLOTS = """[...document.querySelectorAll('.plotly-graph-div')].filter(d => {
   const drawn = d.querySelector('svg.main-svg'), box = drawn && drawn.getBoundingClientRect();
   return !drawn || !box.width || !box.height || !d.closest('[aria-label]').ariaLabel.trim() }).map(d => d.id)"""
+CUT_PLOTS = """[...document.querySelectorAll('.js-plotly-plot')].flatMap(plot =>
+  [...plot.querySelectorAll('.gtitle, .updatemenu-button, .updatemenu-header')].filter(words =>
+    words.getBoundingClientRect().right > plot.getBoundingClientRect().right).map(words => words.textContent))"""
 CUT_TABLES = """[...document.querySelectorAll('.bd-article .text_html, .bd-article .pst-scrollable-table-container')]
   .filter(b => b.querySelector('table') && b.scrollWidth > b.clientWidth + 1).map(b => b.innerText.slice(0, 50))"""
 FOCUS = """() => { const e = document.activeElement, s = getComputedStyle(e);
@@ -96,6 +99,7 @@ def test_every_page_opens_without_a_network_fits_a_phone_and_has_no_serious_faul
         assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"], (
             f"{path.name} scrolls sideways on a phone"
         )
+        assert page.evaluate(CUT_PLOTS) == [], f"{path.name}: words of a plot leave it on a phone"
         if path in pages(html, of_package=2):
             faults |= faults_of(page, path.name, "dark", PHONE) | faults_of(page, path.name, "light", SCREEN)
     assert not faults
