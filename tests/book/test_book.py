@@ -128,7 +128,9 @@ def test_a_phone_loads_narrow_pictures_where_there_are_such(html, opened):
     )
     wide = page.evaluate(shown)
     page.set_viewport_size(PHONE)
-    page.wait_for_timeout(300)
+    page.wait_for_function(
+        "[...document.querySelectorAll('picture > img')].every(i => i.complete && i.currentSrc.includes('/phone/'))"
+    )
     narrow = page.evaluate(shown)
     assert len(wide) >= 6 and not any(phone for phone, _ in wide)
     assert all(phone and width < 0.6 * whole for (phone, width), (_, whole) in zip(narrow, wide, strict=True))
