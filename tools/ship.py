@@ -13,6 +13,7 @@ a GPU. The picture in the README is drawn from them.
 import io
 import shutil
 import sys
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -116,15 +117,17 @@ def ship_study(study: Study) -> Path:
         for path in sorted(home.iterdir())
         if path.name not in (stages.RECORD, measure.POOLED, "shuffled.parquet")
     }
-    for path in files.values():
-        if path.stat().st_size > LARGEST:
-            raise UserError(
-                f"{path} has {path.stat().st_size:,} bytes, more than the {LARGEST:,} that one file may have"
-            )
-    _remove_measurement(folder)
-    for name, path in files.items():
-        shutil.copyfile(path, folder / name)
-    measure.save(_lean(study.measurement), folder)
+    with tempfile.TemporaryDirectory() as work:
+        measure.save(_lean(study.measurement), Path(work))
+        files |= {path.name: path for path in Path(work).iterdir()}
+        for path in files.values():
+            if path.stat().st_size > LARGEST:
+                raise UserError(
+                    f"{path} has {path.stat().st_size:,} bytes, more than the {LARGEST:,} that one file may have"
+                )
+        _remove_measurement(folder)
+        for name, path in files.items():
+            shutil.copyfile(path, folder / name)
     if study.dataset == "cifar100" and study.model.manifest.default:
         draw_hero()
     return folder
@@ -173,8 +176,8 @@ def ship_seed(study: Study, name: str = "") -> Path:
         raise UserError(f"{destination} holds a network that was trained otherwise; give this one another --name")
     tables = seeds.tables(study, ownership(study), judge.along(judge.encoders(study)))
     stages.write_tables(tables, destination)
-    for name in (manifest.FILE, stages.LOG):
-        shutil.copyfile(study.model.folder / name, destination / name)
+    for file in (manifest.FILE, stages.LOG):
+        shutil.copyfile(study.model.folder / file, destination / file)
     shutil.copyfile(study.folders["heads"] / stages.PROVENANCE, destination / seeds.RECORD)
     return destination
 
