@@ -144,3 +144,19 @@ def by_encoder(table: pd.DataFrame, kind: str) -> pd.DataFrame:
 def at_theta(table: pd.DataFrame, theta: float = THETA) -> pd.DataFrame:
     """The rows at a threshold; all of a table without a column theta."""
     return table[np.isclose(table.theta, theta)] if "theta" in table else table
+
+
+def at_one_theta(saturated: pd.DataFrame) -> pd.DataFrame:
+    """The rows of each target at the threshold that C4 is judged at: of those that keep at most `HALF` of the weights
+    and at which nothing gains any more, the one that keeps most.
+
+    saturated: as of `verdicts.pruning`. A target that has no such threshold keeps the rows at which it keeps most: they
+    can be shown, and decide nothing.
+    """
+    ordered = saturated.assign(decides=decides(saturated)).sort_values(["decides", "density"], ascending=False)
+    return saturated[saturated.theta == saturated.target.map(ordered.groupby("target").theta.first())]
+
+
+def decides(saturated: pd.DataFrame) -> pd.Series:
+    """Whether a pruned network may decide C4: it keeps at most `HALF` of the weights, and nothing gains any more."""
+    return saturated.saturated & (saturated.density <= HALF)

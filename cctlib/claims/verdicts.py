@@ -119,10 +119,9 @@ def pruning(saturated: pd.DataFrame | None, short: pd.DataFrame) -> Verdict:
     if saturated is None:
         return Verdict("C4", NOT_TESTED, f"no network was retrained until it stopped gaining{_after_little(short)}")
     states, texts, intervals = {}, [], []
-    decisive = saturated[saturated.saturated & (saturated.density <= rules.HALF)]
-    for target, rows in decisive.groupby("target", sort=False):
-        densest = rows[np.isclose(rows.density, rows.density.max(), atol=0.01)]
-        andc, random = densest[densest.method == "andc"], densest[densest.method == "random"]
+    judged = rules.at_one_theta(saturated)
+    for target, rows in judged[rules.decides(judged)].groupby("target", sort=False):
+        andc, random = rows[rows.method == "andc"], rows[rows.method == "random"]
         if andc.empty or random.empty:
             continue
         change, low, high = (100 * (andc[name] - andc.accuracy_dense).mean() for name in ("accuracy", "low", "high"))

@@ -238,15 +238,15 @@ def test_node_resamples_follow_the_statistics_of_a_site():
 # C4 -------------------------------------------------------------------------------------------------------
 
 
-def pruned(target="linear1", change=-0.001, random=-0.05, density=0.35, saturated=True):
-    """Rows of one target, as changes against a dense accuracy of 0.63."""
+def pruned(target="linear1", change=-0.001, random=-0.05, density=0.35, saturated=True, theta=0.3):
+    """Rows of one target at one threshold, as changes against a dense accuracy of 0.63."""
     rows = [("andc", 0, 0.63 + change), *(("random", seed, 0.63 + random) for seed in range(3))]
     table = pd.DataFrame(rows, columns=["method", "seed", "accuracy"])
     return table.assign(
         target=target,
         density=density,
         saturated=saturated,
-        theta=0.3,
+        theta=theta,
         epochs=4.0,
         accuracy_dense=0.63,
         low=table.accuracy - 0.002,
@@ -269,10 +269,11 @@ def everywhere(**changes):
         (pruned(change=-0.03), FAILS),
         (pruned(random=0.01), FAILS),  # random masks do better
         (pd.concat([pruned("proj"), pruned("fc", change=-0.1)]), IN_PART),
-        (pd.concat([pruned(density=0.6, change=-0.1), everywhere()]), HOLDS),  # more than half decides nothing
+        (pd.concat([pruned(density=0.6, change=-0.1, theta=0.1), everywhere()]), HOLDS),  # more than half
         (pruned(density=0.6), NOT_TESTED),
         (pruned(saturated=False), NOT_TESTED),  # was still gaining
-        (pd.concat([everywhere(), pruned("fc", change=-0.1, saturated=False)]), HOLDS),
+        (pd.concat([everywhere(), pruned("fc", change=-0.1, density=0.4, saturated=False, theta=0.2)]), HOLDS),
+        (pd.concat([everywhere(), pruned("fc", change=-0.1, density=0.1, theta=0.5)]), HOLDS),  # one that keeps more
         (pruned().query("method == 'andc'"), NOT_TESTED),
         (None, NOT_TESTED),
     ],
@@ -282,6 +283,20 @@ def test_pruning(table, state):
     assert verdict.state == state
     if table is not None and state == IN_PART:
         assert ("not judged: proj, linear2, fc, all" in verdict.effect) == (len(table) == 4)
+
+
+def test_each_target_is_shown_at_the_threshold_it_is_judged_at():
+    rows = [
+        pruned("fc", theta=0.1, density=0.6),  # keeps too much
+        pruned("fc", theta=0.2, density=0.4, saturated=False),  # was still gaining
+        pruned("fc", theta=0.3, density=0.3),
+        pruned("fc", theta=0.5, density=0.1),
+        pruned("all", theta=0.3, density=0.3, saturated=False),  # no threshold decides
+        pruned("all", theta=0.5, density=0.1, saturated=False),
+    ]
+    shown = rules.at_one_theta(pd.concat(rows, ignore_index=True))
+    assert shown.groupby("target").theta.unique().map(list).to_dict() == {"fc": [0.3], "all": [0.3]}
+    assert len(shown) == len(rows[2]) + len(rows[4])
 
 
 def test_networks_that_were_still_gaining_are_told_and_decide_nothing():
