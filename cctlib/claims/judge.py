@@ -77,7 +77,7 @@ def heads(study: Study, owned: Ownership | None = None) -> Verdict:
     How robust it is, and whether it is about nodes, is asked of the study's own network. Raises `Missing` as `pruning`.
     """
     owned = ownership(study) if owned is None else owned
-    own, networks = (owned.sites, heads_tables(study)["expert_sites"]), seeds.networks(study, owned)
+    own, networks = (owned.sites, heads_tables(study)["expert_sites"]), seeds.networks(seeds.families(study, owned))
     pairs = [(tables["symmetry"], tables["expert_sites"]) for tables in networks.values()]
     robust = specifications.in_words(specifications.experts(*own))
     nodes = verdicts.heads_beyond_basis(owned.sites)

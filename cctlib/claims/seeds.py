@@ -77,13 +77,11 @@ def families(study: Study, owned: Ownership, judged: Sequence[Verdict] = ()) -> 
     return [first, *sorted(others, key=lambda family: -len(family.networks))]
 
 
-def networks(study: Study, owned: Ownership, judged: Sequence[Verdict] = ()) -> dict[str, Tables]:
-    """`tables` of networks that differ in their seed alone, by seed: of the study's own and of those trained as it was;
-    where none was, of the largest other family.
-
-    Raises `Missing` as `tables`.
+def networks(found: Sequence[Family]) -> dict[str, Tables]:
+    """Of the `families` of a study, the networks to compare from seed to seed: its own and those trained as it was;
+    where none was, those of the largest other family.
     """
-    own, *others = (family.networks for family in families(study, owned, judged))
+    own, *others = (family.networks for family in found)
     most = max(others, key=len, default={})
     return most if len(own) == 1 and len(most) > 1 else own
 

@@ -56,7 +56,7 @@ def test_networks_trained_alike_from_other_seeds_are_found(study, owned, shipped
     shipped(3, training={**training, "recipe": {**training["recipe"], "lr": 1e-3}})
     shipped(4, data={"train": "0" * 64})
     shipped(5, training=None)
-    found = seeds.networks(study, owned)
+    found = seeds.families(study, owned)[0].networks
     assert list(found) == ["seed 0", "seed 1", "seed 2"]
     assert set(found["seed 1"]) == set(seeds.TABLES)
 
@@ -68,12 +68,12 @@ def test_where_none_is_trained_as_the_own_network_the_largest_family_is_taken(st
         return {"training": {**training, "recipe": {**training["recipe"], **changes}}}
 
     shipped(7, **other(lr=1e-3))
-    assert list(seeds.networks(study, owned)) == ["seed 0"]  # a single network says nothing of seeds
+    assert list(seeds.networks(seeds.families(study, owned))) == ["seed 0"]  # a single network says nothing of seeds
     shipped(8, **other(lr=3e-3))
     shipped(9, **other(lr=3e-3))
-    assert list(seeds.networks(study, owned)) == ["seed 8", "seed 9"]
+    assert list(seeds.networks(seeds.families(study, owned))) == ["seed 8", "seed 9"]
     shipped(1)
-    assert list(seeds.networks(study, owned)) == ["seed 0", "seed 1"]
+    assert list(seeds.networks(seeds.families(study, owned))) == ["seed 0", "seed 1"]
 
 
 def test_families_are_networks_trained_alike(study, owned, shipped):
@@ -108,7 +108,7 @@ def test_heads_are_judged_over_all_networks(study, owned, shipped):
 def test_agreement_is_that_of_the_labels_which_both_designate(study, owned, shipped):
     generator = np.random.default_rng(0)
     shipped(1, lambda head: generator.integers(0, 4, len(head)))
-    networks = seeds.networks(study, owned)
+    networks = seeds.networks(seeds.families(study, owned))
     pairs = seeds.agreement(networks).set_index("site")
     assert list(networks) == ["seed 0", "seed 1"] and len(pairs) == study.measurement.encoders
     for site, row in pairs.iterrows():
