@@ -7,7 +7,6 @@ in `TABLES`.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import pandas as pd
 import torch
@@ -17,7 +16,7 @@ from cctlib.claims.rules import Verdict, verdicts_table
 from cctlib.heads import ownership as heads
 from cctlib.heads.stage import Ownership, heads_tables
 from cctlib.model import manifest
-from cctlib.model.manifest import Manifest
+from cctlib.model.manifest import Manifest, Model
 from cctlib.study import Study
 from cctlib.training.recipes import Recipe, from_dict
 
@@ -30,10 +29,11 @@ Kind = tuple[Recipe, str, str | None]  # how a network was trained, on what, and
 
 @dataclass(frozen=True)
 class Family:
-    """Networks that were trained alike. name: of the recipe; networks: `tables` of each, by seed."""
+    """Networks that were trained alike. name: of the recipe; networks, manifests: `tables` and manifest, by seed."""
 
     name: str
     networks: dict[str, Tables]
+    manifests: dict[str, Manifest]
 
 
 def tables(study: Study, owned: Ownership, judged: Sequence[Verdict] = ()) -> Tables:
@@ -64,16 +64,19 @@ def families(study: Study, owned: Ownership, judged: Sequence[Verdict] = ()) -> 
 
     The family of the study's own network comes first, then the larger ones. Raises `Missing` as `tables`.
     """
-    own, folders = study.model.manifest, dict[Kind | None, dict[str, Path]]()
+    own, shipped = study.model.manifest, dict[Kind | None, dict[str, Model]]()
     for path in sorted((stages.shipped() / study.dataset).glob(f"*/{RECORD}")):
-        other = manifest.open_model(path.parent).manifest
+        other = manifest.open_model(path.parent)
         if other.config == own.config:
-            folders.setdefault(trained_on(other), {})[f"seed {other.seed}"] = path.parent
-    folders.pop(None, None)
+            shipped.setdefault(trained_on(other.manifest), {})[f"seed {other.manifest.seed}"] = other
+    shipped.pop(None, None)
     kind, mine = trained_on(own), f"seed {own.seed}"
-    alike = {seed: folder for seed, folder in folders.pop(kind, {}).items() if seed != mine}
-    first = Family(kind[0].name if kind else own.name, {mine: tables(study, owned, judged)} | _shipped(alike))
-    others = [Family(kind[0].name, _shipped(of_kind)) for kind, of_kind in folders.items() if kind is not None]
+    alike = {seed: model for seed, model in shipped.pop(kind, {}).items() if seed != mine}
+    rest = _family(kind[0].name if kind else own.name, alike)
+    first = replace(
+        rest, networks={mine: tables(study, owned, judged)} | rest.networks, manifests={mine: own} | rest.manifests
+    )
+    others = [_family(kind[0].name, models) for kind, models in shipped.items() if kind is not None]
     return [first, *sorted(others, key=lambda family: -len(family.networks))]
 
 
@@ -86,12 +89,12 @@ def networks(found: Sequence[Family]) -> dict[str, Tables]:
     return most if len(own) == 1 and len(most) > 1 else own
 
 
-def _shipped(folders: Mapping[str, Path]) -> dict[str, Tables]:
-    found = {}
-    for seed, folder in folders.items():
-        there = [name for name in TABLES if (folder / f"{name}.parquet").is_file()]
-        found[seed] = stages.read_tables(folder, there)
-    return found
+def _family(name: str, shipped: Mapping[str, Model]) -> Family:
+    networks = {}
+    for seed, model in shipped.items():
+        there = [table for table in TABLES if (model.folder / f"{table}.parquet").is_file()]
+        networks[seed] = stages.read_tables(model.folder, there)
+    return Family(name, networks, {seed: model.manifest for seed, model in shipped.items()})
 
 
 def trained_on(network: Manifest) -> Kind | None:

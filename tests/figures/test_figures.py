@@ -678,7 +678,7 @@ def test_ways_of_training_are_drawn_as_their_networks_have_them():
     tables = tiny.study_tables() | {"by_theta": tiny.by_theta()}
     less = {name: rows for name, rows in tables.items() if name != "controls"}
     noisy = less | {"by_theta": tables["by_theta"].assign(noise=2 * tables["by_theta"].noise)}
-    families = [Family("cpu", {"seed 0": tables}), Family("other", {"seed 0": less, "seed 1": noisy})]
+    families = [Family("cpu", {"seed 0": tables}, {}), Family("other", {"seed 0": less, "seed 1": noisy}, {})]
     chapter = drawn("06_datasets")
     figure = chapter.along_of_families("CIFAR-100", families)
     noise = next(panel for panel in figure.axes if panel.get_ylabel().startswith("noise per node"))
@@ -688,3 +688,7 @@ def test_ways_of_training_are_drawn_as_their_networks_have_them():
     ratio = next(panel for panel in figure.axes if panel.get_ylabel().startswith("SNR of nodes"))
     expected = along.beyond_basis(tables, "mha").ratio
     assert len(ratio.lines) == 2 and np.allclose(ratio.lines[1].get_ydata(), expected)
+    row, beyond = chapter.family_row(families[0]), [along.beyond_basis(tables, kind).out for kind in ("mha", "ff")]
+    assert row["noise at mha"] == pytest.approx(own[-1] / own[0]) and row["networks"] == 1
+    assert row["beyond random"] == f"{sum(map(sum, beyond))} of {sum(map(len, beyond))}"
+    assert chapter.family_row(families[1])["beyond random"] is None
