@@ -411,6 +411,18 @@ def test_pruned_networks_are_drawn_with_the_envelope_of_their_seeds():
     assert np.allclose(bars(panel, style.METHODS["random"]), table[["low", "high"]])
 
 
+def test_retrained_networks_are_drawn_along_the_thresholds_of_those_that_have_several():
+    runs = tiny.pruned().query("epochs == 3")
+    long = runs[(runs.target == "fc") | (runs.theta == 0.3)]
+    given = {"tables": {"saturated": long}, "long": long, "display": lambda figure: figure}
+    figure = drawn("05_andc", "fig-saturated-curve", **given).figure
+    [panel] = figure.axes
+    rows = long.query("target == 'fc' and method == 'andc'").sort_values("density")
+    assert panel.get_title("left") == "fc" and len(rows) == 3
+    assert np.allclose(curve(panel, style.METHODS["andc"]), 100 * rows.accuracy)
+    assert headline_of(figure).startswith("After retraining, ANDC stays within 0.5 points")
+
+
 def test_retraining_is_told_of_what_was_retrained():
     runs = tiny.pruned()
     chapter = of_retraining(runs[(runs.epochs == 0) | runs.target.isin(["fc", "all"])])
