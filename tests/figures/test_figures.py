@@ -700,7 +700,11 @@ def test_ways_of_training_are_drawn_as_their_networks_have_them():
     ratio = next(panel for panel in figure.axes if panel.get_ylabel().startswith("SNR of nodes"))
     expected = along.beyond_basis(tables, "mha").ratio
     assert len(ratio.lines) == 2 and np.allclose(ratio.lines[1].get_ydata(), expected)
-    row, beyond = chapter.family_row(families[0]), [along.beyond_basis(tables, kind).out for kind in ("mha", "ff")]
-    assert row["noise at mha"] == pytest.approx(own[-1] / own[0]) and row["networks"] == 1
-    assert row["beyond random"] == f"{sum(map(sum, beyond))} of {sum(map(len, beyond))}"
-    assert chapter.family_row(families[1])["beyond random"] is None
+    columns, based = (
+        [chapter.family_column(family) for family in families],
+        list(chapter.family_column(families[0]))[-1],
+    )
+    assert columns[0]["noise at mha, last over first encoder"] == f"{own[-1] / own[0]:.2f}"
+    beyond = [along.beyond_basis(tables, kind).out for kind in ("mha", "ff")]
+    assert columns[0][based] == f"{sum(map(sum, beyond))} of {sum(map(len, beyond))}" and columns[1][based] is None
+    assert [column["networks"] for column in columns] == [1, 2]
