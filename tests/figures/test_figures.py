@@ -687,7 +687,8 @@ def test_lines_can_be_seen_on_the_ground():
 
 def test_ways_of_training_are_drawn_as_their_networks_have_them():
     """A line at the mean of a family's networks, a band to its least and largest; random bases where they ship."""
-    tables = tiny.study_tables() | {"by_theta": tiny.by_theta()}
+    verdicts = pd.DataFrame({"claim": ["C2", "C3"], "verdict": ["holds", "holds in part"]})
+    tables = tiny.study_tables() | {"by_theta": tiny.by_theta(), "verdicts": verdicts}
     less = {name: rows for name, rows in tables.items() if name != "controls"}
     noisy = less | {"by_theta": tables["by_theta"].assign(noise=2 * tables["by_theta"].noise)}
     families = [Family("cpu", {"seed 0": tables}, {}), Family("other", {"seed 0": less, "seed 1": noisy}, {})]
@@ -700,11 +701,10 @@ def test_ways_of_training_are_drawn_as_their_networks_have_them():
     ratio = next(panel for panel in figure.axes if panel.get_ylabel().startswith("SNR of nodes"))
     expected = along.beyond_basis(tables, "mha").ratio
     assert len(ratio.lines) == 2 and np.allclose(ratio.lines[1].get_ydata(), expected)
-    columns, based = (
-        [chapter.family_column(family) for family in families],
-        list(chapter.family_column(families[0]))[-1],
-    )
+    columns = [chapter.family_column(family) for family in families]
     assert columns[0]["noise at mha, last over first encoder"] == f"{own[-1] / own[0]:.2f}"
+    based = "sites whose nodes have more SNR than every random basis"
     beyond = [along.beyond_basis(tables, kind).out for kind in ("mha", "ff")]
     assert columns[0][based] == f"{sum(map(sum, beyond))} of {sum(map(len, beyond))}" and columns[1][based] is None
-    assert [column["networks"] for column in columns] == [1, 2]
+    assert [column["networks"] for column in columns] == [1, 2] and columns[0]["C3, as stated"] == "holds in part"
+    assert chapter.said_of_sharpening(families) == "holds in part with cpu and other"
