@@ -56,7 +56,7 @@ def test_networks_trained_alike_from_other_seeds_are_found(study, owned, shipped
     shipped(3, training={**training, "recipe": {**training["recipe"], "lr": 1e-3}})
     shipped(4, data={"train": "0" * 64})
     shipped(5, training=None)
-    found = seeds.families(study, owned)[0].networks
+    found = seeds.networks(seeds.families(study, owned))
     assert list(found) == ["seed 0", "seed 1", "seed 2"]
     assert set(found["seed 1"]) == set(seeds.TABLES)
 
